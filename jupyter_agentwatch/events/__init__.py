@@ -1,0 +1,50 @@
+"""The vocabulary of the project. Pure: imports nothing but msgspec and reads no clock."""
+
+from jupyter_agentwatch.events.codec import AnyEvent, decode_event, encode_event
+from jupyter_agentwatch.events.model import (
+    Basis,
+    BreakerChanged,
+    Connect,
+    Control,
+    Dns,
+    Event,
+    Exec,
+    Exit,
+    FileOp,
+    Finding,
+    Flow,
+    Gap,
+    LimitHit,
+    Listen,
+    Session,
+    Severity,
+    Step,
+    Verdict,
+)
+from jupyter_agentwatch.events.text import from_bytes, printable
+
+__all__ = [
+    "AnyEvent",
+    "Basis",
+    "BreakerChanged",
+    "Connect",
+    "Control",
+    "Dns",
+    "Event",
+    "Exec",
+    "Exit",
+    "FileOp",
+    "Finding",
+    "Flow",
+    "Gap",
+    "LimitHit",
+    "Listen",
+    "Session",
+    "Severity",
+    "Step",
+    "Verdict",
+    "decode_event",
+    "encode_event",
+    "from_bytes",
+    "printable",
+]

@@ -1,0 +1,288 @@
+"""What is said on the control socket, as closed tagged unions; pure data, no socket here.
+
+A client sends requests, each with an id; the supervisor answers each id exactly once with a reply, and
+pushes notices (output, ends, events) to the clients that asked for them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "Ack",
+    "Answer",
+    "Change",
+    "Changes",
+    "CommandEnded",
+    "DiffStep",
+    "EventNotice",
+    "Failed",
+    "FromSupervisor",
+    "Hello",
+    "Kill",
+    "Killed",
+    "Output",
+    "Request",
+    "Resize",
+    "Resume",
+    "RunCommand",
+    "SignalStep",
+    "Started",
+    "Status",
+    "StdinData",
+    "Subscribe",
+    "Suspend",
+    "ToSupervisor",
+    "UndoStep",
+    "WatchStatus",
+    "Welcome",
+]
+
+PROTOCOL = 1
+"""Version of this module; a client and a supervisor of different versions refuse each other."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+    """Base of what a client sends; `id` is chosen by the client and comes back in the reply."""
+
+    id: int
+
+
+class Hello(Request, frozen=True, kw_only=True, tag="hello"):
+    """First message of a connection. The owner's end of life ends the watch (dead-man's switch)."""
+
+    protocol: int
+    owner: bool = False
+    client: str = ""
+
+
+class RunCommand(Request, frozen=True, kw_only=True, tag="run"):
+    """Start a command. `argv` is executed as it is, searched in PATH; `timeout_s` 0 means the policy's wall limit."""
+
+    argv: list[str]
+    cell: str = ""
+    cwd: str = ""
+    env: dict[str, str] = {}
+    timeout_s: float = 0.0
+    stdin: bool = False
+    pty: bool = False
+    rows: int = 24
+    columns: int = 80
+
+
+class StdinData(Request, frozen=True, kw_only=True, tag="stdin"):
+    """Bytes for a command's standard input; `eof` closes it afterwards."""
+
+    step: int
+    data: bytes = b""
+    eof: bool = False
+
+
+class Resize(Request, frozen=True, kw_only=True, tag="resize"):
+    """New size of a command's terminal."""
+
+    step: int
+    rows: int
+    columns: int
+
+
+class SignalStep(Request, frozen=True, kw_only=True, tag="signal"):
+    """`INT` reaches the command's process group; `KILL` ends every process of the step."""
+
+    step: int
+    signal: int
+
+
+class Suspend(Request, frozen=True, kw_only=True, tag="suspend"):
+    """Stop every process and hold every call until `Resume` or `Kill`."""
+
+    by: str = ""
+
+
+class Resume(Request, frozen=True, kw_only=True, tag="resume"):
+    """Let a suspended watch go on."""
+
+    by: str = ""
+
+
+class Kill(Request, frozen=True, kw_only=True, tag="kill"):
+    """End everything in the sandbox and close the log; idempotent and final."""
+
+    reason: str = ""
+    by: str = ""
+
+
+class Status(Request, frozen=True, kw_only=True, tag="status"):
+    """Ask for a `WatchStatus`."""
+
+
+class Subscribe(Request, frozen=True, kw_only=True, tag="subscribe"):
+    """Receive every further event as an `EventNotice` (and `Gap` notices when this client is too slow)."""
+
+
+class DiffStep(Request, frozen=True, kw_only=True, tag="diff"):
+    """Ask what a step changed in the workspace."""
+
+    step: int
+
+
+class UndoStep(Request, frozen=True, kw_only=True, tag="undo"):
+    """Take back what a step changed in the workspace."""
+
+    step: int
+
+
+class Answer(Request, frozen=True, kw_only=True, tag="answer"):
+    """A person's word on a call that is held with the verdict `ask`."""
+
+    ask: int
+    allow: bool
+    by: str = ""
+
+
+ToSupervisor = (
+    Hello
+    | RunCommand
+    | StdinData
+    | Resize
+    | SignalStep
+    | Suspend
+    | Resume
+    | Kill
+    | Status
+    | Subscribe
+    | DiffStep
+    | UndoStep
+    | Answer
+)
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+    """Base of what the supervisor sends; `id` is the request's, or 0 for a notice."""
+
+    id: int = 0
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """Answer to `Hello`."""
+
+    protocol: int
+    watch: str
+    rung: str
+    log: str
+    head: str
+    notes: list[str] = []
+
+
+class Ack(Message, frozen=True, kw_only=True, tag="ack"):
+    """The request was carried out."""
+
+
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
+    """The request was refused; `error` is the name of a class in `errors`."""
+
+    error: str
+    text: str
+
+
+class Started(Message, frozen=True, kw_only=True, tag="started"):
+    """Answer to `RunCommand`: the step number. Output and end follow as notices."""
+
+    step: int
+
+
+class Output(Message, frozen=True, kw_only=True, tag="output"):
+    """A piece of a command's output; `stream` is 1 or 2 (a terminal's output is 1)."""
+
+    step: int
+    stream: int
+    data: bytes
+
+
+class CommandEnded(Message, frozen=True, kw_only=True, tag="ended"):
+    """A command's first process ended and its output pipes are drained.
+
+    `outcome` is one of "exited", "signalled", "timeout", "limit:<name>", "not-found", "not-executable", "killed".
+    Times are in seconds, memory in bytes; `stdout_bytes` counts what was written, also where it was cut.
+    """
+
+    step: int
+    outcome: str
+    exit_code: int | None
+    signal: int | None
+    duration_s: float
+    cpu_user_s: float
+    cpu_system_s: float
+    max_rss_bytes: int
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_truncated: bool
+    stderr_truncated: bool
+    head: str
+
+
+class Killed(Message, frozen=True, kw_only=True, tag="killed"):
+    """Answer to `Kill`: how many processes ended, how many were left (counted from outside), and how long it took."""
+
+    killed: int
+    survivors: int
+    latency_ms: float
+    head: str
+
+
+class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
+    """A picture of the watch now; counts are since its start, `counts` by event kind and verdict ("connect:deny")."""
+
+    watch: str
+    rung: str
+    state: str
+    workspace: str
+    log: str
+    head: str
+    pid: int
+    owner_pid: int
+    started_wall_ns: int
+    elapsed_s: float
+    processes: int
+    running_steps: list[int]
+    steps: int
+    counts: dict[str, int]
+    asks: dict[int, str]
+    limits_by: str
+    notes: list[str]
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One path that a step changed. `diff` is a unified diff where both sides are text and small enough."""
+
+    path: str
+    change: str
+    diff: str = ""
+    note: str = ""
+
+
+class Changes(Message, frozen=True, kw_only=True, tag="changes"):
+    """Answer to `DiffStep` and `UndoStep`."""
+
+    step: int
+    changes: list[Change]
+
+
+class EventNotice(Message, frozen=True, kw_only=True, tag="event"):
+    """One record as it stands in the log (JSON of `events.encode_event`)."""
+
+    event: msgspec.Raw
+
+
+FromSupervisor = (
+    Welcome
+    | Ack
+    | Failed
+    | Started
+    | Output
+    | CommandEnded
+    | Killed
+    | WatchStatus
+    | Changes
+    | EventNotice
+)
