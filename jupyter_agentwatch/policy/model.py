@@ -1,0 +1,206 @@
+"""What a watch may do, as frozen data. An empty list always means nothing, never everything.
+
+Paths may begin with `~` or `$HOME` (the user's own home on the host) and may be relative to the workspace;
+`policy.load` makes them absolute. Sizes are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "Breaker",
+    "Environment",
+    "Filesystem",
+    "FirstBytes",
+    "Gpu",
+    "Limits",
+    "Network",
+    "NetworkRule",
+    "Policy",
+    "Protocol",
+    "Snapshots",
+]
+
+Protocol = Literal["any", "tls", "http", "ssh", "dns", "smtp", "websocket"]
+"""What the first bytes must be for a flow to pass; "any" lets through what cannot be named, too (but never a
+protocol that a rule set refuses everywhere: mining logins, SOCKS)."""
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Filesystem(_Part, frozen=True, kw_only=True):
+    """What exists inside besides the workspace, the active Python environment, the system and a fresh HOME and /tmp.
+
+    Attributes:
+        workspace: "write" (default) or "read".
+        read: Files and folders that exist read-only.
+        write: Files and folders that exist read-write.
+        hide: Paths below anything granted that do not exist inside (an empty folder or file stands there).
+        tmp_bytes: Size of each of the fresh /tmp and HOME, in bytes.
+    """
+
+    workspace: Literal["read", "write"] = "write"
+    read: list[str] = []
+    write: list[str] = []
+    hide: list[str] = []
+    tmp_bytes: Positive = 1 << 30
+
+
+class NetworkRule(_Part, frozen=True, kw_only=True):
+    """One destination outside the sandbox. Give exactly one of `host` and `cidr`.
+
+    Attributes:
+        host: A name ("api.example.org"), a pattern ("*.example.org": any deeper name, not the domain itself), or
+            "host.loopback" for the loopback address of the machine that runs the supervisor.
+        cidr: An address ("192.0.2.7", "2001:db8::1") or a range ("10.0.0.0/8").
+        ports: TCP ports; an empty list allows none.
+        protocol: What the first bytes must be.
+        verdict: "allow", "ask" (held until a person answers) or "deny" (an exception before a later, wider rule).
+    """
+
+    host: str | None = None
+    cidr: str | None = None
+    ports: list[Port] = []
+    protocol: Protocol = "any"
+    verdict: Literal["allow", "ask", "deny"] = "allow"
+
+
+class FirstBytes(_Part, frozen=True, kw_only=True):
+    """How long the gateway holds a flow's first bytes to name its protocol: whichever limit comes first.
+
+    Attributes:
+        limit_bytes: Bytes held in each direction.
+        wait_s: Seconds waited after the first byte.
+    """
+
+    limit_bytes: Annotated[int, Meta(ge=64, le=65536)] = 4096
+    wait_s: Annotated[float, Meta(gt=0, le=10)] = 0.3
+
+
+class Network(_Part, frozen=True, kw_only=True):
+    """Destinations outside the sandbox. Loopback inside the sandbox is always free. Default: nothing.
+
+    Attributes:
+        rules: The first rule that matches decides; where none does, the call is denied.
+        private_answers: Let an allowed name resolve to a loopback, private or link-local address (DNS rebinding
+            otherwise turns an allowed name into a way into the host's own networks).
+        connect_timeout_s: Seconds that the gateway waits for an outside connection.
+        ask_timeout_s: Seconds after which an unanswered `ask` is denied.
+        first_bytes: Limits of protocol naming.
+    """
+
+    rules: list[NetworkRule] = []
+    private_answers: bool = False
+    connect_timeout_s: Seconds = 30.0
+    ask_timeout_s: Seconds = 120.0
+    first_bytes: FirstBytes = FirstBytes()
+
+
+class Gpu(_Part, frozen=True, kw_only=True):
+    """One GPU that exists inside.
+
+    Attributes:
+        device: Index (0) or UUID ("GPU-…").
+        max_gpu_seconds: Budget of GPU time for the session; None: no budget.
+    """
+
+    device: int | str
+    max_gpu_seconds: Seconds | None = None
+
+
+class Environment(_Part, frozen=True, kw_only=True):
+    """Environment variables inside. Nothing else is passed on; tokens stay outside.
+
+    Attributes:
+        passed: Names copied from the kernel's environment where they are set.
+        set: Names and values set.
+    """
+
+    passed: list[str] = ["LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM"]
+    set: dict[str, str] = {}
+
+
+class Limits(_Part, frozen=True, kw_only=True):
+    """Upper bounds; None: no bound of ours.
+
+    Attributes:
+        memory_bytes: Memory of all processes together, bytes.
+        processes: Processes and threads alive together.
+        cpu_s: CPU time of one process, seconds.
+        open_files: Open files of one process.
+        file_bytes: Size of one file written, bytes.
+        output_bytes: Output kept of one command and stream, bytes; what comes after is counted, and dropped.
+        command_s: Wall time of one command, seconds.
+        session_s: Wall time of the watch, seconds; then it is killed.
+    """
+
+    memory_bytes: Positive | None = None
+    processes: Positive | None = 1024
+    cpu_s: Positive | None = None
+    open_files: Annotated[int, Meta(ge=16)] = 4096
+    file_bytes: Positive | None = None
+    output_bytes: Positive = 16 * 1024 * 1024
+    command_s: Seconds | None = None
+    session_s: Seconds | None = None
+
+
+class Snapshots(_Part, frozen=True, kw_only=True):
+    """Pre-images kept for `diff` and `undo`.
+
+    Attributes:
+        file_bytes: A larger file is not kept (its change is still listed).
+        total_bytes: Bytes kept in one watch.
+    """
+
+    file_bytes: Positive = 16 * 1024 * 1024
+    total_bytes: Positive = 1 << 30
+
+
+class Breaker(_Part, frozen=True, kw_only=True):
+    """What becomes of a suspended watch that nobody attends to.
+
+    Attributes:
+        frozen_s: Seconds until `on_expiry`.
+        on_expiry: "kill" or "resume".
+    """
+
+    frozen_s: Seconds = 3600.0
+    on_expiry: Literal["kill", "resume"] = "kill"
+
+
+class Policy(_Part, frozen=True, kw_only=True):
+    """Everything that a watch may do. `Policy()` is the default: the workspace, no network, no GPU.
+
+    Attributes:
+        version: Version of this format.
+        isolation: "required" refuses to run where rung A cannot be had.
+        filesystem: What exists inside.
+        network: What can be reached outside.
+        unix_sockets: Paths of AF_UNIX sockets on the host that may be connected to.
+        gpus: GPUs that exist inside.
+        environment: Variables inside.
+        limits: Upper bounds.
+        snapshots: Pre-images for `diff` and `undo`.
+        breaker: What follows a suspension.
+    """
+
+    version: Literal[1] = 1
+    isolation: Literal["required"] = "required"
+    filesystem: Filesystem = Filesystem()
+    network: Network = Network()
+    unix_sockets: list[str] = []
+    gpus: list[Gpu] = []
+    environment: Environment = Environment()
+    limits: Limits = Limits()
+    snapshots: Snapshots = Snapshots()
+    breaker: Breaker = Breaker()
