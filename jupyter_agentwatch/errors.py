@@ -1,17 +1,22 @@
 """Every exception that the project raises on purpose: one per kind of thing that a caller can do about it.
 
-A command that fails is a result, not an exception; these are failures of the watch itself.
+A command that fails is a result, not an exception, unless the caller asked for one (`check=True`); these are
+failures of the watch itself. All of them can be made from a text alone, because they also travel by name.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AgentwatchError",
+    "CommandFailedError",
     "ControlError",
     "LogError",
     "PolicyError",
     "RungError",
     "SessionEndedError",
+    "ShellEndedError",
     "UndoConflictError",
     "WorkspaceError",
 ]
@@ -37,6 +42,24 @@ class WorkspaceError(AgentwatchError):
 
 class SessionEndedError(AgentwatchError):
     """The watch was killed or its supervisor is gone; nothing runs in it any more."""
+
+
+class CommandFailedError(AgentwatchError):
+    """A command that was run with `check=True` did not exit with 0.
+
+    Attributes:
+        result: The `watch.CommandResult`, with everything that the command wrote.
+    """
+
+    result: Any
+
+    def __init__(self, text: str, result: object = None) -> None:
+        super().__init__(text)
+        self.result = result
+
+
+class ShellEndedError(AgentwatchError):
+    """A persistent shell is over (`exit`, a signal, a limit); its watch goes on, and a new shell can be opened."""
 
 
 class ControlError(AgentwatchError):

@@ -175,12 +175,13 @@ class Dns(Event, frozen=True, kw_only=True, tag="dns"):
 
 
 class Flow(Event, frozen=True, kw_only=True, tag="flow"):
-    """A connection through the gateway: named by its first bytes, refused by them, or ended.
+    """A connection through the gateway: named by its first bytes, refused by them, ended, or never reached.
 
-    `bytes_out` and `bytes_in` are seen from the sandbox; `server_name` is TLS SNI or HTTP Host.
+    `bytes_out` and `bytes_in` are seen from the sandbox; `server_name` is TLS SNI or HTTP Host; `reason` says why it
+    closed or failed.
     """
 
-    op: Literal["named", "closed"]
+    op: Literal["named", "closed", "failed"]
     flow: int
     addr: str
     port: int
@@ -191,6 +192,7 @@ class Flow(Event, frozen=True, kw_only=True, tag="flow"):
     bytes_out: int = 0
     bytes_in: int = 0
     duration_s: float = 0.0
+    reason: str = ""
 
 
 class FileOp(Event, frozen=True, kw_only=True, tag="file"):

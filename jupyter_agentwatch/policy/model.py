@@ -1,7 +1,7 @@
 """What a watch may do, as frozen data. An empty list always means nothing, never everything.
 
-Paths may begin with `~` or `$HOME` (the user's own home on the host) and may be relative to the workspace;
-`policy.load` makes them absolute. Sizes are bytes, times are seconds.
+Paths may begin with `~` or `$HOME` (the user's own home on the host) and may be relative to the workspace; whoever
+mounts them makes them absolute. Sizes are bytes, times are seconds. The constructors check nothing: see `check_policy`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ __all__ = [
 ]
 
 Protocol = Literal["any", "tls", "http", "ssh", "dns", "smtp", "websocket"]
-"""What the first bytes must be for a flow to pass; "any" lets through what cannot be named, too (but never a
-protocol that a rule set refuses everywhere: mining logins, SOCKS)."""
+"""What the first bytes must be for a flow to pass: exactly the one that is named ("http" does not pass a WebSocket
+upgrade). "any" lets through what cannot be named, too, but never what is refused everywhere: mining logins, SOCKS."""
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+
+_PASSED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM")
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,10 +64,12 @@ class NetworkRule(_Part, frozen=True, kw_only=True):
     Attributes:
         host: A name ("api.example.org"), a pattern ("*.example.org": any deeper name, not the domain itself), or
             "host.loopback" for the loopback address of the machine that runs the supervisor.
-        cidr: An address ("192.0.2.7", "2001:db8::1") or a range ("10.0.0.0/8").
+        cidr: An address ("192.0.2.7", "2001:db8::1") or a range ("10.0.0.0/8"). It matches private addresses in the
+            range as well, but never loopback. Names are not resolved for it.
         ports: TCP ports; an empty list allows none.
         protocol: What the first bytes must be.
-        verdict: "allow", "ask" (held until a person answers) or "deny" (an exception before a later, wider rule).
+        verdict: "allow", "ask" (held until a person answers) or "deny" (an exception before a later, wider rule; it
+            must list ports, and a denied name is not resolved at all).
     """
 
     host: str | None = None
@@ -92,8 +96,9 @@ class Network(_Part, frozen=True, kw_only=True):
 
     Attributes:
         rules: The first rule that matches decides; where none does, the call is denied.
-        private_answers: Let an allowed name resolve to a loopback, private or link-local address (DNS rebinding
-            otherwise turns an allowed name into a way into the host's own networks).
+        private_answers: Let an allowed name resolve to an address that is not public: private, link-local, multicast,
+            reserved (DNS rebinding otherwise turns an allowed name into a way into the host's own networks). Loopback
+            stays closed: only a rule for host.loopback opens it.
         connect_timeout_s: Seconds that the gateway waits for an outside connection.
         ask_timeout_s: Seconds after which an unanswered `ask` is denied.
         first_bytes: Limits of protocol naming.
@@ -122,11 +127,12 @@ class Environment(_Part, frozen=True, kw_only=True):
     """Environment variables inside. Nothing else is passed on; tokens stay outside.
 
     Attributes:
-        passed: Names copied from the kernel's environment where they are set.
+        passed: Names copied from the kernel's environment where they are set; by default LANG, LC_ALL, LC_CTYPE, TZ
+            and TERM.
         set: Names and values set.
     """
 
-    passed: list[str] = ["LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM"]
+    passed: list[str] = msgspec.field(default_factory=lambda: list(_PASSED))
     set: dict[str, str] = {}
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
+from jupyter_agentwatch.policy.model import Policy
+
 __all__ = [
+    "PROTOCOL",
     "Ack",
     "Answer",
     "Change",
@@ -21,6 +24,9 @@ __all__ = [
     "Hello",
     "Kill",
     "Killed",
+    "Launch",
+    "LaunchReport",
+    "Message",
     "Output",
     "Request",
     "Resize",
@@ -42,10 +48,50 @@ PROTOCOL = 1
 """Version of this module; a client and a supervisor of different versions refuse each other."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
-    """Base of what a client sends; `id` is chosen by the client and comes back in the reply."""
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The one frame on a new supervisor's standard input: what to watch, and for whom.
 
-    id: int
+    Attributes:
+        watch: Id of the watch.
+        policy: What it may do.
+        workspace: Absolute path, resolved.
+        socket: Path of the control socket to make.
+        log: Path of the audit log to make.
+        owner_pid: Process whose end of life ends the watch.
+        cell: Notebook cell that opened the watch, or "".
+        environ: Those variables of the owner that `policy.environment.passed` names.
+        python: Folders of the active Python environment.
+    """
+
+    watch: str
+    policy: Policy
+    workspace: str
+    socket: str
+    log: str
+    owner_pid: int
+    cell: str = ""
+    environ: dict[str, str] = {}
+    python: list[str] = []
+
+
+class LaunchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The one line, as JSON, on a new supervisor's standard output.
+
+    Attributes:
+        ready: The sandbox stands and the control socket listens.
+        error: Otherwise the name of a class in `errors`; the supervisor then exits with 125.
+        text: What went wrong and what to do.
+    """
+
+    ready: bool = False
+    error: str = ""
+    text: str = ""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+    """Base of what a client sends; `id` comes back in the reply. `wire.client` numbers what it sends itself."""
+
+    id: int = 0
 
 
 class Hello(Request, frozen=True, kw_only=True, tag="hello"):
@@ -222,12 +268,16 @@ class CommandEnded(Message, frozen=True, kw_only=True, tag="ended"):
 
 
 class Killed(Message, frozen=True, kw_only=True, tag="killed"):
-    """Answer to `Kill`: how many processes ended, how many were left (counted from outside), and how long it took."""
+    """Answer to `Kill`: how many processes ended, how many were left (counted from outside), and how long it took.
+
+    `survivors` -1 says that nobody could count them; `note` is "" unless the kill went another way than by `Kill`.
+    """
 
     killed: int
     survivors: int
     latency_ms: float
     head: str
+    note: str = ""
 
 
 class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
@@ -269,20 +319,13 @@ class Changes(Message, frozen=True, kw_only=True, tag="changes"):
 
 
 class EventNotice(Message, frozen=True, kw_only=True, tag="event"):
-    """One record as it stands in the log (JSON of `events.encode_event`)."""
+    """One record as it stands in the log (JSON of `events.encode_event`).
 
-    event: msgspec.Raw
+    `left_out` counts the records before it that were not sent because this client was too slow; the log has them.
+    """
+
+    event: bytes
+    left_out: int = 0
 
 
-FromSupervisor = (
-    Welcome
-    | Ack
-    | Failed
-    | Started
-    | Output
-    | CommandEnded
-    | Killed
-    | WatchStatus
-    | Changes
-    | EventNotice
-)
+FromSupervisor = Welcome | Ack | Failed | Started | Output | CommandEnded | Killed | WatchStatus | Changes | EventNotice

@@ -17,6 +17,7 @@ from jupyter_agentwatch.errors import ControlError
 __all__ = ["control_socket", "find_watch", "live_watches", "log_dir", "new_watch_id", "runtime_dir"]
 
 _ID = re.compile(r"[0-9a-f]{8}")
+_MAX_SOCKET_PATH = 107
 
 
 def new_watch_id() -> str:
@@ -57,8 +58,16 @@ def log_dir() -> Path:
 
 
 def control_socket(watch: str) -> Path:
-    """Return the path of a watch's control socket."""
-    return runtime_dir() / f"{watch}.sock"
+    """Return the path of a watch's control socket.
+
+    Raises:
+        ControlError: The folder of control sockets is not ours alone, or its name is too long for a socket.
+    """
+    path = runtime_dir() / f"{watch}.sock"
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        msg = f"{path} is longer than {_MAX_SOCKET_PATH} bytes: set AGENTWATCH_RUNTIME_DIR to a shorter folder"
+        raise ControlError(msg)
+    return path
 
 
 def live_watches() -> list[str]:

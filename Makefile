@@ -1,0 +1,50 @@
+# Every target does its own set-up (.ci/setup.sh); a stamp in .venv keeps a second run from repeating it.
+# PYTHON=/path/to/python chooses the interpreter that .venv is made with.
+
+export PYTHON
+PY := .venv/bin/python
+SETUP := pyproject.toml .ci/setup.sh
+# `!jupyter agentwatch …` in a notebook must find the console script of this environment.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test lint bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.venv/.ready-demo: $(SETUP)
+	@.ci/setup.sh demo
+	@touch $@
+
+.venv/.ready-test: $(SETUP)
+	@.ci/setup.sh test
+	@touch $@ .venv/.ready-demo
+
+.venv/.ready-bench: .venv/.ready-test
+	@.ci/setup.sh bench
+	@touch $@
+
+demo: .venv/.ready-demo ## run the quick-start notebook in a real kernel and say what was seen
+	@$(PY) notebooks/run_demo.py notebooks/01_quickstart.ipynb
+
+lab: .venv/.ready-demo ## open JupyterLab on the notebooks
+	@$(PY) -m jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+lint: .venv/.ready-test ## style, format, types and import contracts
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports --no-logo
+
+# Where user namespaces work, a skipped sandbox test is a failure (tests/conftest.py; AGENTWATCH_REQUIRE_SANDBOX=1
+# demands it everywhere).
+test: lint ## everything: lint, then all tests
+	$(PY) -m pytest
+
+bench: .venv/.ready-bench ## measure, print a table and write it as JSON
+	$(PY) tests/bench/run.py
+
+clean: ## remove everything that these targets made
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,174 @@
+"""Events, states and counts put into words for people: one line each, every hostile text made safe.
+
+Pure: what is shown on a terminal and in a notebook reads the same because both take it from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from jupyter_agentwatch.cli.tally import Tally
+from jupyter_agentwatch.events import (
+    AnyEvent,
+    BreakerChanged,
+    Connect,
+    Control,
+    Dns,
+    Exec,
+    Exit,
+    FileOp,
+    Finding,
+    Flow,
+    Gap,
+    LimitHit,
+    Listen,
+    Session,
+    Step,
+    printable,
+)
+from jupyter_agentwatch.wire.messages import Change, Killed, WatchStatus
+
+__all__ = ["changes_text", "count", "counts_text", "event_line", "killed_line", "one_line", "status_text"]
+
+_SHOWN = 120
+_LATEST_NS = 1 << 62
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `count(2, "process", "processes")`."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def one_line(argv: Sequence[str], limit: int = _SHOWN) -> str:
+    """Return a command line as one safe line of at most `limit` characters and a note of what was cut."""
+    return printable(" ".join(argv[:64]), limit)
+
+
+def killed_line(killed: Killed) -> str:
+    """Say what a kill did."""
+    left = str(killed.survivors) if killed.survivors >= 0 else "an unknown number"
+    return f"killed {count(killed.killed, 'process', 'processes')}, {left} left, {killed.latency_ms:.0f} ms"
+
+
+def counts_text(counts: Tally) -> str:
+    """Return the counts as one line."""
+    parts = [
+        count(counts.steps, "step"),
+        count(counts.processes, "process", "processes"),
+        f"{count(counts.allowed, 'connection')} allowed, {counts.denied} denied",
+    ]
+    if counts.names_refused:
+        parts.append(f"{count(counts.names_refused, 'name')} refused")
+    parts.append(f"{count(len(counts.files), 'file')} written")
+    if counts.removed:
+        parts.append(f"{counts.removed} removed")
+    if counts.findings:
+        parts.append(count(len(counts.findings), "finding"))
+    if counts.lost:
+        parts.append(f"{count(counts.lost, 'record')} LOST")
+    return ", ".join(parts)
+
+
+def status_text(status: WatchStatus) -> str:
+    """Describe a live watch in a few lines."""
+    running = ", ".join(str(step) for step in status.running_steps) or "none"
+    counts = ", ".join(f"{printable(key)} {n}" for key, n in sorted(status.counts.items())) or "nothing yet"
+    lines = [
+        f"watch {printable(status.watch)}: {printable(status.state)}, up {status.elapsed_s:.0f} s",
+        f"rung {printable(status.rung)}, limits by {printable(status.limits_by)}",
+        f"workspace {printable(status.workspace)}",
+        f"{count(status.processes, 'process', 'processes')} alive, {count(status.steps, 'step')}, running: {running}",
+        f"recorded: {counts}",
+        f"log {printable(status.log)}",
+        f"head {printable(status.head)}",
+    ]
+    lines += [f"held for an answer: {ask}: {printable(what)}" for ask, what in sorted(status.asks.items())]
+    lines += [f"note: {printable(note)}" for note in status.notes]
+    return "\n".join(lines)
+
+
+def changes_text(changes: Sequence[Change]) -> str:
+    """Return what a step changed: one line per path, and the diffs that were kept."""
+    lines: list[str] = []
+    for change in changes:
+        note = f" ({printable(change.note)})" if change.note else ""
+        lines.append(f"{printable(change.change)} {printable(change.path, 4096)}{note}")
+        lines += [printable(line, 2000) for line in change.diff.split("\n") if line]
+    return "\n".join(lines) or "no change in the workspace"
+
+
+def event_line(event: AnyEvent) -> str:
+    """Return one record as one safe line: time of day (UTC), position, step, process, kind, verdict, what."""
+    moment = datetime.fromtimestamp(min(max(event.t_wall_ns, 0), _LATEST_NS) / 1e9, UTC)
+    clock = moment.isoformat(timespec="milliseconds")[11:23]
+    kind = type(event).__struct_config__.tag
+    who = f"step {event.step}" if event.step else ""
+    pid = f"pid {event.pid}" if event.pid else ""
+    return f"{clock} {event.seq:>5} {who:<7} {pid:<9} {kind!s:<7} {event.verdict:<5} {_what(event)}"
+
+
+def _what(event: AnyEvent) -> str:
+    match event:
+        case Session():
+            return _session(event)
+        case Step():
+            ended = f"{printable(event.outcome)} exit {event.exit_code} {event.duration_s:.3f} s"
+            return f"start {one_line(event.argv)}" if event.op == "start" else f"end {ended}"
+        case Exec():
+            odd = " MISMATCH" if event.mismatch else ""
+            return f"{printable(event.exe or event.path, _SHOWN)} [{one_line(event.argv)}] ({event.basis}){odd}"
+        case Exit():
+            how = f"signal {event.signal}" if event.signal is not None else f"exit {event.exit_code}"
+            return f"{how}{' (orphan)' if event.orphan else ''}"
+        case Connect() | Listen() | Dns() | Flow():
+            return _network(event)
+        case FileOp():
+            second = f" -> {printable(event.path2, _SHOWN)}" if event.path2 else ""
+            return f"{printable(event.op)} {printable(event.path, _SHOWN)}{second}"
+        case _:
+            return _remark(event)
+
+
+def _session(event: Session) -> str:
+    if event.op == "open":
+        return f"open rung {printable(event.rung)} workspace {printable(event.workspace, _SHOWN)}"
+    return f"close {printable(event.reason)}: killed {event.killed}, {event.survivors} left"
+
+
+def _network(event: Connect | Listen | Dns | Flow) -> str:
+    match event:
+        case Connect():
+            errno = f" errno {event.errno}" if event.errno > 0 else ""
+            return f"{event.transport} {_where(event)} [{printable(event.rule)}]{errno}"
+        case Listen():
+            return f"{event.op} {event.transport} {printable(event.addr, _SHOWN)}:{event.port}"
+        case Dns():
+            answers = ", ".join(printable(answer) for answer in event.answers[:4])
+            return f"{printable(event.qname)} {printable(event.qtype)} {printable(event.rcode)} {answers}".rstrip()
+        case Flow():
+            named = printable(event.server_name) or "-"
+            told = f"{printable(event.protocol)} {named} [{printable(event.rule)}]"
+            moved = f"out {event.bytes_out} B, in {event.bytes_in} B"
+            return f"{event.op} {_where(event)} {told if event.op == 'named' else moved}"
+
+
+def _where(event: Connect | Flow) -> str:
+    if isinstance(event, Connect) and event.transport == "unix":
+        return printable(event.addr, _SHOWN)
+    host = f" ({printable(event.host)})" if event.host else ""
+    return f"{printable(event.addr)}:{event.port}{host}"
+
+
+def _remark(event: LimitHit | Finding | BreakerChanged | Control | Gap) -> str:
+    match event:
+        case LimitHit():
+            return f"{printable(event.limit)}: {event.value:g} of {event.maximum:g}, {printable(event.action)}"
+        case Finding():
+            return f"{event.severity}: {printable(event.title)} [{printable(event.rule)}]"
+        case BreakerChanged():
+            return f"{printable(event.before)} -> {printable(event.after)}: {printable(event.cause)}"
+        case Control():
+            return f"{printable(event.op)} by {printable(event.by) or '?'} {printable(event.detail)}".rstrip()
+        case Gap():
+            return f"{count(event.lost, 'record')} lost: {printable(event.reason)}"

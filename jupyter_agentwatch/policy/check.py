@@ -1,0 +1,200 @@
+"""What the types of the model cannot say: which values make sense, and which would not mean what they seem to.
+
+Pure: it sees no file system, so whether a path exists is for whoever mounts it to say.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from jupyter_agentwatch.events import printable
+from jupyter_agentwatch.policy.model import Environment, Filesystem, Gpu, NetworkRule, Policy
+from jupyter_agentwatch.policy.names import host_pattern, parse_range
+
+__all__ = ["FieldError", "Path", "checked", "checked_rule", "path_text", "quoted"]
+
+Path = tuple[str | int, ...]
+"""Where in the policy: ("network", "rules", 2, "ports", 0)."""
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_GPU = re.compile(r"(?:GPU|MIG)-[A-Za-z0-9/-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MAX_VARIABLE = 128 * 1024
+"""Bytes of NAME=value with its final NUL that Linux hands to a program (MAX_ARG_STRLEN with 4 KiB pages)."""
+
+
+class FieldError(ValueError):
+    """One field is wrong.
+
+    Attributes:
+        path: The field.
+        reason: What is wrong with it, and what to write instead.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path_text(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def path_text(path: Path) -> str:
+    """Return a path as people write it: `network.rules[2].ports[0]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif _VARIABLE.fullmatch(part):
+            text += f".{part}" if text else part
+        else:
+            text += f"[{quoted(part)}]"
+    return text
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """Return a value for an error text: quoted where it is text, safe to show, cut to `limit` characters."""
+    if isinstance(value, str):
+        return f'"{printable(value, limit)}"'
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return printable(str(value), limit)
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else type(value).__name__
+
+
+def checked(policy: Policy) -> Policy:
+    """Return the policy with its host names in normal form.
+
+    Raises:
+        FieldError: The first field that makes no sense.
+    """
+    for path, reason in _problems(policy):
+        raise FieldError(path, reason)
+    rules = [checked_rule(rule, ("network", "rules", position)) for position, rule in enumerate(policy.network.rules)]
+    return msgspec.structs.replace(policy, network=msgspec.structs.replace(policy.network, rules=rules))
+
+
+def checked_rule(rule: NetworkRule, path: Path) -> NetworkRule:
+    """Return one rule with its host name in normal form.
+
+    Args:
+        rule: The rule.
+        path: Where it stands, for errors.
+
+    Raises:
+        FieldError: The rule makes no sense.
+    """
+    if (rule.host is None) == (rule.cidr is None):
+        raise FieldError(path, "a rule gives exactly one of host and cidr")
+    if rule.verdict == "deny" and not rule.ports:
+        raise FieldError(
+            (*path, "ports"), "a deny rule without ports denies nothing: list the ports that a later rule allows"
+        )
+    if rule.host is not None:
+        try:
+            return msgspec.structs.replace(rule, host=host_pattern(rule.host))
+        except ValueError as error:
+            raise FieldError((*path, "host"), f"{quoted(rule.host)}: {error}") from None
+    try:
+        parse_range(rule.cidr or "")
+    except ValueError as error:
+        raise FieldError((*path, "cidr"), f"{quoted(rule.cidr)}: {error}") from None
+    return rule
+
+
+def _problems(policy: Policy) -> Iterator[tuple[Path, str]]:
+    yield from _not_finite(policy, ())
+    yield from _filesystem(policy.filesystem)
+    yield from _unix_sockets(policy.unix_sockets)
+    yield from _gpus(policy.gpus)
+    yield from _environment(policy.environment)
+    limits = policy.limits
+    if limits.command_s is not None and limits.session_s is not None and limits.command_s > limits.session_s:
+        yield ("limits", "command_s"), f"one command ({limits.command_s} s) outlives session_s ({limits.session_s} s)"
+
+
+def _not_finite(part: msgspec.Struct, path: Path) -> Iterator[tuple[Path, str]]:
+    for name in part.__struct_fields__:
+        value = getattr(part, name)
+        if isinstance(value, msgspec.Struct):
+            yield from _not_finite(value, (*path, name))
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield (*path, name), f"{value} is not a number of seconds; leave the field out for its default"
+
+
+def _filesystem(filesystem: Filesystem) -> Iterator[tuple[Path, str]]:
+    for name in ("read", "write", "hide"):
+        paths: list[str] = getattr(filesystem, name)
+        for position, text in enumerate(paths):
+            reason = _path_fault(text)
+            if reason:
+                yield ("filesystem", name, position), reason
+
+
+def _path_fault(text: str) -> str:
+    if not text.strip():
+        return "a path is missing"
+    if _CONTROL.search(text):
+        return f"{quoted(text)}: a path cannot have control characters"
+    head, *rest = text.split("/")
+    if ".." in (head, *rest):
+        return f'{quoted(text)}: write the path without ".."'
+    if (head.startswith("~") and head != "~") or (head.startswith("$") and head != "$HOME"):
+        return f"{quoted(text)}: only ~ and $HOME in front are replaced; write the path in full"
+    if not text.strip("/"):
+        return "the root folder would grant everything, the audit log too: name the folders that are needed"
+    return ""
+
+
+def _unix_sockets(sockets: list[str]) -> Iterator[tuple[Path, str]]:
+    for position, text in enumerate(sockets):
+        path: Path = ("unix_sockets", position)
+        if text.startswith("@"):
+            if text == "@" or _CONTROL.search(text):
+                yield path, f"{quoted(text)}: an abstract socket is @ and a name without control characters"
+        elif not text.startswith(("/", "~", "$HOME")):
+            yield path, f'{quoted(text)}: give an absolute path, one that begins with ~, or "@name"'
+        elif reason := _path_fault(text):
+            yield path, reason
+
+
+def _gpus(gpus: list[Gpu]) -> Iterator[tuple[Path, str]]:
+    seen: dict[int | str, int] = {}
+    for position, gpu in enumerate(gpus):
+        path: Path = ("gpus", position, "device")
+        if isinstance(gpu.device, int):
+            if gpu.device < 0:
+                yield path, f"{gpu.device}: an index counts from 0"
+        elif gpu.device.isdecimal():
+            yield path, f"{quoted(gpu.device)}: write an index without quotes"
+        elif _GPU.fullmatch(gpu.device) is None:
+            yield path, f"{quoted(gpu.device)}: give an index (0) or a UUID that begins with GPU- or MIG-"
+        if gpu.device in seen:
+            yield path, f"given before, in gpus[{seen[gpu.device]}]"
+        seen[gpu.device] = position
+        if gpu.max_gpu_seconds is not None and not math.isfinite(gpu.max_gpu_seconds):
+            yield ("gpus", position, "max_gpu_seconds"), "leave the field out for no budget"
+
+
+def _environment(environment: Environment) -> Iterator[tuple[Path, str]]:
+    for position, name in enumerate(environment.passed):
+        if _VARIABLE.fullmatch(name) is None:
+            yield ("environment", "passed", position), f"{quoted(name)}: {_VARIABLE_RULE}"
+    for name, value in environment.set.items():
+        path: Path = ("environment", "set", name)
+        if _VARIABLE.fullmatch(name) is None:
+            yield path, _VARIABLE_RULE
+        elif "\x00" in value:
+            yield path, "a value cannot have a NUL character"
+        elif len(name) + len(value.encode()) + 2 > _MAX_VARIABLE:
+            yield path, f"NAME=value is longer than the {_MAX_VARIABLE} bytes that Linux hands to a program"
+
+
+_VARIABLE_RULE = "a variable's name is letters, digits and underscores, and does not begin with a digit"

@@ -1,0 +1,243 @@
+"""The seccomp filter of rung A, as classic BPF.
+
+Order: wrong architecture and x32 are killed, calls newer than this table are ENOSYS, then each listed call has one
+block that ends in a return, and everything else is allowed. Only register values are tested here: memory can change
+after the test. A linear list costs nothing for allowed calls, because the kernel (5.11 and later) caches which call
+numbers are always allowed in a bitmap. This file knows no policy: destinations and paths are judged by the supervisor.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from jupyter_agentwatch.sandbox.syscalls import Machine
+
+__all__ = ["FilterOptions", "compile_filter", "disassemble"]
+
+ALLOW: Final = 0x7FFF0000
+NOTIFY: Final = 0x7FC00000
+KILL: Final = 0x80000000
+
+NEWEST_KNOWN: Final = 469
+"""Last call of Linux 6.18 (file_setattr). A later kernel may add one that connects or opens by a new way."""
+
+_OFF_NR, _OFF_ARCH, _OFF_ARGS = 0, 4, 16
+_LD, _JEQ, _JGE, _JSET, _RET, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
+
+_WRITE_FLAGS: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20000000
+"""O_WRONLY, O_RDWR, O_CREAT, O_TRUNC and the bit that is only O_TMPFILE's own."""
+
+_CLONE_NEW: Final = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
+_MSG_FASTOPEN: Final = 0x20000000
+
+ENOSYS_CALLS: Final = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3", "openat2", "vmsplice")
+"""Calls with a fallback: io_uring acts without calls that could be trapped, clone3 and openat2 hide their flags in
+memory, vmsplice gives no one anything here."""
+
+EPERM_CALLS: Final = (
+    # take over a sibling, or read what it does
+    *("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp", "process_madvise"),
+    # a new user namespace undoes the mounts and is fresh attack surface
+    *("unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "fsopen", "fsmount", "fsconfig", "fspick"),
+    *("move_mount", "open_tree", "open_tree_attr", "mount_setattr"),
+    # kernel exploit primitives; userfaultfd also widens races
+    *("bpf", "perf_event_open", "userfaultfd", "remap_file_pages", "modify_ldt", "move_pages"),
+    # keyrings are not namespaced; handles go round path checks
+    *("keyctl", "add_key", "request_key", "name_to_handle_at", "open_by_handle_at"),
+    # a program that an agent runs has no business here
+    *("kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module", "reboot", "swapon", "swapoff"),
+    *("acct", "quotactl", "quotactl_fd", "iopl", "ioperm", "settimeofday", "clock_settime", "clock_adjtime"),
+    *("syslog", "sethostname", "setdomainname", "vhangup", "lookup_dcookie", "uselib", "nfsservctl", "ustat"),
+    *("sysfs", "_sysctl", "fanotify_init", "fanotify_mark"),
+)
+
+NOTIFY_CALLS: Final = (
+    *("execve", "execveat", "set_tid_address", "connect", "bind", "listen", "setsid"),
+    *("creat", "unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
+    *("mkdir", "mkdirat", "rmdir", "truncate", "mknod", "mknodat"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FilterOptions:
+    """What differs between watches.
+
+    Attributes:
+        count_tasks: Trap clone, fork and vfork, so that the supervisor can hold the limit of processes where the
+            kernel would not (RLIMIT_NPROC does not bind the host's root, and no pids controller is delegated).
+    """
+
+    count_tasks: bool = False
+
+
+_Block = list[tuple[int, int, int, int]]
+
+
+def _ret(action: int) -> _Block:
+    return [(_RET, 0, 0, action)]
+
+
+def _errno(number: int) -> int:
+    return 0x00050000 | number
+
+
+def _arg(index: int, *, high: bool = False) -> tuple[int, int, int, int]:
+    return (_LD, 0, 0, _OFF_ARGS + 8 * index + (4 if high else 0))
+
+
+def _equal_any(index: int, values: tuple[int, ...], then: int, otherwise: int) -> _Block:
+    # The kernel truncates `int` arguments, so only the low word may be compared (AF_UNIX | 1 << 32 is AF_UNIX).
+    block = [_arg(index)]
+    count = len(values)
+    block += [(_JEQ, count - i, 0, value) for i, value in enumerate(values)]
+    return [*block, (_RET, 0, 0, otherwise), (_RET, 0, 0, then)]
+
+
+def _any_bits(index: int, mask: int, then: int, otherwise: int) -> _Block:
+    return [_arg(index), (_JSET, 0, 1, mask), (_RET, 0, 0, then), (_RET, 0, 0, otherwise)]
+
+
+def _sendto() -> _Block:
+    fastopen = [_arg(3), (_JSET, 0, 1, _MSG_FASTOPEN), (_RET, 0, 0, _errno(errno.EOPNOTSUPP))]
+    # A pointer has two halves. Without an address it is a plain send, which asyncio and ZMQ need untrapped.
+    return [
+        *fastopen,
+        _arg(4),
+        (_JEQ, 0, 2, 0),
+        _arg(4, high=True),
+        (_JEQ, 1, 0, 0),
+        (_RET, 0, 0, NOTIFY),
+        (_RET, 0, 0, ALLOW),
+    ]
+
+
+def _socket() -> _Block:
+    """UNIX stream and seqpacket, INET and INET6 stream and datagram without MPTCP or SCTP, NETLINK_ROUTE."""
+    family, unsupported, access = errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EACCES
+    inet = [
+        (_LD, 0, 0, _OFF_ARGS + 16),
+        *[(_JEQ, 0, 1, 0), (_RET, 0, 0, ALLOW), (_JEQ, 0, 1, 6), (_RET, 0, 0, ALLOW)],
+        *[(_JEQ, 0, 1, 17), (_RET, 0, 0, ALLOW), (_RET, 0, 0, _errno(unsupported))],
+    ]
+    inet_type = [
+        *[_arg(1), (_AND, 0, 0, 0xF), (_JEQ, 2, 0, 1), (_JEQ, 1, 0, 2)],
+        (_RET, 0, 0, _errno(access)),
+        *inet,
+    ]
+    unix = [
+        *[_arg(1), (_AND, 0, 0, 0xF), (_JEQ, 2, 0, 1), (_JEQ, 1, 0, 5)],
+        *[(_RET, 0, 0, _errno(access)), (_RET, 0, 0, ALLOW)],
+    ]
+    netlink = [_arg(2), (_JEQ, 0, 1, 0), (_RET, 0, 0, ALLOW), (_RET, 0, 0, _errno(unsupported))]
+    return [
+        _arg(0),
+        *[(_JEQ, 0, len(unix), 1), *unix],
+        *[(_JEQ, 1, 0, 2), (_JEQ, 0, len(inet_type), 10), *inet_type],
+        *[(_JEQ, 0, len(netlink), 16), *netlink],
+        (_RET, 0, 0, _errno(family)),
+    ]
+
+
+def _setsockopt() -> _Block:
+    tcp, fastopen_connect = 6, 30
+    refuse = _equal_any(2, (fastopen_connect,), _errno(errno.EOPNOTSUPP), ALLOW)
+    return [_arg(1), (_JEQ, 1, 0, tcp), (_RET, 0, 0, ALLOW), *refuse]
+
+
+def _seccomp() -> _Block:
+    set_mode_filter, new_listener = 1, 1 << 3
+    return [
+        *[_arg(0), (_JEQ, 1, 0, set_mode_filter), (_RET, 0, 0, ALLOW)],
+        *_any_bits(1, new_listener, _errno(errno.EBUSY), ALLOW),
+    ]
+
+
+def _clone(options: FilterOptions) -> _Block:
+    return _any_bits(0, _CLONE_NEW, _errno(errno.EPERM), NOTIFY if options.count_tasks else ALLOW)
+
+
+def _blocks(options: FilterOptions) -> dict[str, _Block]:
+    eperm = _errno(errno.EPERM)
+    tiocsti, tiocconsole, tioclinux = 0x5412, 0x541D, 0x541C
+    set_ptracer, quiet_personality = 0x59616D61, (0, 0xFFFFFFFF)
+    unix_pair_kinds = _equal_any(1, _stream_kinds(), ALLOW, _errno(errno.EACCES))
+    blocks = {name: _ret(_errno(errno.ENOSYS)) for name in ENOSYS_CALLS}
+    blocks |= {name: _ret(eperm) for name in EPERM_CALLS}
+    blocks |= {name: _ret(NOTIFY) for name in NOTIFY_CALLS}
+    blocks |= {
+        "open": _any_bits(1, _WRITE_FLAGS, NOTIFY, ALLOW),
+        "openat": _any_bits(2, _WRITE_FLAGS, NOTIFY, ALLOW),
+        "sendto": _sendto(),
+        "socket": _socket(),
+        "socketpair": unix_pair_kinds,
+        "setsockopt": _setsockopt(),
+        "seccomp": _seccomp(),
+        "clone": _clone(options),
+        # types into, or takes over, the user's terminal (CVE-2017-5226)
+        "ioctl": _equal_any(1, (tiocsti, tioclinux, tiocconsole), eperm, ALLOW),
+        "prctl": _equal_any(0, (set_ptracer,), eperm, ALLOW),
+        "personality": _equal_any(0, quiet_personality, ALLOW, eperm),
+    }
+    if options.count_tasks:
+        blocks |= {"fork": _ret(NOTIFY), "vfork": _ret(NOTIFY)}
+    return blocks
+
+
+def _stream_kinds() -> tuple[int, ...]:
+    # A datagram pair's end can be re-connected to another name, which would go round the broker.
+    cloexec, nonblock = 0o2000000, 0o4000
+    return tuple(kind | extra for kind in (1, 5) for extra in (0, cloexec, nonblock, cloexec | nonblock))
+
+
+def compile_filter(machine: Machine, options: FilterOptions | None = None) -> bytes:
+    """Return the program as an array of `struct sock_filter` (8 bytes each).
+
+    Args:
+        machine: Table of call numbers.
+        options: What differs between watches.
+    """
+    program: _Block = [
+        (_LD, 0, 0, _OFF_ARCH),
+        (_JEQ, 1, 0, machine.audit_arch),
+        (_RET, 0, 0, KILL),
+        (_LD, 0, 0, _OFF_NR),
+        # x32 calls carry bit 30; they would go round every comparison below
+        (_JGE, 0, 1, 0x40000000),
+        (_RET, 0, 0, KILL),
+        (_JGE, 0, 1, NEWEST_KNOWN + 1),
+        (_RET, 0, 0, _errno(errno.ENOSYS)),
+    ]
+    for name, block in _blocks(options or FilterOptions()).items():
+        number = machine.numbers.get(name)
+        if number is not None:
+            program += [(_JEQ, 0, len(block), number), *block]
+    program.append((_RET, 0, 0, ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def disassemble(program: bytes) -> Callable[[int, int, tuple[int, ...]], int]:
+    """Return the program as a function (architecture, call number, arguments) → action, for tests and `doctor`."""
+    code = list(struct.iter_unpack("=HBBI", program))
+
+    def run(arch: int, number: int, args: tuple[int, ...]) -> int:
+        padded = (*args, 0, 0, 0, 0, 0, 0)[:6]
+        data = struct.pack("=iIQ6Q", number if number < 1 << 31 else number - (1 << 32), arch, 0, *padded)
+        accumulator, at = 0, 0
+        while True:
+            op, yes, no, k = code[at]
+            at += 1
+            if op == _LD:
+                (accumulator,) = struct.unpack_from("=I", data, k)
+            elif op == _AND:
+                accumulator &= k
+            elif op == _RET:
+                return int(k)
+            else:
+                hit = {_JEQ: accumulator == k, _JGE: accumulator >= k, _JSET: bool(accumulator & k)}[op]
+                at += yes if hit else no
+
+    return run

@@ -1,0 +1,295 @@
+"""PID 1 of the sandbox: makes the sandbox's sockets, gives up its rights, takes the filter on, and forks commands.
+
+It runs inside, so nothing that matters may rest on it: the filter is inherited and cannot be taken off, the kernel
+ends the PID namespace with it, and its reports are only news. It is handed over as a marshalled code object, must
+import nothing of ours, and answers one request at a time on a SOCK_SEQPACKET socket.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_NO_NEW_PRIVS = 47, 4, 38
+_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 << 3, 1 << 5
+_SO_ATTACH_FILTER = 26
+_BACKLOG = 4096
+_MAX_MESSAGE = 1 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(control_fd: int) -> None:
+    """Set the sandbox up as the first message says, then serve requests until the supervisor hangs up."""
+    os.set_inheritable(control_fd, False)
+    os.closerange(3, control_fd)
+    os.closerange(control_fd + 1, 4096)
+    control = socket.socket(fileno=control_fd)
+    # Python's own handler would let a command interrupt PID 1; by default the kernel drops it for PID 1.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    setup = json.loads(control.recv(_MAX_MESSAGE))
+    sockets, ports = _make_sockets()
+    _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
+    for name, bound in setup["rlimits"].items():
+        resource.setrlimit(getattr(resource, name), (bound, bound))
+    listener = _install_filter(setup["numbers"]["seccomp"], bytes.fromhex(setup["filter"]))
+    # sendmsg is not trapped on this rung, so the listener can travel by the filtered thread itself.
+    fds = [listener, *(s.fileno() for s in sockets)]
+    _send(control, {"ready": os.getpid(), "ports": ports}, fds)
+    os.close(listener)
+    for made in sockets:
+        made.close()
+    _Server(control).serve()
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _send(control: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    control.sendmsg([json.dumps(message).encode()], rights)
+
+
+def _make_sockets() -> tuple[list[socket.socket], list[int]]:
+    """DNS (udp, tcp), gateway listeners and parking listeners, the latter two for IPv4 and IPv6."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", 53))
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    tcp.bind(("127.0.0.1", 53))
+    tcp.listen(64)
+    made, ports = [udp, tcp], []
+    for parking in (False, True):
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            listening = socket.socket(family, socket.SOCK_STREAM)
+            if parking:
+                _park(listening)
+            listening.bind((address, 0))
+            listening.listen(_BACKLOG)
+            made.append(listening)
+            ports.append(listening.getsockname()[1])
+    return made, ports
+
+
+def _park(listening: socket.socket) -> None:
+    # A filter that drops every packet keeps a SYN unanswered: the caller's socket is truly in progress until the
+    # gateway, bound to the same port, meets it by a simultaneous open.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    drop = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)
+    listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(drop)))
+
+
+def _drop_rights(last_cap: int, capset: int) -> None:
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    for cap in range(last_cap + 1):
+        _libc.prctl(_PR_CAPBSET_DROP, cap, 0, 0, 0)  # refused without CAP_SETPCAP; the sets below are what counts
+    header = struct.pack("=Ii", 0x20080522, 0)
+    _check(_libc.syscall(capset, header, bytes(24)))
+    # Not dumpable: no one of the same user may read or write this process.
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def _install_filter(seccomp: int, program: bytes) -> int:
+    code = ctypes.create_string_buffer(program, len(program))
+    filt = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    result = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, filt)
+    if result < 0 and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.19
+        result = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER, filt)
+    return _check(result)
+
+
+class _Server:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._steps: dict[int, int] = {}
+        self._frozen = False
+        self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        poller = select.poll()
+        poller.register(self._control, select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
+        while True:
+            for fd, _ in poller.poll():
+                if fd == self._wake_read:
+                    os.read(fd, 512)
+                    self._reap()
+                elif not self._answer():
+                    return
+
+    def _answer(self) -> bool:
+        data, ancillary, _, _ = self._control.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return False
+        fds = array.array("i")
+        for _, _, rights in ancillary:
+            fds.frombytes(rights)
+        try:
+            request = json.loads(data)
+            getattr(self, "do_" + request["op"])(request, list(fds))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def do_spawn(self, request: dict[str, Any], fds: list[int]) -> None:
+        if self._frozen:
+            _send(self._control, {"spawned": 0, "errno": errno.EAGAIN})
+            return
+        step, master, slave = request["step"], -1, ""
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, fd, i) for i, fd in enumerate(fds)]
+        try:
+            if request["pty"]:
+                master, opened = os.openpty()
+                slave = os.ttyname(opened)
+                _resize(master, request["rows"], request["columns"])
+                os.close(opened)
+                # Opened by the new session's leader, so that it becomes its controlling terminal.
+                actions = [(os.POSIX_SPAWN_OPEN, 0, slave, os.O_RDWR, 0)]
+                actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+            os.chdir(request["cwd"])
+            os.environ["PATH"] = request["env"].get("PATH", os.defpath)  # where posix_spawnp looks
+            pid = os.posix_spawnp(
+                request["argv"][0],
+                request["argv"],
+                request["env"],
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=signal.valid_signals(),
+            )
+        except OSError as error:
+            _send(self._control, {"spawned": 0, "errno": error.errno or errno.EIO})
+        else:
+            self._steps[pid] = step
+            _send(self._control, {"spawned": pid, "errno": 0}, [master] if master >= 0 else None)
+        finally:
+            if master >= 0:
+                os.close(master)
+
+    def do_signal(self, request: dict[str, Any], _fds: list[int]) -> None:
+        for pid, step in self._steps.items():
+            if step == request["step"]:
+                _kill_group(pid, request["signal"])
+
+    def do_freeze(self, _request: dict[str, Any], _fds: list[int]) -> None:
+        # kill(-1) holds the task list's lock over all members, and a fork with a pending signal restarts: no
+        # process escapes. Init is not stopped by its own call, so it must refuse commands.
+        self._frozen = True
+        stopped = [pid for pid, state in _processes() if state == "T"]
+        _kill_all(signal.SIGSTOP)
+        _send(self._control, {"frozen": stopped})
+
+    def do_thaw(self, request: dict[str, Any], _fds: list[int]) -> None:
+        self._frozen = False
+        asleep = set(request["keep"])  # were stopped before the freeze, by themselves
+        if not asleep:
+            _kill_all(signal.SIGCONT)
+        else:
+            for pid, _ in _processes():
+                if pid not in asleep:
+                    _kill_one(pid, signal.SIGCONT)
+        _send(self._control, {"thawed": True})
+
+    def do_kill_sessions(self, request: dict[str, Any], _fds: list[int]) -> None:
+        sessions = set(request["sessions"])
+        killed, rounds = 0, 0
+        while rounds < 200:  # a forking process is caught in the next round; each round stops all it has seen
+            members = [pid for pid, state in _processes(sessions) if state not in "ZX"]
+            if not members:
+                break
+            for sign in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in members:
+                    _kill_one(pid, sign)
+            killed += len(members)
+            rounds += 1
+            self._reap()
+        _send(self._control, {"killed": killed})
+
+    def do_sockets(self, request: dict[str, Any], _fds: list[int]) -> None:
+        family = socket.AF_INET6 if request["ipv6"] else socket.AF_INET
+        made = [socket.socket(family, socket.SOCK_STREAM) for _ in range(request["count"])]
+        _send(self._control, {"sockets": len(made), "ipv6": request["ipv6"]}, [s.fileno() for s in made])
+        for each in made:
+            each.close()
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            news = {"pid": pid, "status": status, "step": self._steps.pop(pid, 0)}
+            news |= {"user": usage.ru_utime, "system": usage.ru_stime, "rss": usage.ru_maxrss * 1024}
+            _send(self._control, {"exit": news})
+
+
+def _kill_all(sign: int) -> None:
+    try:
+        os.kill(-1, sign)
+    except ProcessLookupError:
+        return
+
+
+def _kill_one(pid: int, sign: int) -> None:
+    try:
+        os.kill(pid, sign)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _kill_group(pid: int, sign: int) -> None:
+    try:
+        os.killpg(pid, sign)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _processes(sessions: set[int] | None = None) -> list[tuple[int, str]]:
+    """All processes but init as (pid, state letter), or those of some sessions."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or name == "1":
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if sessions is None or int(fields[3]) in sessions:
+            found.append((int(name), fields[0].decode()))
+    return found
+
+
+def _resize(master: int, rows: int, columns: int) -> None:
+    import fcntl  # noqa: PLC0415 -- only terminals need it
+    import termios  # noqa: PLC0415
+
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,223 @@
+"""The children in which `probe` tries things, and how they are started and heard.
+
+Only a function's code object travels, into a bare interpreter: each imports what it uses, nothing of ours, and cannot
+harm the process that asks.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any, Final
+
+from jupyter_agentwatch.events import from_bytes
+
+__all__ = [
+    "PATIENCE_S",
+    "FailedTrialError",
+    "bare_python",
+    "decoded",
+    "filtered",
+    "landlocked",
+    "orphaned",
+    "run",
+    "started",
+    "unshared",
+]
+
+PATIENCE_S: Final = 5.0
+"""Seconds after which a child that does not answer has failed."""
+
+_LOADER: Final = (
+    "import marshal,sys,types;types.FunctionType(marshal.loads(bytes.fromhex(sys.argv[1])),globals())(*sys.argv[2:])"
+)
+
+
+class FailedTrialError(Exception):
+    """What was tried did not work: the text says what came of it; `fix`, where it is known, what to do about it."""
+
+    def __init__(self, detail: str, fix: str = "") -> None:
+        super().__init__(detail)
+        self.fix = fix
+
+
+def bare_python() -> list[str]:
+    """Return the command of an interpreter without site-packages and environment, as the sandbox's init gets it."""
+    return [os.path.realpath(sys.executable), "-I", "-S", "-c"]
+
+
+def run(argv: list[str]) -> str:
+    """Run a program to its end and return what it printed.
+
+    Raises:
+        FailedTrialError: It failed; the text is its last line on stderr.
+        subprocess.TimeoutExpired: It took too long, and was killed.
+    """
+    done = subprocess.run(argv, capture_output=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL, env={}, check=False)
+    if done.returncode:
+        raise FailedTrialError(_last_line(done.stderr) or f"exit status {done.returncode}")
+    return from_bytes(done.stdout).strip()
+
+
+@contextmanager
+def started(code: CodeType, *arguments: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple[socket.socket, int]]:
+    """Start a function in a bare interpreter, and kill what is left of it at the end.
+
+    Args:
+        code: The function's code object; its first argument is the number of its end of the channel.
+        arguments: Its other arguments.
+        prefix: The command that starts the interpreter, such as bubblewrap's.
+
+    Yields:
+        Our end of the channel (SOCK_SEQPACKET), and a file with what was said on stderr.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said = os.memfd_create("agentwatch", os.MFD_CLOEXEC)
+    fd = theirs.fileno()
+    argv = [*prefix, *bare_python(), _LOADER, marshal.dumps(code).hex(), str(fd), *arguments]
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, pass_fds=(fd,), env={}
+            )
+        try:
+            ours.settimeout(PATIENCE_S)
+            yield ours, said
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        ours.close()
+        os.close(said)
+
+
+def decoded(message: bytes, said: int) -> dict[str, Any]:
+    """Decode a child's message.
+
+    Args:
+        message: The message; empty where the child hung up.
+        said: The file with its stderr.
+
+    Raises:
+        FailedTrialError: The child hung up; the text is its last line on stderr.
+    """
+    if not message:
+        raise FailedTrialError(_last_line(os.pread(said, 1 << 16, 0)) or "the child ended without a word")
+    values: dict[str, Any] = json.loads(message)
+    return values
+
+
+def _last_line(words: bytes) -> str:
+    return from_bytes(words).strip().rpartition("\n")[2]
+
+
+def filtered(fd: str, seccomp: str, program: str, network: str, host: str, port: str) -> None:
+    """Make sockets as the sandbox's init does, take the filter on, hand its listener over, and connect once.
+
+    Args:
+        fd: Channel.
+        seccomp: Call number.
+        program: The filter, hexadecimal.
+        network: Not empty: try the network namespace first.
+        host: Address of the connect that is to be trapped.
+        port: Its port.
+    """
+    import array
+    import ctypes
+    import json
+    import os
+    import socket
+    import struct
+
+    def try_network() -> str:
+        v4, v6, what = socket.AF_INET, socket.AF_INET6, "udp 127.0.0.1:53"
+        try:
+            socket.socket(v4, socket.SOCK_DGRAM).bind(("127.0.0.1", 53))
+            for family, address, number in ((v4, "127.0.0.1", 53), (v4, "127.0.0.1", 0), (v6, "::1", 0)):
+                what = f"tcp {address}:{number or 'any port'}"
+                with socket.socket(family) as listening, socket.socket(family) as caller:
+                    listening.bind((address, number))
+                    listening.listen(1)
+                    caller.connect(listening.getsockname())
+        except OSError as error:
+            return f"{what}: {error.strerror}"
+        outside = socket.socket(v4, socket.SOCK_DGRAM).connect_ex(("192.0.2.1", 9))
+        return "" if outside else "there is a route to the outside"
+
+    control = socket.socket(fileno=int(fd))
+    wrong = try_network() if network else ""
+    probed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    code = bytes.fromhex(program)
+    held = ctypes.create_string_buffer(code, len(code))
+    filt = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(held)))
+    listener, killable = -1, False
+    for killable in (True, False):  # SECCOMP_SET_MODE_FILTER with NEW_LISTENER, at first with WAIT_KILLABLE_RECV
+        listener = libc.syscall(int(seccomp), 1, 1 << 3 | killable << 5, filt)
+        if listener >= 0:
+            break
+    number = ctypes.get_errno() if listener < 0 else 0
+    hello = {"errno": number, "killable": killable, "network": wrong, "inode": os.fstat(probed.fileno()).st_ino}
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))] if listener >= 0 else []
+    control.sendmsg([json.dumps(hello).encode()], rights)
+    if listener >= 0:
+        os.close(listener)
+        control.send(json.dumps({"errno": probed.connect_ex((host, int(port)))}).encode())
+
+
+def unshared(fd: str) -> None:
+    """Report the errno of making a user namespace without bubblewrap."""
+    import ctypes
+    import json
+    import socket
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = ctypes.get_errno() if libc.unshare(0x10000000) < 0 else 0
+    socket.socket(fileno=int(fd)).send(json.dumps({"errno": number}).encode())
+
+
+def landlocked(fd: str, create: str) -> None:
+    """Forbid this process to list folders, and try to; `create` is the number of `landlock_create_ruleset`."""
+    import ctypes
+    import json
+    import os
+    import socket
+    import struct
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    call, size, read_dir = int(create), ctypes.c_size_t, struct.pack("=Q", 1 << 3)
+    abi = libc.syscall(call, None, size(0), 1)
+    number = ctypes.get_errno() if abi < 0 else 0
+    ruleset = libc.syscall(call, read_dir, size(len(read_dir)), 0)
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    libc.syscall(call + 2, ruleset, 0)  # landlock_restrict_self, on every machine
+    try:
+        os.listdir("/")
+        denied = False
+    except PermissionError:
+        denied = True
+    socket.socket(fileno=int(fd)).send(json.dumps({"abi": abi, "errno": number, "denied": denied}).encode())
+
+
+def orphaned(fd: str) -> None:
+    """End before a child that asked to be killed with its parent, and that holds the channel open while it lives."""
+    import ctypes
+    import os
+    import signal
+
+    ready, tell = os.pipe()
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        os.write(tell, b"1")
+        os.read(int(fd), 1)
+        os._exit(0)
+    os.read(ready, 1)
+    os._exit(0)

@@ -1,0 +1,368 @@
+"""What `probe` tries, one function for each mechanism: it returns what came of it, or raises why it did not work.
+
+The sandbox is tried with the very filter and options of the real launch, because a mechanism that works alone may not
+work in the combination that counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from secrets import token_hex
+from typing import Final
+
+from jupyter_agentwatch.errors import RungError
+from jupyter_agentwatch.sandbox import probe_child as child
+from jupyter_agentwatch.sandbox.bpf import compile_filter
+from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation
+from jupyter_agentwatch.sandbox.launch import find_bwrap
+from jupyter_agentwatch.sandbox.mounts import HOST_NAME
+from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, duplicate_socket
+from jupyter_agentwatch.sandbox.probe_child import PATIENCE_S, FailedTrialError, bare_python, decoded, run, started
+from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
+
+__all__ = [
+    "LEAVE_CONTAINER",
+    "Bench",
+    "looked_at",
+    "try_bwrap",
+    "try_cgroup",
+    "try_gpus",
+    "try_jupyter",
+    "try_killable",
+    "try_landlock",
+    "try_machine",
+    "try_network",
+    "try_notification",
+    "try_parent_death",
+    "try_pid_namespace",
+    "try_user_namespace",
+]
+
+LEAVE_CONTAINER: Final = (
+    "In Docker, start the container with --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt systempaths=unconfined (Podman: unmask=ALL; Kubernetes: seccompProfile Unconfined and procMount "
+    "Unmasked; a systemd service: RestrictNamespaces=no), or start Jupyter outside of it."
+)
+"""What to change where a container or a service manager took away what the sandbox is made of."""
+
+_ALLOW_BWRAP: Final = (
+    r"Run: printf 'abi <abi/4.0>,\nprofile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }\n' | sudo tee "
+    "/etc/apparmor.d/bwrap && sudo apparmor_parser -r /etc/apparmor.d/bwrap (or, for all programs: sudo sysctl -w "
+    "kernel.apparmor_restrict_unprivileged_userns=0)."
+)
+_LEAVE_SANDBOX: Final = (
+    "Start Jupyter outside of that sandbox (system call interception of LXD or Incus, sandbox-runtime, sandlock, syd): "
+    "the kernel allows one listener for each process."
+)
+_NO_TABLE: Final = "there is no table of system calls for this machine"
+
+_ODD_ERRNO: Final = errno.EUCLEAN  # no kernel answers `connect` so: the child can have it from us only
+_DESTINATION: Final = ("127.0.0.9", 9)
+
+
+@dataclass(slots=True)
+class _Trial:
+    killable: bool = False
+    wrong: dict[str, str] = field(default_factory=dict)
+
+
+class Bench:
+    """What earlier trials hand on to later ones.
+
+    Attributes:
+        bwrap: Path of bubblewrap.
+        machine: Call numbers; None: not a machine of ours.
+        delegation: A cgroup in which a child was really made, filled and killed.
+        plain: What came of a filtered child.
+        sandboxed: The same of one in a sandbox.
+    """
+
+    def __init__(self) -> None:
+        self.bwrap = ""
+        self.machine = MACHINES.get(os.uname().machine)
+        self.delegation: Delegation | None = None
+        self.plain = _Trial()
+        self.sandboxed = _Trial()
+
+
+def try_machine(bench: Bench) -> str:
+    """Look at what Python itself runs on."""
+    bits = struct.calcsize("P") * 8
+    found = f"{sys.platform}, {os.uname().machine}, {bits}-bit Python"
+    if sys.platform != "linux" or bench.machine is None or bits != 64:
+        raise FailedTrialError(found)
+    return found
+
+
+def try_bwrap(bench: Bench) -> str:
+    """Find bubblewrap and run it."""
+    try:
+        bench.bwrap = find_bwrap()
+    except RungError as error:
+        msg = "bwrap is not installed"
+        raise FailedTrialError(msg) from error
+    return f"{bench.bwrap}: {run([bench.bwrap, '--version'])}"
+
+
+def try_user_namespace(bench: Bench) -> str:
+    """Run a program in a user namespace; where that fails, find out what forbids it."""
+    try:
+        run([bench.bwrap, "--unshare-user", "--ro-bind", "/", "/", shutil.which("true") or "true"])
+    except FailedTrialError as failed:
+        with started(child.unshared.__code__) as (control, said):
+            number = int(decoded(control.recv(4096), said)["errno"])
+        why, fix = _why_no_user_namespace(number)
+        msg = f"{failed}; {why}"
+        raise FailedTrialError(msg, fix) from failed
+    return "a program ran in one"
+
+
+def _why_no_user_namespace(number: int) -> tuple[str, str]:
+    """Return the reason and the fix, from the errno of `unshare(CLONE_NEWUSER)` and the system's settings."""
+    came = f"unshare(CLONE_NEWUSER) gives {_named(number)}" if number else "one can be made, but not used"
+    if number in {errno.ENOSPC, errno.EUSERS}:
+        bound = _setting("user/max_user_namespaces")
+        return f"{came}: user.max_user_namespaces={bound}", _set("user.max_user_namespaces=15000")
+    if number and _setting("kernel/unprivileged_userns_clone") == "0":
+        return f"{came}: kernel.unprivileged_userns_clone=0", _set("kernel.unprivileged_userns_clone=1")
+    if number and _is_filtered():
+        return f"{came}: a seccomp filter such as Docker's forbids it", LEAVE_CONTAINER
+    if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return f"{came}: AppArmor forbids it (kernel.apparmor_restrict_unprivileged_userns=1)", _ALLOW_BWRAP
+    return came, ""
+
+
+def _named(number: int) -> str:
+    return errno.errorcode.get(number, str(number))
+
+
+def _set(setting: str) -> str:
+    return f"Run: sudo sysctl -w {setting} (and write {setting} to a file in /etc/sysctl.d, to keep it)."
+
+
+def _setting(name: str) -> str:
+    try:
+        return Path("/proc/sys", name).read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _is_filtered() -> bool:
+    return b"\nSeccomp:\t2" in Path("/proc/self/status").read_bytes()
+
+
+def try_pid_namespace(bench: Bench) -> str:
+    """Be process 1 in a PID namespace with its own /proc."""
+    options = ("--unshare-user", "--unshare-pid", "--as-pid-1", "--die-with-parent", "--ro-bind", "/", "/")
+    look = "import os;print(os.getpid(),os.readlink('/proc/self'))"
+    seen = run([bench.bwrap, *options, "--proc", "/proc", *bare_python(), look])
+    if seen != "1 1":
+        msg = f"the program is process {seen!r} (by itself and by /proc), not '1 1'"
+        raise FailedTrialError(msg)
+    return "a program is process 1 there, by its own /proc too"
+
+
+def try_notification(bench: Bench) -> str:
+    """Filter a child with the sandbox's filter, receive a call of it, and answer."""
+    if bench.machine is None:
+        raise FailedTrialError(_NO_TABLE)
+    bench.plain = _converse(bench.machine, (), "")
+    wrong = bench.plain.wrong.get("listener")
+    if wrong == "EBUSY":
+        msg = "EBUSY: this process is inside another sandbox, which listens to its calls"
+        raise FailedTrialError(msg, _LEAVE_SANDBOX)
+    if wrong:
+        raise FailedTrialError(wrong, LEAVE_CONTAINER if _is_filtered() else "")
+    return "the child got exactly the errno that we chose"
+
+
+def try_killable(bench: Bench) -> str:
+    """Say whether the filter was taken with WAIT_KILLABLE_RECV, and the call was answered under it."""
+    if not bench.plain.killable:
+        msg = "the kernel does not take the flag"
+        raise FailedTrialError(msg)
+    return "the call was answered under it"
+
+
+def try_network(bench: Bench) -> str:
+    """Start a child as the sandbox's init is started; it tries the network, then its calls are looked at."""
+    if bench.machine is None:
+        raise FailedTrialError(_NO_TABLE)
+    prefix = (
+        *(bench.bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+        *("--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
+        *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--ro-bind", "/", "/", "--proc", "/proc"),
+        *("--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm", "--remount-ro", "/", "--chdir", "/", "--"),  # noqa: S108 -- the child's own
+    )
+    bench.sandboxed = _converse(bench.machine, prefix, "try it")
+    wrong = bench.sandboxed.wrong.get("network")
+    if wrong:
+        raise FailedTrialError(wrong)
+    return "loopback works, port 53 is ours, and nothing else can be reached"
+
+
+def looked_at(what: str, success: str) -> Callable[[Bench], str]:
+    """Return the trial of one way of looking at the caller of a trapped call in the sandbox.
+
+    Args:
+        what: "socket" (pidfd_getfd), "memory" (process_vm_readv) or "proc" (/proc/<tid>).
+        success: What to say where it worked.
+    """
+
+    def attempt(bench: Bench) -> str:
+        wrong = bench.sandboxed.wrong.get("listener") or bench.sandboxed.wrong.get(what)
+        if not wrong:
+            return success
+        scope = _setting("kernel/yama/ptrace_scope")
+        if scope in {"2", "3"}:
+            msg = f"{wrong}; kernel.yama.ptrace_scope={scope}"
+            raise FailedTrialError(msg, _set("kernel.yama.ptrace_scope=1"))
+        raise FailedTrialError(wrong)
+
+    return attempt
+
+
+def _converse(machine: Machine, prefix: tuple[str, ...], network: str) -> _Trial:
+    """Receive one call of a filtered child, look at the caller as the broker does, and answer with an odd errno."""
+    host, port = _DESTINATION
+    arguments = (str(machine.numbers["seccomp"]), compile_filter(machine).hex(), network, host, str(port))
+    with started(child.filtered.__code__, *arguments, prefix=prefix) as (control, said):
+        message, fds, _, _ = socket.recv_fds(control, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        hello = decoded(message, said)
+        trial = _Trial(killable=hello["killable"], wrong={"network": hello["network"]})
+        if not fds:
+            trial.wrong["listener"] = _named(hello["errno"])
+            return trial
+        listener = Listener(fds[0])
+        try:
+            call = _next_connect(listener, machine)
+            trial.wrong |= _look_at(call, hello["inode"])
+            listener.finish(call.id, _ODD_ERRNO)
+            seen = int(decoded(control.recv(4096), said)["errno"])
+        finally:
+            listener.close()
+        if seen != _ODD_ERRNO:
+            trial.wrong["listener"] = f"the child got {_named(seen)}, not the {_named(_ODD_ERRNO)} of our answer"
+        return trial
+
+
+def _next_connect(listener: Listener, machine: Machine) -> Notification:
+    arrives = select.poll()
+    arrives.register(listener.fd, select.POLLIN)
+    deadline = time.monotonic() + PATIENCE_S
+    while any(event & select.POLLIN for _, event in arrives.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        call = listener.receive()
+        if call and call.number == machine.numbers["connect"]:
+            return call
+        if call:
+            listener.proceed(call.id)
+    msg = "the child's call did not arrive"
+    raise FailedTrialError(msg)
+
+
+def _look_at(call: Notification, inode: int) -> dict[str, str]:
+    wrong = {}
+    for what, look in (("socket", _is_same_socket), ("memory", _is_our_address), ("proc", _is_visible)):
+        try:
+            wrong[what] = "" if look(call, inode) else "what was found is not the caller's own"
+        except Exception as error:  # noqa: BLE001 -- each way of looking fails for itself
+            wrong[what] = f"{type(error).__name__}: {error}"
+    return wrong
+
+
+def _is_same_socket(call: Notification, inode: int) -> bool:
+    with duplicate_socket(call.tid, call.args[0]) as copy:
+        return os.fstat(copy.fileno()).st_ino == inode
+
+
+def _is_our_address(call: Notification, _inode: int) -> bool:
+    host, port = _DESTINATION
+    wanted = struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_aton(host)
+    return TargetMemory().read(call.tid, call.args[1], call.args[2])[:8] == wanted
+
+
+def _is_visible(call: Notification, _inode: int) -> bool:
+    folder = Path(f"/proc/{call.tid}")
+    has_status = b"\nTgid:" in (folder / "status").read_bytes()
+    return has_status and os.readlink(folder / "exe") == bare_python()[0] and "1" in os.listdir(folder / "root/proc")
+
+
+def try_landlock(bench: Bench) -> str:
+    """Take the right to list folders from a child, and see it refused."""
+    if bench.machine is None:
+        raise FailedTrialError(_NO_TABLE)
+    with started(child.landlocked.__code__, str(bench.machine.numbers["landlock_create_ruleset"])) as (control, said):
+        seen = decoded(control.recv(4096), said)
+    if not seen["denied"]:
+        msg = f"not enforced: {_named(seen['errno']) if seen['errno'] else 'the child could still list a folder'}"
+        raise FailedTrialError(msg)
+    return f"enforced, ABI {seen['abi']}"
+
+
+def try_cgroup(bench: Bench) -> str:
+    """Make a limited cgroup, move a process into it, and kill it by the cgroup."""
+    delegation = find_delegation()
+    if delegation is None:
+        msg = "there is no cgroup v2 in which we may make one"
+        raise FailedTrialError(msg)
+    leaf = Leaf.create(delegation, f"agentwatch-probe-{token_hex(8)}", memory_bytes=1 << 26, processes=16)
+    waits = [*bare_python(), "import sys;sys.stdin.read()"]
+    try:
+        with subprocess.Popen(waits, stdin=subprocess.PIPE, env={}) as member:
+            try:
+                leaf.add(member.pid)
+                kills = leaf.kill() and member.wait(PATIENCE_S) == -9
+            finally:
+                member.kill()
+    finally:
+        leaf.remove()
+    bench.delegation = delegation
+    controllers = "with " + " and ".join(sorted(delegation.controllers)) if delegation.controllers else "no controllers"
+    return f"{delegation.path}, {controllers}; {'kills all members at once' if kills else 'no cgroup.kill'}"
+
+
+def try_parent_death(_bench: Bench) -> str:
+    """Let a process die whose child asked to be killed with it."""
+    with started(child.orphaned.__code__) as (control, _said):
+        try:
+            control.recv(1)
+        except TimeoutError as error:
+            msg = "the child lives on"
+            raise FailedTrialError(msg) from error
+    return "the child was killed with its parent"
+
+
+def try_gpus(_bench: Bench) -> str:
+    """List the nodes of NVIDIA's GPUs, and open the driver's own: to open a GPU's would wake it, for a second or more."""
+    nodes = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
+    if not nodes:
+        msg = "there is none"
+        raise FailedTrialError(msg)
+    try:
+        os.close(os.open("/dev/nvidiactl", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        msg = f"/dev/nvidiactl: {error.strerror}"
+        raise FailedTrialError(msg, "Give this user access to /dev/nvidia* (in a container: --gpus all).") from error
+    return ", ".join(nodes)
+
+
+def try_jupyter(_bench: Bench) -> str:
+    """Read which JupyterLab and ipykernel are installed, without importing them."""
+    lab, kernel = metadata.version("jupyterlab"), metadata.version("ipykernel")
+    found = f"jupyterlab {lab}, ipykernel {kernel}"
+    if kernel.split(".")[:2] == ["7", "0"]:
+        msg = f"{found}, which breaks updates from threads"
+        raise FailedTrialError(msg)
+    return found

@@ -1,0 +1,138 @@
+"""Reads what an exec names, and what really runs after it.
+
+An exec cannot be mediated without a race: the kernel reads the name again after we did. So the claim is recorded
+before, the truth (`/proc/<pid>/exe`) after, and where they differ the difference itself is the news.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from jupyter_agentwatch.events import from_bytes
+from jupyter_agentwatch.sandbox.notify import Gone, TargetMemory
+from jupyter_agentwatch.sandbox.paths import Root, base_folder
+
+__all__ = ["Claim", "claimed_exec", "claimed_path", "is_what_was_claimed", "running_program"]
+
+_MAX_ARGS: Final = 48
+_MAX_ARG: Final = 1024
+_MAX_SHEBANGS: Final = 4
+
+
+@dataclass(slots=True)
+class Claim:
+    """What an exec named, before the kernel read it again.
+
+    Attributes:
+        path: Absolute name inside, or "" for a descriptor without a name.
+        argv: Arguments as text, bounded.
+        truncated: Arguments were cut.
+        exists: The name was there when we looked; PATH searches make many calls for names that are not.
+        before: What ran when the call was made; still running it later means that the exec failed.
+        seq: Its record, -1 while it has none.
+        step: Step of the caller.
+        due: Monotonic time after which it is looked up without waiting for a call.
+    """
+
+    path: str
+    argv: list[str]
+    truncated: bool
+    exists: bool
+    before: str
+    seq: int = -1
+    step: int = 0
+    due: float = 0.0
+
+
+def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_at: int) -> Claim:
+    """Read the name and arguments of an exec.
+
+    Raises:
+        Gone: The caller is gone.
+        OSError: An address is bad; the call itself will say so.
+    """
+    path = claimed_path(memory, tid, dirfd, path_at)
+    pointers = _pointers(memory, tid, argv_at)
+    truncated = len(pointers) > _MAX_ARGS
+    raw_args = memory.strings(tid, pointers[:_MAX_ARGS], _MAX_ARG) if pointers else []
+    truncated = truncated or any(len(arg) >= _MAX_ARG for arg in raw_args)
+    return Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _exists(tid, path), running_program(tid))
+
+
+def running_program(tid: int) -> str:
+    """Return what runs, as the kernel names it ("/usr/bin/dash", "/memfd:x (deleted)").
+
+    Raises:
+        Gone: The process is gone.
+    """
+    try:
+        return os.readlink(f"/proc/{tid}/exe")
+    except OSError as error:
+        raise Gone from error
+
+
+def is_what_was_claimed(root: Root, tid: int, claim: Claim) -> bool:
+    """Say whether the running program is the claimed file, or an interpreter that its first line names.
+
+    Raises:
+        Gone: The process is gone.
+    """
+    try:
+        info = os.stat(f"/proc/{tid}/exe")
+    except OSError as error:
+        raise Gone from error
+    running, path = (info.st_dev, info.st_ino), claim.path
+    for _ in range(_MAX_SHEBANGS):
+        try:
+            if root.identity(path) == running:
+                return True
+        except OSError:
+            return False
+        first = root.first_bytes(path, 256)
+        if not first.startswith(b"#!"):
+            return False
+        words = first[2:].split(b"\n", 1)[0].split()
+        if not words:
+            return False
+        path = os.fsdecode(words[0])
+    return False
+
+
+def _pointers(memory: TargetMemory, tid: int, at: int) -> list[int]:
+    if at == 0:
+        return []
+    found: list[int] = []
+    while len(found) <= _MAX_ARGS:
+        # Up to the page's end: what lies beyond may not be mapped.
+        count = min(_MAX_ARGS + 1 - len(found), max(1, (4096 - at % 4096) // 8))
+        values = struct.unpack(f"={count}Q", memory.read(tid, at, count * 8))
+        if 0 in values:
+            return [*found, *values[: values.index(0)]]
+        found += values
+        at += count * 8
+    return found
+
+
+def _exists(tid: int, path: str) -> bool:
+    try:
+        os.lstat(f"/proc/{tid}/root{path}")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def claimed_path(memory: TargetMemory, tid: int, dirfd: int, path_at: int) -> str:
+    """Read a path argument and make it absolute as it is named inside.
+
+    Raises:
+        Gone: The caller is gone.
+        OSError: The address is bad.
+    """
+    path = os.fsdecode(memory.strings(tid, (path_at,), 4096)[0])
+    if path.startswith("/"):
+        return path
+    base = base_folder(tid, dirfd)
+    return os.path.join(base, path) if path else base

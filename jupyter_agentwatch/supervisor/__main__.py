@@ -1,0 +1,128 @@
+"""Entry point: reads one `Launch` frame from standard input, stands the sandbox up, and says how that went.
+
+Standard output carries exactly one JSON line (`LaunchReport`); standard error goes to a file beside the log.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from jupyter_agentwatch import __version__
+from jupyter_agentwatch.audit.chain import FORMAT
+from jupyter_agentwatch.errors import AgentwatchError, RungError
+from jupyter_agentwatch.policy import policy_digest
+from jupyter_agentwatch.sandbox.cgroup import Leaf, find_delegation, limits_by
+from jupyter_agentwatch.sandbox.launch import launch as launch_sandbox
+from jupyter_agentwatch.sandbox.mounts import check_workspace, clean_environment, plan_layout
+from jupyter_agentwatch.supervisor.core import Supervisor
+from jupyter_agentwatch.supervisor.record import Recorder, open_log
+from jupyter_agentwatch.wire.framing import FrameDecoder
+from jupyter_agentwatch.wire.messages import Launch, LaunchReport
+from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Run one watch to its end; return the exit status (125 when it could not begin)."""
+    # The owner's terminal and its ■ are not ours: only the control socket, the owner's end and SIGKILL end a watch.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file size limit on the log must be an error, not our end
+    try:
+        supervisor = _stand_up(_read_launch())
+    except AgentwatchError as error:
+        _report(LaunchReport(error=type(error).__name__, text=str(error)))
+        return error.exit_code
+    except OSError as error:
+        _report(LaunchReport(error="RungError", text=f"the supervisor could not start: {error}"))
+        return RungError.exit_code
+    gc.collect()
+    gc.freeze()  # what start-up made lives to the end: keep the collector from walking it in a handler
+    supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
+    return 0
+
+
+def _read_launch() -> Launch:
+    decoder: FrameDecoder[Launch] = FrameDecoder(msgspec.msgpack.Decoder(Launch))
+    while data := os.read(0, 1 << 16):
+        for launch in decoder.feed(data):
+            return launch
+    msg = "standard input ended before a launch frame"
+    raise RungError(msg)
+
+
+def _report(report: LaunchReport) -> None:
+    os.write(1, msgspec.json.encode(report) + b"\n")
+    # The owner waits for the end of this stream on a failure only; nothing else may ever be written to it.
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.close(quiet)
+
+
+def _stand_up(launch: Launch) -> Supervisor:
+    policy = launch.policy
+    workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
+    python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
+    package = Path(__file__).resolve().parent.parent
+    layout = plan_layout(policy, workspace, python, package)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
+    delegation = find_delegation()
+    by = limits_by(delegation, os.getuid())
+    holds = delegation.controllers if delegation is not None else frozenset()
+    leaf = None
+    if delegation is not None and holds:
+        bounds = {"memory_bytes": policy.limits.memory_bytes, "processes": policy.limits.processes}
+        leaf = Leaf.create(delegation, f"agentwatch-{launch.watch}", **bounds)
+    # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
+    count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
+    log = open_log(
+        Path(launch.log),
+        watch=launch.watch,
+        format=FORMAT,
+        cell=launch.cell,
+        version=__version__,
+        rung="A",
+        workspace=launch.workspace,
+        policy=msgspec.json.encode(policy).decode(),
+        policy_sha256=policy_digest(policy),
+        limits_by=by,
+        owner_pid=launch.owner_pid,
+    )
+    supervisor: Supervisor | None = None
+
+    def log_failed(why: str) -> None:
+        if supervisor is not None:
+            supervisor.trip(why)
+
+    recorder = Recorder(log, launch.watch, log_failed)
+    procs = leaf.procs_fd() if leaf is not None else None
+    sandbox = launch_sandbox(layout, policy.limits, count_tasks=count_tasks, cgroup=procs, stderr=2)
+    if procs is not None:
+        os.close(procs)
+    supervisor = Supervisor(
+        launch=launch,
+        policy=policy,
+        sandbox=sandbox,
+        recorder=recorder,
+        environment=clean_environment(policy, launch.environ, python),
+        rung="A",
+        limits_by=by,
+        notes=[],
+        count_tasks=count_tasks,
+        watches_memory="memory" not in holds,
+        cleanup=lambda: None if leaf is None else (leaf.remove(), None)[1],
+    )
+    return supervisor
+
+
+if __name__ == "__main__":
+    sys.exit(main())

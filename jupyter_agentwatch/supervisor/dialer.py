@@ -1,0 +1,280 @@
+"""Outside connections: dials, and joins a target's socket to the gateway without a blocking call or a false success.
+
+Runs on the control thread's loop. Two ways in, because a connect has two kinds of callers:
+
+* A caller that blocks stays in its notification until the dial ends; then its socket is connected to the gateway's
+  listener inside, which answers at once, and the accepted end is found by its port.
+* A caller that does not block must get EINPROGRESS from a socket that truly is in progress, or epoll would report it
+  as connected. If the dial does not end within `GRACE_S`, its socket is connected to a parking port, where a packet
+  filter drops the SYN. When the dial has ended, a socket of ours, bound to the parking port, connects to the caller's
+  port: both ends have sent a SYN, and TCP makes one connection of them (simultaneous open, RFC 9293 §3.5). It needs no
+  raw socket and no wait for a retransmission. A dial that fails resets the parked socket: the caller sees ECONNRESET
+  and not the dial's own errno, which stands in the flow's record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
+from jupyter_agentwatch.sandbox.notify import Listener
+from jupyter_agentwatch.sandbox.sockaddr import connect_raw
+
+__all__ = ["Dial", "Dialer"]
+
+GRACE_S: Final = 0.005
+"""How long a connect that does not block may take before its socket is parked."""
+
+_POOL: Final = 16
+_UNPAIRED_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class Dial:
+    """One allowed connect on its way.
+
+    Attributes:
+        ident: The caller's notification.
+        spec: The flow it becomes.
+        target: Our descriptor of the caller's socket; closed when the dial ends, or the peer would never see its FIN.
+        outside: Our socket to the destination, connecting.
+        blocking: The caller blocks until the end.
+    """
+
+    ident: int
+    spec: FlowSpec
+    target: socket.socket
+    outside: socket.socket
+    blocking: bool
+
+    def drop(self) -> None:
+        """Close both sockets."""
+        self.target.close()
+        self.outside.close()
+
+
+def gateway_address(family: int, port: int) -> bytes:
+    """Return the raw address of a loopback port inside."""
+    if family == socket.AF_INET6:
+        loopback = socket.inet_pton(socket.AF_INET6, "::1")
+        return struct.pack("=H", family) + port.to_bytes(2, "big") + bytes(4) + loopback + bytes(4)
+    return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + b"\x7f\0\0\1" + bytes(8)
+
+
+class Dialer:
+    """Ends dials. All methods but `hand_over` belong to the loop's thread.
+
+    Args:
+        loop: The control thread's loop.
+        listener: Where callers wait.
+        gateway: Relays what is joined.
+        listening: The gateway's listening sockets inside, IPv4 and IPv6.
+        parking: Parking ports inside, IPv4 and IPv6.
+        more_sockets: Asks init for fresh TCP sockets of the sandbox's network namespace (IPv6 or not, how many).
+        timeout_s: Seconds that a dial may take.
+        failed: Records that a dial failed, with the errno.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        listener: Listener,
+        gateway: Gateway,
+        listening: tuple[socket.socket, socket.socket],
+        parking: tuple[int, int],
+        more_sockets: Callable[[bool, int], Awaitable[list[socket.socket]]],
+        timeout_s: float,
+        failed: Callable[[FlowSpec, int], None],
+    ) -> None:
+        self._loop = loop
+        self._listener = listener
+        self._gateway = gateway
+        self._parking = parking
+        self._ports = (listening[0].getsockname()[1], listening[1].getsockname()[1])
+        self._more_sockets = more_sockets
+        self._timeout_s = timeout_s
+        self._failed = failed
+        self._pools: tuple[deque[socket.socket], deque[socket.socket]] = (deque(), deque())
+        self._expected: dict[tuple[bool, int], Dial] = {}
+        self._accepted: dict[tuple[bool, int], socket.socket] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        for index, sock in enumerate(listening):
+            sock.setblocking(False)
+            loop.add_reader(sock, self._accept, sock, bool(index))
+
+    @property
+    def own_ports(self) -> frozenset[int]:
+        """Ports inside that belong to the gateway: a direct connect to them is refused."""
+        return frozenset((*self._ports, *self._parking))
+
+    def joined(self, dial: Dial) -> int:
+        """Connect the caller's socket to the gateway; return the errno to answer with. Any thread."""
+        v6 = dial.target.family == socket.AF_INET6
+        error = connect_raw(dial.target.fileno(), gateway_address(dial.target.family, self._ports[v6]))
+        if error in {0, errno.EINPROGRESS}:
+            self._loop.call_soon_threadsafe(self._expect, dial, v6, dial.target.getsockname()[1])
+            dial.target.close()
+        else:
+            dial.drop()
+        return error
+
+    def hand_over(self, dial: Dial) -> None:
+        """Let the loop wait for a dial that did not end at once. Any thread."""
+        self._loop.call_soon_threadsafe(self._start, dial)
+
+    def refuse(self, dial: Dial, error: int) -> None:
+        """End a dial that failed: record it, and give the caller its errno. Any thread."""
+        try:
+            self._failed(dial.spec, error)
+        finally:
+            self._listener.finish(dial.ident, error)
+            dial.drop()
+
+    def close(self) -> None:
+        """Cancel every dial and drop what is not joined."""
+        for task in self._tasks:
+            task.cancel()
+        for sock in (*self._accepted.values(), *self._pools[0], *self._pools[1]):
+            sock.close()
+        for dial in self._expected.values():
+            dial.drop()
+
+    # -- joining by the listener ---------------------------------------------------------------------------------
+
+    def _accept(self, listening: socket.socket, v6: bool) -> None:  # noqa: FBT001 -- bound by add_reader
+        for _ in range(64):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            sock.setblocking(False)
+            key = (v6, peer[1])
+            dial = self._expected.pop(key, None)
+            if dial is not None:
+                self._relay(dial, sock)
+            else:
+                self._accepted[key] = sock
+                self._loop.call_later(_UNPAIRED_S, self._forget_accepted, key, sock)
+
+    def _expect(self, dial: Dial, v6: bool, port: int) -> None:  # noqa: FBT001 -- bound by call_soon
+        key = (v6, port)
+        sock = self._accepted.pop(key, None)
+        if sock is not None:
+            self._relay(dial, sock)
+        else:
+            self._expected[key] = dial
+            self._loop.call_later(_UNPAIRED_S, self._forget_expected, key, dial)
+
+    def _forget_accepted(self, key: tuple[bool, int], sock: socket.socket) -> None:
+        if self._accepted.get(key) is sock:
+            del self._accepted[key]
+            sock.close()
+
+    def _forget_expected(self, key: tuple[bool, int], dial: Dial) -> None:
+        if self._expected.get(key) is dial:
+            del self._expected[key]
+            dial.drop()
+
+    def _relay(self, dial: Dial, inside: socket.socket) -> None:
+        self._spawn(self._gateway.relay(dial.spec, inside, dial.outside))
+
+    # -- dials that take their time ------------------------------------------------------------------------------
+
+    def _start(self, dial: Dial) -> None:
+        self._spawn(self._finish_blocking(dial) if dial.blocking else self._finish_polling(dial))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work, loop=self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish_blocking(self, dial: Dial) -> None:
+        error = await self._outcome(dial.outside, self._timeout_s)
+        if error:
+            self.refuse(dial, error)
+        else:
+            self._listener.finish(dial.ident, self.joined(dial))
+
+    async def _finish_polling(self, dial: Dial) -> None:
+        outcome = asyncio.ensure_future(self._outcome(dial.outside, self._timeout_s))
+        done, _ = await asyncio.wait({outcome}, timeout=GRACE_S)
+        if done:
+            error = outcome.result()
+            if error:
+                self.refuse(dial, error)
+            else:
+                self._listener.finish(dial.ident, self.joined(dial))
+            return
+        v6 = dial.target.family == socket.AF_INET6
+        address = gateway_address(dial.target.family, self._parking[v6])
+        parked = connect_raw(dial.target.fileno(), address)
+        self._listener.finish(dial.ident, parked)
+        if parked != errno.EINPROGRESS:
+            outcome.cancel()
+            dial.drop()
+            return
+        error = await outcome
+        try:
+            if error:
+                self._failed(dial.spec, error)
+                dial.outside.close()
+                dial.target.shutdown(socket.SHUT_RDWR)  # resets a socket that has only sent its SYN
+            else:
+                await self._meet(dial, v6=v6)
+        except OSError as problem:
+            if problem.errno != errno.ENOTCONN:
+                self._failed(dial.spec, problem.errno or errno.EIO)
+                dial.outside.close()
+        finally:
+            dial.target.close()
+
+    async def _meet(self, dial: Dial, *, v6: bool) -> None:
+        ours = await self._fresh_socket(v6=v6)
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        loopback = "::1" if v6 else "127.0.0.1"
+        try:
+            ours.bind((loopback, self._parking[v6]))
+            error = ours.connect_ex((loopback, dial.target.getsockname()[1]))
+            if error == errno.EINPROGRESS:
+                error = await self._outcome(ours, self._timeout_s)
+            if error:
+                raise OSError(error, os.strerror(error))
+        except OSError:
+            ours.close()
+            dial.target.shutdown(socket.SHUT_RDWR)
+            raise
+        self._relay(dial, ours)
+
+    async def _fresh_socket(self, *, v6: bool) -> socket.socket:
+        pool = self._pools[v6]
+        if not pool:
+            pool.extend(await self._more_sockets(v6, _POOL))
+        return pool.popleft()
+
+    async def _outcome(self, sock: socket.socket, timeout_s: float) -> int:
+        """Wait until a connecting socket is writable; return its errno (ETIMEDOUT after `timeout_s`)."""
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(sock, _resolve, ready)
+        try:
+            await asyncio.wait_for(ready, timeout_s)
+        except TimeoutError:
+            return errno.ETIMEDOUT
+        finally:
+            self._loop.remove_writer(sock)
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

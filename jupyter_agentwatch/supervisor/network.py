@@ -1,0 +1,437 @@
+"""Judges and performs connect, bind, listen and sendto on the caller's behalf, on bytes copied once.
+
+Nothing here answers CONTINUE: what the supervisor has judged is what it does itself, on its own descriptor of the
+caller's socket, so a second thread that changes the address or the descriptor meanwhile changes nothing. The sandbox's
+own loopback, abstract names and sockets bound inside are free; everything else is the policy's word.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Literal
+
+from jupyter_agentwatch.audit.log import LogWriteError
+from jupyter_agentwatch.events import Connect, Listen
+from jupyter_agentwatch.policy import HOST_LOOPBACK, Decision, NetworkMatcher, unix_allowed
+from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, duplicate_socket
+from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
+from jupyter_agentwatch.sandbox.sockaddr import (
+    MAX_SIZE,
+    Address,
+    bind_raw,
+    connect_raw,
+    is_inside,
+    listen_raw,
+    parse_address,
+)
+from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
+from jupyter_agentwatch.supervisor.dialer import Dial, Dialer
+from jupyter_agentwatch.supervisor.record import Recorder
+
+__all__ = ["NetworkBroker"]
+
+_MAX_DATAGRAM: Final = 65535
+_WAITING: Final = 64
+
+Transport = Literal["tcp", "udp", "unix"]
+
+
+def _int32(register: int) -> int:
+    return ((register & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+
+
+class NetworkBroker:
+    """What a trapped socket call gets. Runs on the notification thread; what may block goes elsewhere.
+
+    Args:
+        listener: Where callers wait.
+        tasks: Who they are.
+        root: The sandbox's root, for names of UNIX sockets.
+        recorder: Where records go.
+        matcher: The policy's word on destinations.
+        names_for: Names that the DNS stub had answered with an address.
+        unix_sockets: Host paths of UNIX sockets that may be connected to.
+        private_folders: Folders inside that only the sandbox has, for sockets that cannot be the host's.
+        dialer: Ends allowed connects.
+        ask: Holds a connect for a person: (what it is, what to do with the answer).
+    """
+
+    def __init__(
+        self,
+        *,
+        listener: Listener,
+        tasks: TaskTable,
+        root: Root,
+        recorder: Recorder,
+        matcher: NetworkMatcher,
+        names_for: Callable[[str], Sequence[str]],
+        unix_sockets: Sequence[str],
+        private_folders: Sequence[str],
+        dialer: Dialer,
+        ask: Callable[[str, int, Callable[[bool, str], None]], None],
+    ) -> None:
+        self._listener = listener
+        self._tasks = tasks
+        self._root = root
+        self._record = recorder.record
+        self._matcher = matcher
+        self._names_for = names_for
+        self._unix_sockets = tuple(unix_sockets)
+        self._private = frozenset(root.identity(folder)[0] for folder in private_folders)
+        self._dialer = dialer
+        self._ask = ask
+        self._memory = TargetMemory()
+        self._bound_inside: set[tuple[int, int]] = set()
+        self._flows = itertools.count(1)
+        self._waiting = threading.Semaphore(_WAITING)
+        self._workers = ThreadPoolExecutor(_WAITING, thread_name_prefix="blocking-connect")
+
+    def close(self) -> None:
+        """Let go of workers that still wait (their sockets die with the sandbox)."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    # -- connect -------------------------------------------------------------------------------------------------
+
+    def connect(self, n: Notification) -> None:
+        """Judge a connect; perform it, hand it over, or refuse it."""
+        task = self._tasks.get(n.tid)
+        taken = self._take(n, n.args[1], n.args[2])
+        if taken is None:
+            return
+        sock, raw, address = taken
+        if address is None or (address.family not in {socket.AF_UNSPEC, sock.family}):
+            sock.close()
+            self._listener.finish(n.id, errno.EAFNOSUPPORT if address else errno.EINVAL)
+        elif address.family == socket.AF_UNSPEC:
+            self._perform(n, sock, raw)  # dissolves an association; reaches nothing
+        elif address.family == socket.AF_UNIX:
+            self._connect_unix(n, task, sock, raw, address)
+        elif sock.type != socket.SOCK_STREAM:
+            self._connect_datagram(n, task, sock, raw, address)
+        elif is_inside(address.host):
+            self._connect_inside(n, task, sock, raw, address)
+        else:
+            self._connect_outside(n, task, sock, address)
+
+    def _take(self, n: Notification, address_at: int, size: int) -> tuple[socket.socket, bytes, Address | None] | None:
+        """Copy the address and the descriptor, once; answer bad ones as the kernel would."""
+        length = _int32(size)
+        if not 0 <= length <= MAX_SIZE:
+            self._listener.finish(n.id, errno.EINVAL)
+            return None
+        try:
+            raw = self._memory.read(n.tid, address_at, length) if length else b""
+            sock = duplicate_socket(n.tid, _int32(n.args[0]))
+        except OSError as error:
+            self._listener.finish(n.id, error.errno or errno.EPERM)
+            return None
+        if not self._listener.is_valid(n.id):
+            sock.close()
+            return None
+        return sock, raw, parse_address(raw)
+
+    def _connect_inside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
+        if address.port in self._dialer.own_ports:
+            self._deny(n, task, sock, "tcp", address, Decision.refuse("gateway-port"), errno.ECONNREFUSED)
+            return
+        self._note(task, "tcp", address, rule="inside")
+        self._perform(n, sock, raw)
+
+    def _connect_datagram(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
+        if is_inside(address.host):
+            self._note(task, "udp", address, rule="inside")
+            self._perform(n, sock, raw)
+        elif self._names_for(address.host):
+            # The C library orders a name's addresses by a trial connect that sends nothing.
+            refusal = Decision.refuse("udp-address-selection")
+            self._deny(n, task, sock, "udp", address, refusal, errno.ENETUNREACH)
+        else:
+            self._deny(n, task, sock, "udp", address, Decision.refuse("udp"), errno.EACCES)
+
+    def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, address: Address) -> None:
+        if _is_connected(sock):
+            sock.close()
+            self._listener.finish(n.id, errno.EISCONN)
+            return
+        names = tuple(self._names_for(address.host))
+        decision = self._matcher.decide_connect(address.host, address.port, names)
+        if decision.verdict == "deny":
+            self._deny(n, task, sock, "tcp", address, decision, errno.EACCES)
+            return
+        host = decision.host or (names[0] if names else "")
+        spec = FlowSpec(next(self._flows), task.step, task.tgid, address.host, address.port, host, decision, names)
+        fields = {"host": host, "rule": decision.rule, "errno": -1, "flow": spec.flow}
+        self._note(task, "tcp", address, verdict=decision.verdict, **fields)
+        if decision.verdict == "allow":
+            self._dial(n, spec, sock, address)
+            return
+
+        def answered(allow: bool, by: str) -> None:  # noqa: FBT001 -- a person's yes or no
+            verdict = "allow" if allow else "deny"
+            try:
+                self._note(task, "tcp", address, verdict=verdict, **(fields | {"rule": f"{decision.rule}: {by}"}))
+            except LogWriteError:
+                allow = False
+            if allow:
+                granted = Decision("allow", decision.rule, decision.protocol, decision.host)
+                again = FlowSpec(
+                    spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, granted, spec.names
+                )
+                self._dial(n, again, sock, address)
+            else:
+                sock.close()
+                self._listener.finish(n.id, errno.EACCES)
+
+        self._ask(f"connect to {host or address.host} port {address.port}", task.step, answered)
+
+    def _dial(self, n: Notification, spec: FlowSpec, sock: socket.socket, address: Address) -> None:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        outside = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
+        dial = Dial(n.id, spec, sock, outside, blocking)
+        error = outside.connect_ex(_destination(address))
+        if error == errno.EINPROGRESS:
+            error = _error_if_ended(outside)
+        if error == errno.EINPROGRESS:
+            self._dialer.hand_over(dial)
+        elif error:
+            self._dialer.refuse(dial, error)
+        else:
+            self._listener.finish(n.id, self._dialer.joined(dial))
+
+    # -- UNIX sockets --------------------------------------------------------------------------------------------
+
+    def _connect_unix(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
+        if not address.path or address.path.startswith(b"\0"):
+            # Abstract names belong to the network namespace, hence to the sandbox.
+            self._note(task, "unix", address, rule="inside")
+            self._perform(n, sock, raw)
+            return
+        path = os.fsdecode(address.path)
+        if not path.startswith("/"):
+            path = os.path.join(base_folder(n.tid, AT_FDCWD), path)
+        try:
+            held = self._root.open_path(path)
+        except OSError as error:
+            self._note(task, "unix", address, rule="inside", errno=error.errno or errno.ENOENT)
+            sock.close()
+            self._listener.finish(n.id, error.errno or errno.ENOENT)
+            return
+        rule = self._unix_rule(held)
+        if not rule:
+            os.close(held)
+            self._deny(n, task, sock, "unix", address, Decision.refuse("unix-socket"), errno.EACCES)
+            return
+        self._note(task, "unix", address, rule=rule)
+        through = socket.AF_UNIX.to_bytes(2, "little") + f"/proc/self/fd/{held}".encode() + b"\0"
+        self._perform(n, sock, through, held)
+
+    def _unix_rule(self, held: int) -> str:
+        info = os.fstat(held)
+        if not stat.S_ISSOCK(info.st_mode):
+            return "inside"  # the call gets ECONNREFUSED, as ever
+        if info.st_dev in self._private or (info.st_dev, info.st_ino) in self._bound_inside:
+            return "inside"
+        return "unix_sockets" if unix_allowed(self._unix_sockets, os.readlink(f"/proc/self/fd/{held}")) else ""
+
+    # -- bind, listen, sendto ------------------------------------------------------------------------------------
+
+    def bind(self, n: Notification) -> None:
+        """Perform a bind: nothing outside can be bound, but every name that is offered is on record."""
+        task = self._tasks.get(n.tid)
+        taken = self._take(n, n.args[1], n.args[2])
+        if taken is None:
+            return
+        sock, raw, address = taken
+        with sock:
+            if address is None:
+                self._listener.finish(n.id, errno.EINVAL)
+                return
+            is_path = address.family == socket.AF_UNIX and address.path[:1] not in {b"", b"\0"}
+            error = self._bind_path(n.tid, task, sock, address) if is_path else bind_raw(sock.fileno(), raw)
+            self._note_listen(task, "bind", sock, address, error)
+        self._listener.finish(n.id, error)
+
+    def _bind_path(self, tid: int, task: Task, sock: socket.socket, address: Address) -> int:
+        path = os.fsdecode(address.path)
+        if not path.startswith("/"):
+            path = os.path.join(base_folder(tid, AT_FDCWD), path)
+        folder, name = os.path.split(path)
+        try:
+            held = self._root.open_path(folder or "/", os.O_DIRECTORY)
+        except OSError as error:
+            return error.errno or errno.ENOENT
+        try:
+            through = f"/proc/self/fd/{held}/".encode() + os.fsencode(name) + b"\0"
+            if not name or len(through) > 108:
+                return errno.ENAMETOOLONG if name else errno.EINVAL
+            error = bind_raw(sock.fileno(), socket.AF_UNIX.to_bytes(2, "little") + through)
+            if error == 0:
+                made = os.stat(name, dir_fd=held, follow_symlinks=False)
+                self._bound_inside.add((made.st_dev, made.st_ino))
+                os.chmod(name, 0o777 & ~task.umask, dir_fd=held)
+            return error
+        finally:
+            os.close(held)
+
+    def listen(self, n: Notification) -> None:
+        """Perform a listen, and put the name on record."""
+        task = self._tasks.get(n.tid)
+        try:
+            sock = duplicate_socket(n.tid, _int32(n.args[0]))
+        except OSError as error:
+            self._listener.finish(n.id, error.errno or errno.EPERM)
+            return
+        with sock:
+            if not self._listener.is_valid(n.id):
+                return
+            error = listen_raw(sock.fileno(), _int32(n.args[1]))
+            self._note_listen(task, "listen", sock, None, error)
+        self._listener.finish(n.id, error)
+
+    def sendto(self, n: Notification) -> None:
+        """Perform a datagram to an address inside; refuse one that would leave."""
+        task = self._tasks.get(n.tid)
+        taken = self._take(n, n.args[4], n.args[5])
+        if taken is None:
+            return
+        sock, _raw, address = taken
+        if sock.type != socket.SOCK_DGRAM or address is None or address.family != sock.family:
+            sock.close()
+            self._listener.finish(n.id, errno.EISCONN if sock.type == socket.SOCK_STREAM else errno.EINVAL)
+            return
+        if not is_inside(address.host):
+            self._deny(n, task, sock, "udp", address, Decision.refuse("udp"), errno.EACCES)
+            return
+        if n.args[2] > _MAX_DATAGRAM:
+            sock.close()
+            self._listener.finish(n.id, errno.EMSGSIZE)
+            return
+        with sock:
+            try:
+                payload = self._memory.read(n.tid, n.args[1], n.args[2]) if n.args[2] else b""
+                if not self._listener.is_valid(n.id):
+                    return
+                self._note(task, "udp", address, rule="inside")
+                sent = sock.sendto(payload, _int32(n.args[3]) | socket.MSG_DONTWAIT, _inside(sock, address))
+            except OSError as error:
+                self._listener.finish(n.id, error.errno or errno.EIO)
+                return
+        self._listener.finish(n.id, 0, sent)
+
+    # -- common --------------------------------------------------------------------------------------------------
+
+    def _perform(self, n: Notification, sock: socket.socket, raw: bytes, held: int = -1) -> None:
+        """Connect on the caller's behalf to something inside; elsewhere if it may block."""
+
+        def work() -> None:
+            error = connect_raw(sock.fileno(), raw)
+            self._listener.finish(n.id, error)
+            sock.close()
+            if held >= 0:
+                os.close(held)
+
+        if fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK or sock.type == socket.SOCK_DGRAM:
+            work()
+        elif not self._waiting.acquire(blocking=False):
+            sock.close()
+            if held >= 0:
+                os.close(held)
+            self._listener.finish(n.id, errno.EAGAIN)
+        else:
+            self._workers.submit(work).add_done_callback(lambda _: self._waiting.release())
+
+    def _note(
+        self, task: Task, transport: Transport, address: Address, *, verdict: str = "allow", **fields: object
+    ) -> None:
+        self._record(
+            Connect,
+            verdict=verdict,
+            step=task.step,
+            pid=task.tgid,
+            transport=transport,
+            addr=address.host,
+            port=address.port,
+            **fields,
+        )
+
+    def _deny(
+        self,
+        n: Notification,
+        task: Task,
+        sock: socket.socket,
+        transport: Transport,
+        address: Address,
+        decision: Decision,
+        error: int,
+    ) -> None:
+        sock.close()
+        try:
+            self._note(
+                task, transport, address, verdict="deny", host=decision.host, rule=decision.rule, errno=error
+            )
+        finally:
+            self._listener.finish(n.id, error)
+
+    def _note_listen(
+        self, task: Task, op: Literal["bind", "listen"], sock: socket.socket, asked: Address | None, error: int
+    ) -> None:
+        transport: Transport = "unix" if sock.family == socket.AF_UNIX else "tcp"
+        if transport == "tcp" and sock.type == socket.SOCK_DGRAM:
+            transport = "udp"
+        host, port = (asked.host, asked.port) if asked is not None else ("", 0)
+        if transport != "unix":
+            name = sock.getsockname()
+            host, port = str(name[0]), int(name[1])
+        elif asked is None:
+            bound = sock.getsockname()
+            host = os.fsdecode(bound) if isinstance(bound, bytes) else str(bound)
+        self._record(
+            Listen,
+            verdict="allow" if error == 0 else "deny",
+            step=task.step,
+            pid=task.tgid,
+            op=op,
+            transport=transport,
+            addr=host.replace("\0", "@").encode("utf-8", "backslashreplace").decode(),
+            port=port,
+            errno=error,
+        )
+
+
+def _destination(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
+    if ":" in address.host:
+        return address.host, address.port, 0, address.scope
+    return ("127.0.0.1" if address.host == HOST_LOOPBACK else address.host), address.port
+
+
+def _inside(sock: socket.socket, address: Address) -> tuple[str, int]:
+    mapped = sock.family == socket.AF_INET6 and ":" not in address.host
+    return (f"::ffff:{address.host}" if mapped else address.host), address.port
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _error_if_ended(sock: socket.socket) -> int:
+    """EINPROGRESS while a connect goes on; else its errno. On loopback it has ended when it returns."""
+    try:
+        sock.getpeername()
+    except OSError:
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return error or errno.EINPROGRESS
+    return 0

@@ -1,0 +1,121 @@
+"""The one place where events are made: stamps them, writes them to the log, counts them and passes them on.
+
+A record is on disk before `record` returns, so whoever answers a call after that has logged it first. When the log
+cannot be written, `record` raises, the caller denies, and the breaker trips; the number of lost records follows as a
+`gap` as soon as the log can be written again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_agentwatch.audit.log import AuditLog, LogWriteError
+from jupyter_agentwatch.events import Event, Gap, Session
+
+__all__ = ["Recorder", "open_log"]
+
+
+def open_log(path: Any, **fields: Any) -> AuditLog:
+    """Create the log with its `session` record; `fields` are those of `events.Session` but for the stamps."""
+    stamps = {"seq": 0, "t_mono_ns": time.monotonic_ns(), "t_wall_ns": time.time_ns()}
+    return AuditLog.create(path, Session(op="open", verdict="allow", basis="verified", **stamps, **fields))
+
+
+class Recorder:
+    """Makes events. Thread-safe: the notification thread and the control thread both record.
+
+    Args:
+        log: Opened log.
+        watch: Id of the watch.
+        on_failure: Called once, from the recording thread, when the log cannot be written.
+    """
+
+    def __init__(self, log: AuditLog, watch: str, on_failure: Callable[[str], None]) -> None:
+        self._log = log
+        self._watch = watch
+        self._lock = threading.Lock()
+        self._on_failure = on_failure
+        self._lost = 0
+        self._failing = False
+        self._cells: dict[int, str] = {}
+        self.counts: Counter[str] = Counter()
+        self.listener: Callable[[bytes], None] | None = None
+        """Gets every event's JSON after it is in the log, in order, under the lock: it must only queue."""
+
+    @property
+    def head(self) -> str:
+        """Hash of the last record."""
+        return self._log.head
+
+    @property
+    def lost(self) -> int:
+        """Records that could not be written and are not yet on record as a gap."""
+        return self._lost
+
+    def step_belongs_to(self, step: int, cell: str) -> None:
+        """Make every record of a step bear the cell that started it."""
+        self._cells[step] = cell
+
+    def record(
+        self,
+        kind: type[Event],
+        *,
+        verdict: str = "allow",
+        basis: str = "verified",
+        step: int = 0,
+        sync: bool = False,
+        **fields: Any,
+    ) -> int:
+        """Write one event and return its sequence number.
+
+        Args:
+            kind: Event class.
+            verdict: What is answered.
+            basis: How far the record can be believed.
+            step: Step that caused it, 0 for none.
+            sync: Force it to the disk (findings, kills, closes).
+            **fields: Fields of `kind`.
+
+        Raises:
+            LogWriteError: The log cannot be written; the call that this is about must be denied.
+        """
+        with self._lock:
+            if self._lost:
+                gap = {"lost": self._lost, "reason": "the audit log could not be written"}
+                self._append(Gap, {"verdict": "deny", "basis": "verified", **gap}, sync=True)
+                self._lost = 0
+            fields |= {"verdict": verdict, "basis": basis, "step": step, "cell": self._cells.get(step, "")}
+            return self._append(kind, fields, sync=sync)
+
+    def _append(self, kind: type[Event], fields: dict[str, Any], *, sync: bool) -> int:
+        seq = self._log.next_seq
+        event = kind(seq=seq, t_mono_ns=time.monotonic_ns(), t_wall_ns=time.time_ns(), watch=self._watch, **fields)
+        try:
+            body = self._log.append(event)
+            if sync:
+                self._log.sync()
+        except LogWriteError as error:
+            self._lost += self._log.next_seq == seq
+            if not self._failing:
+                self._failing = True
+                self._on_failure(str(error))
+            raise
+        self._failing = False
+        self.counts[f"{kind.__struct_config__.tag}:{event.verdict}"] += 1
+        if self.listener is not None:
+            self.listener(body)
+        return seq
+
+    def sync(self) -> None:
+        """Force all records to the disk."""
+        with self._lock:
+            self._log.sync()
+
+    def close(self) -> None:
+        """Close the log; nothing can be recorded afterwards."""
+        with self._lock:
+            self._log.close()

@@ -1,0 +1,11 @@
+"""The public handle in the kernel: start a watch, run commands in it, stop it.
+
+Deciding, recording and killing are the supervisor's; nothing here can loosen what it enforces.
+"""
+
+from jupyter_agentwatch.watch.command import Command, CommandResult
+from jupyter_agentwatch.watch.handle import Watch
+from jupyter_agentwatch.watch.running import Running
+from jupyter_agentwatch.watch.shell import Shell, ShellResult, Terminal
+
+__all__ = ["Command", "CommandResult", "Running", "Shell", "ShellResult", "Terminal", "Watch"]

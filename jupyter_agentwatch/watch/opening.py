@@ -1,0 +1,86 @@
+"""What has to be known before a watch can open: policy, private folders, names of socket and log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jupyter_agentwatch.errors import PolicyError
+from jupyter_agentwatch.policy import Policy, check_policy, parse_policy, policy_from_mapping
+from jupyter_agentwatch.wire.messages import Launch
+from jupyter_agentwatch.wire.runtime import control_socket, log_dir, new_watch_id, runtime_dir
+
+__all__ = ["load_policy", "plan_launch", "private_folders"]
+
+_MAX_POLICY = 1 << 20
+
+
+def load_policy(policy: Policy | Mapping[str, Any] | str | os.PathLike[str] | None) -> Policy:
+    """Return the policy that a caller means; None means the default.
+
+    Raises:
+        PolicyError: It is malformed, or its file cannot be read.
+        TypeError: It is none of these.
+    """
+    if policy is None:
+        return Policy()
+    if isinstance(policy, Policy):
+        return check_policy(policy)
+    if isinstance(policy, Mapping):
+        return policy_from_mapping(policy)
+    path = _policy_path(policy)
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_POLICY + 1).decode()
+    except OSError as error:
+        msg = f"policy {path}: {error.strerror}"
+        raise PolicyError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"policy {path}: not UTF-8 text: byte {error.start}"
+        raise PolicyError(msg) from error
+    return parse_policy(text, str(path))
+
+
+def _policy_path(policy: object) -> Path:
+    if isinstance(policy, (str, os.PathLike)):
+        return Path(policy)
+    msg = f"policy must be a Policy, a mapping or the path of a YAML file, not {type(policy).__name__}"
+    raise TypeError(msg)
+
+
+def plan_launch(policy: Policy, workspace: Path, cell: str) -> Launch:
+    """Choose an id that no log bears yet, and say what a supervisor must be told.
+
+    Raises:
+        ControlError: A folder of ours is not private, or its name is too long.
+    """
+    logs = log_dir()
+    watch = next(name for name in iter(new_watch_id, "") if not (logs / f"{name}.jsonl").exists())
+    return Launch(
+        watch=watch,
+        policy=policy,
+        workspace=str(workspace),
+        socket=str(control_socket(watch)),
+        log=str(logs / f"{watch}.jsonl"),
+        owner_pid=os.getpid(),
+        cell=cell,
+        environ={name: os.environ[name] for name in policy.environment.passed if name in os.environ},
+        python=list(dict.fromkeys((sys.prefix, sys.base_prefix, str(Path(sys.executable).parent)))),
+    )
+
+
+def private_folders() -> tuple[Path, ...]:
+    """Return the folders that no workspace may contain: the user's home, control sockets, audit logs.
+
+    Raises:
+        ControlError: A folder of ours is not private.
+    """
+    homes = [Path.home()]
+    with contextlib.suppress(KeyError):
+        homes.append(Path(pwd.getpwuid(os.getuid()).pw_dir))
+    return (*homes, runtime_dir(), log_dir())
