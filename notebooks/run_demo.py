@@ -22,7 +22,7 @@ from traitlets.config import Config
 
 from jupyter_agentwatch.audit.reader import kind_of, list_logs, read_events
 from jupyter_agentwatch.audit.verify import verify_log
-from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Flow, Session, printable
+from jupyter_agentwatch.events import AnyEvent, BreakerChanged, Connect, Control, Dns, Flow, Session, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,14 +133,17 @@ def summarise(folder: Path) -> bool:
     logs = list_logs(folder)
     events = [event for log in logs for event in read_events(log.path)]
     kinds = Counter(kind_of(event) for event in events)
-    outward = [event for event in events if isinstance(event, Connect | Flow | Dns)]
+    # A flow's end repeats what was said when it was named; what people did with the watch is no act of the agent.
+    ours = BreakerChanged | Control | Session
+    acts = [e for e in events if not isinstance(e, ours) and not (isinstance(e, Flow) and e.op == "closed")]
+    outward = [event for event in acts if isinstance(event, Connect | Flow | Dns)]
     ends = [event for event in events if isinstance(event, Session) and event.op == "close"]
     checks = [verify_log(log.path) for log in logs]
     survivors = sum(end.survivors for end in ends)
     good = bool(logs) and len(ends) == len(logs) and all(check.ok for check in checks) and survivors == 0
     print(f"\nRecorded   {len(events)} events: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}")
     print(f"Allowed    {_destinations(e for e in outward if e.verdict == 'allow') or 'nothing outward'}")
-    print(f"Denied     {_destinations(e for e in events if e.verdict == 'deny') or 'nothing'}")
+    print(f"Denied     {_destinations(e for e in acts if e.verdict == 'deny') or 'nothing'}")
     print(f"Killed     {sum(end.killed for end in ends)} processes in {len(ends)} watches, {survivors} left")
     verified = sum(check.ok for check in checks)
     print(f"Verified   {verified} of {len(logs)} logs, {len(ends)} of them closed: {folder}")

@@ -16,6 +16,7 @@ from jupyter_agentwatch.audit.log import AuditLog
 from jupyter_agentwatch.events import AnyEvent, Event, Exec, Session, encode_event
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = ["KINDS", "WATCH", "a_close", "a_run", "an_exec", "an_open", "events", "log_events", "sealed", "written"]
@@ -56,7 +57,7 @@ def log_events(draw: st.DrawFn, *, min_size: int = 1, max_size: int = 5) -> list
     return [msgspec.structs.replace(event, seq=seq, watch=watch) for seq, event in enumerate(drawn)]
 
 
-def sealed(records: list[AnyEvent]) -> list[bytes]:
+def sealed(records: Sequence[Event]) -> list[bytes]:
     """The lines of a log that holds these events."""
     lines: list[bytes] = []
     head = GENESIS
@@ -113,7 +114,7 @@ def a_run(records: int) -> list[AnyEvent]:
     return [an_open(), *(an_exec(seq) for seq in range(1, records - 1)), a_close(records - 1)]
 
 
-def written(path: Path, records: list[AnyEvent]) -> Path:
+def written(path: Path, records: Sequence[Event]) -> Path:
     """Write a log through the one writer there is, sync it, and return its path."""
     log = AuditLog.create(path, records[0])  # type: ignore[arg-type]
     for event in records[1:]:

@@ -64,7 +64,7 @@ def test_a_damaged_line_is_an_error_with_its_number(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(lines[0] + lines[1] + b"junk\n" + lines[2])
     events = read_events(tmp_path / "log.jsonl")
     assert [next(events).seq, next(events).seq] == [0, 1]
-    with pytest.raises(LogError, match="line 3 is not a record: .*verify the log"):
+    with pytest.raises(LogError, match=r"line 3 is not a record: .*verify the log"):
         next(events)
 
 

@@ -114,6 +114,7 @@ def test_the_stand_in_becomes_host_loopback() -> None:
         (flow(1, "stratum"), "never passed on"),
         (flow(1, "socks5"), "never passed on"),
         (flow(1, "tls", rule="server-name-mismatch"), "another server"),
+        (flow(1, "tls", rule="server-name-hidden"), "hid its name"),
         (connect(1, "8.8.8.8", 53, transport="udp"), "UDP"),
         (connect(1, "127.0.0.1"), "loopback"),
         (connect(1, "::1"), "loopback"),

@@ -53,11 +53,12 @@ def _not_one(text: str | None, logs: list[LogInfo]) -> str:
 def tail(options: argparse.Namespace) -> int:
     """Show the last records of a log and, with `--follow`, those that come, until the watch ends."""
     log = LogTail(find_log(options.log))
+    watch = next(read_events(log.path)).watch
     sink = ByteSink(sys.stdout.buffer)
     last = deque(_lines(log), maxlen=max(options.lines, 1))
     _show(list(last)[-options.lines :] if options.lines else [], log.path, sink, raw=options.json)
     if options.follow and not (last and _closes(last[-1], log.path)):
-        _follow(log, sink, raw=options.json)
+        _follow(log, control_socket(watch), sink, raw=options.json)
     return 0
 
 
@@ -86,19 +87,18 @@ def _closes(line: bytes, path: Path) -> bool:
     return isinstance(event, Session) and event.op == "close"
 
 
-def _follow(log: LogTail, sink: ByteSink, *, raw: bool) -> None:
-    watch = next(read_events(log.path)).watch
+def _follow(log: LogTail, socket: Path, sink: ByteSink, *, raw: bool) -> None:
     idle = 0
     while True:
         # A supervisor that was killed writes no close record. Asked before the read: what it wrote last is shown.
-        gone = idle == _POLLS_PER_CHECK and not supervisors_of(control_socket(watch))
+        gone = idle == _POLLS_PER_CHECK and not supervisors_of(socket)
         lines = log.read_lines(_BATCH)
         if lines:
             _show(lines, log.path, sink, raw=raw)
             if _closes(lines[-1], log.path):
                 return
         elif gone:
-            remark(f"watch {printable(watch)} has no supervisor any more, and its log no close record")
+            remark("the watch has no supervisor any more, and its log no close record")
             return
         else:
             time.sleep(_POLL_S)

@@ -19,6 +19,7 @@ from jupyter_agentwatch.wire.messages import Killed
 __all__ = ["kill_supervisors", "supervisors_of"]
 
 _PATIENCE_S = 5.0
+_POLL_S = 0.005
 _MARK = (b"-m", b"jupyter_agentwatch.supervisor")
 
 
@@ -56,11 +57,11 @@ def kill_supervisors(path: Path, why: str) -> Killed:
     family: list[psutil.Process] = []
     for pid in pids:
         family += _kill_one(pid, path)
-    gone, alive = psutil.wait_procs(family, timeout=_PATIENCE_S)
+    alive = _wait_for_end(family)
     names = ", ".join(map(str, pids))
     note = f"{why}: SIGKILL to the supervisor (process {names}); its log has no close record"
     latency = (time.monotonic() - started) * 1000
-    return Killed(killed=len(gone), survivors=len(alive), latency_ms=latency, head="", note=note)
+    return Killed(killed=len(family) - alive, survivors=alive, latency_ms=latency, head="", note=note)
 
 
 def _kill_one(pid: int, path: Path) -> list[psutil.Process]:
@@ -75,13 +76,27 @@ def _kill_one(pid: int, path: Path) -> list[psutil.Process]:
         process = psutil.Process(pid)
         family = process.children(recursive=True)
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        process.wait(timeout=_PATIENCE_S)
     except (psutil.Error, ProcessLookupError):
         return []
     else:
         return family
     finally:
         os.close(descriptor)
+
+
+def _wait_for_end(family: list[psutil.Process]) -> int:
+    """Return how many still live after a while. A zombie is dead, whether its new parent reaps it or not."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (alive := sum(map(_lives, family))) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return alive
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _inodes(path: Path) -> set[str]:

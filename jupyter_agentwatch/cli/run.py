@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.cli.output import ByteSink, remark
@@ -45,9 +46,10 @@ def run(options: argparse.Namespace) -> int:
                 threading.Thread(target=_feed, args=(running,), name="stdin", daemon=True).start()
             _copy_output(running)
             result = running.wait()
+        head = watch.kill("the command ended").head
     _explain(result)
     if not options.quiet:
-        _summarise(watch)
+        _summarise(watch.log, head)
     return result.returncode if result.returncode >= 0 else 128 - result.returncode
 
 
@@ -105,12 +107,8 @@ def _interrupts(running: Running) -> Iterator[None]:
 def _explain(result: CommandResult) -> None:
     name = one_line(result.argv[:1])
     match result.outcome:
-        case "exited" | "signalled":
-            pass
-        case "not-found":
-            remark(f"{name}: command not found in the sandbox")
-        case "not-executable":
-            remark(f"{name}: cannot be executed in the sandbox")
+        case "exited" | "signalled" | "not-found" | "not-executable":
+            pass  # the exit code says it, or the supervisor has, where the command's own errors go
         case "timeout":
             remark(f"{name}: killed after {result.duration_s:.1f} s: its time limit")
         case other:
@@ -120,9 +118,9 @@ def _explain(result: CommandResult) -> None:
             remark(f"{name}: {stream} was cut at the policy's limits.output_bytes")
 
 
-def _summarise(watch: Watch) -> None:
+def _summarise(log: Path, head: str) -> None:
     try:
-        counts = counts_text(tally(read_events(watch.log)))
+        counts = counts_text(tally(read_events(log)))
     except LogError as error:
         counts = printable(str(error), 2000)
-    remark(f"{counts}; log {printable(str(watch.log), 4096)} head {watch.head}")
+    remark(f"{counts}; log {printable(str(log), 4096)} head {head}")

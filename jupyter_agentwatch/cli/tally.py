@@ -15,6 +15,8 @@ __all__ = ["Destination", "Tally", "tally"]
 
 _REMOVALS = {"unlink", "unlinkat", "rmdir"}
 _TWO_NAMES = {"rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"}
+_FOLDERS = {"mkdir", "mkdirat"}
+_INSIDE = "inside"
 _NOT_FILES = ("/dev/", "/proc/")
 
 
@@ -42,10 +44,11 @@ class Tally:
     Attributes:
         steps: Commands started.
         processes: Distinct processes that exec'd, or that init reaped.
-        allowed: Connections allowed, and not refused later by their first bytes.
+        allowed: Connections to the outside allowed, and not refused later by their first bytes. What stays inside the
+            sandbox (its own loopback, its DNS stub) does not count.
         denied: Connections denied, at connect or by their first bytes.
         names_refused: DNS queries refused.
-        files: Distinct paths written, renamed to or linked to, without devices, sorted. Hostile text.
+        files: Distinct paths written, renamed to or linked to, without folders and devices, sorted. Hostile text.
         removed: Distinct paths removed.
         destinations: Every destination, the denied ones first.
         findings: Findings in order.
@@ -113,8 +116,8 @@ class _Counting:
                 pass
 
     def _connect(self, event: Connect) -> None:
-        if event.verdict == "ask":
-            return  # held: the answer is a record of its own
+        if event.verdict == "ask" or (event.verdict == "allow" and event.rule == _INSIDE):
+            return  # a held call's answer is a record of its own
         where = event.addr if event.transport == "unix" else f"{event.host or event.addr}:{event.port}"
         verdict = "allow" if event.verdict == "allow" else "deny"
         # A flow may have several records (pending, done); one that its first bytes got refused stays refused.
@@ -124,7 +127,7 @@ class _Counting:
 
     def _file(self, event: FileOp) -> None:
         path = event.path2 if event.op in _TWO_NAMES and event.path2 else event.path
-        if not path.startswith(_NOT_FILES):
+        if not path.startswith(_NOT_FILES) and event.op not in _FOLDERS:
             (self.removed if event.op in _REMOVALS else self.files).add(path)
 
     def result(self) -> Tally:

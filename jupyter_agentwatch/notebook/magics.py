@@ -24,7 +24,7 @@ from jupyter_agentwatch.cli.policies import load_policy, suggestion_text, sugges
 from jupyter_agentwatch.cli.terminal import SafeText, safe_text
 from jupyter_agentwatch.cli.words import changes_text, event_line, killed_line, status_text
 from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
-from jupyter_agentwatch.events import AnyEvent, printable
+from jupyter_agentwatch.events import AnyEvent, Dns, printable
 from jupyter_agentwatch.notebook.arguments import (
     CELL_PARSER,
     LINE_PARSER,
@@ -92,7 +92,8 @@ class AgentwatchMagics(Magics):
     def _finish(self, result: CommandResult, log: LogTail, out: str | None, *, interrupted: bool = False) -> None:
         if out is not None:
             self._put(out, result)
-        events = [event for event in log.read_new() if event.step == result.step]
+        # The DNS stub does not know which command asks: what was asked meanwhile counts as this one's.
+        events = [each for each in log.read_new() if each.step == result.step or (isinstance(each, Dns) and not each.step)]
         _show(summary(result, events, str(log.path), interrupted=interrupted))
 
     def _ensure(self, options: argparse.Namespace) -> Watch:

@@ -1,6 +1,13 @@
-"""What a watch may do: the model, its reading and writing, and the decisions that follow from it. Pure."""
+"""What a watch may do: the model, its reading and writing, and the decisions that follow from it. Pure.
 
-from jupyter_agentwatch.policy.evidence import Candidate, LeftOut
+Suggestions are loaded at first use: the supervisor, whose start is timed, never makes one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from jupyter_agentwatch.policy.match import Decision, NetworkMatcher, decide_protocol, unix_allowed
 from jupyter_agentwatch.policy.model import (
     Breaker,
@@ -23,7 +30,10 @@ from jupyter_agentwatch.policy.parse import (
     policy_from_mapping,
     policy_to_yaml,
 )
-from jupyter_agentwatch.policy.suggest import Suggestion, suggest_policy
+
+if TYPE_CHECKING:
+    from jupyter_agentwatch.policy.evidence import Candidate, LeftOut
+    from jupyter_agentwatch.policy.suggest import Suggestion, suggest_policy
 
 __all__ = [
     "HOST_LOOPBACK",
@@ -52,3 +62,22 @@ __all__ = [
     "suggest_policy",
     "unix_allowed",
 ]
+
+_LATE = {
+    "Candidate": "jupyter_agentwatch.policy.evidence",
+    "LeftOut": "jupyter_agentwatch.policy.evidence",
+    "Suggestion": "jupyter_agentwatch.policy.suggest",
+    "suggest_policy": "jupyter_agentwatch.policy.suggest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _LATE.get(name)
+    if home is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

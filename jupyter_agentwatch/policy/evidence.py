@@ -130,8 +130,10 @@ class Collector:
 
     def add_flow(self, event: Flow) -> None:
         """Take a connection that was refused by its first bytes."""
-        if event.rule == "server-name-mismatch":
-            self._leave("the flow called for another server than the host that it was allowed for", event.seq)
+        if event.rule.startswith("server-name-"):
+            self._leave(
+                "the flow named another server than the host that it was allowed for, or hid its name", event.seq
+            )
         elif decide_protocol(Decision("allow", ""), event.protocol).verdict == "deny":
             self._leave(f"{printable(event.protocol, 40)} is never passed on", event.seq)
         else:

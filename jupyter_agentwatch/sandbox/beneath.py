@@ -16,10 +16,23 @@ from pathlib import Path
 
 from jupyter_agentwatch.errors import WorkspaceError
 
-__all__ = ["MAX_PATH", "NotKeptError", "WorkspaceTree", "lstat", "open_regular", "why"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_PATH",
+    "TOO_DEEP",
+    "NotKeptError",
+    "WorkspaceTree",
+    "is_beyond",
+    "lstat",
+    "open_regular",
+    "why",
+]
 
 MAX_PATH = 4000
 """Longest path below the workspace, in bytes, that is looked at: PATH_MAX less room for a temporary name."""
+
+MAX_DEPTH = 128
+"""Most components of such a path: every look-up of what is known above a path costs a step for each."""
 
 _MAX_LINKS = 40  # the kernel's own limit of symbolic links in one path
 _OPENAT2 = 437  # the same number on x86_64 and aarch64
@@ -32,6 +45,10 @@ _HOWS = {flags: (ctypes.c_uint64 * 3)(flags, 0, _RESOLVE) for flags in (_DIR_PAT
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _syscall.restype = ctypes.c_long
+
+
+TOO_DEEP = f"paths of more than {MAX_DEPTH} levels or {MAX_PATH} bytes"
+"""What to tell a person about them."""
 
 
 class NotKeptError(Exception):
@@ -89,9 +106,11 @@ class WorkspaceTree:
             read: To list it; else only as the base of `*at` calls.
 
         Raises:
-            OSError: ELOOP where a component is a symbolic link (ENOTDIR where the kernel has no openat2).
+            OSError: ELOOP or ENOTDIR where a component is a symbolic link.
         """
         flags = _DIR_READ if read else _DIR_PATH
+        if b"/" not in rel:  # one component needs no openat2, and an ordinary call costs half as much
+            return os.open(rel or b".", flags | os.O_NOFOLLOW, dir_fd=self._fd) if rel or read else os.dup(self._fd)
         if not self._has_openat2:
             return self._open_stepwise(rel, flags)
         fd: int = _syscall(_OPENAT2, self._fd, rel or b".", _HOWS[flags], 24)
@@ -168,8 +187,11 @@ class WorkspaceTree:
                     for entry in entries:
                         name = os.fsencode(entry.name)
                         child, seen = (rel + b"/" + name if rel else name), seen + 1
-                        if seen > limit or len(child) > MAX_PATH:
-                            raise NotKeptError(f"more than {limit} paths" if seen > limit else "a path too long")
+                        if seen > limit:
+                            msg = f"more than {limit} paths"
+                            raise NotKeptError(msg)
+                        if is_beyond(child):
+                            raise NotKeptError(TOO_DEEP)
                         info = lstat(fd, name)
                         if info is None:
                             continue
@@ -224,6 +246,11 @@ def open_regular(folder: int, name: bytes) -> Iterator[tuple[int, os.stat_result
         yield fd, info
     finally:
         os.close(fd)
+
+
+def is_beyond(rel: bytes) -> bool:
+    """Whether a path relative to the workspace is longer or deeper than is looked at."""
+    return len(rel) > MAX_PATH or rel.count(b"/") >= MAX_DEPTH
 
 
 def lstat(folder: int, name: bytes) -> os.stat_result | None:

@@ -100,7 +100,7 @@ class Comparison:
             entry, before = told
             after = next_image(others.values(), rel, entry.first) or self.now(survey, rel)
             change = self._change(rel, before, after)
-            if rel in own and entry.below and (not rel or before.ident[:2] != after.ident[:2]):
+            if rel in own and entry.below:
                 survey.incomplete[rel] = f"not all pre-images below it were kept: {entry.below}"
             if rel in survey.incomplete:
                 change = change or "modified"
@@ -123,7 +123,7 @@ class Comparison:
     def _candidates(self, survey: Survey) -> set[bytes]:
         """Every path that the step may have changed: those touched, and all below a directory that came or went."""
         found = set(survey.own)
-        roots = {q for q, e in survey.own.items() if q and (e.image.kind != "directory" or e.below is not None)}
+        roots = {q for q, e in survey.own.items() if q and (e.image.kind not in _OPAQUE or e.below is not None)}
         walked: set[bytes] = set()
         for top in sorted(roots):
             if any(folder in walked for folder in above(top)) or self.now(survey, top).kind != "directory":
@@ -178,15 +178,15 @@ class Comparison:
     def _described(self, rel: bytes, survey: Survey, budget: DiffBudget) -> StepChange:
         effect = survey.effects[rel]
         before, after = effect.before, effect.after
+        kinds = {before.kind, after.kind}
         notes, diff = [], ""
-        if "unknown" in {before.kind, after.kind}:
+        if "unknown" in kinds:
             notes.append(f"not known what it was: {before.lost or after.lost}")
-        elif effect.change != "mode" and "file" in {before.kind, after.kind}:
+        elif effect.change != "mode":
             try:
-                diff = self._diff(rel, before, after, budget)
+                diff = self._diff(rel, before, after, budget) if "file" in kinds else ""
             except (OSError, NotKeptError) as error:
                 notes.append(why(error))
-        if effect.change != "mode" and not before.kind == after.kind == "file":
             notes += dict.fromkeys(_kind_text(image) for image in (before, after) if image.kind not in _PLAIN)
         if before.kind == after.kind != "symlink" and before.mode != after.mode:
             notes.append(f"mode {before.mode:04o} → {after.mode:04o}")
@@ -228,7 +228,8 @@ class Comparison:
         return text
 
 
-_PLAIN = frozenset({"absent", "file", "unknown"})
+_OPAQUE = frozenset({"directory", "unknown"})
+_PLAIN = frozenset({"absent", "file"})
 
 
 def _kind_text(image: Image) -> str:

@@ -38,6 +38,8 @@ _MAX_BACKLOG: Final = 8 << 20
 _WATCHED: Final = 4096
 """Bytes of a direction that are still looked at after its flow was let through without its name being certain."""
 
+_PADDING: Final = b" \t\r\n\0"
+_PADDED: Final = 1 << 16
 _RESET: Final = struct.pack("ii", 1, 0)
 _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -226,9 +228,8 @@ class _Pump:
     @property
     def wants(self) -> bool:
         """Whether it would read, were the flow not paused."""
-        if self.is_at_eof or self._waiting:
-            return False
-        return self.flow.phase == "open" or len(self.held) < self.flow.gateway.first_bytes.limit_bytes
+        has_room = self.flow.phase == "open" or len(self.held) < self.flow.gateway.first_bytes.limit_bytes
+        return has_room and not self.is_at_eof and not self._waiting
 
     def arm(self, *, is_running: bool) -> None:
         """Ask the event loop for exactly the readiness that can be used now."""
@@ -250,10 +251,10 @@ class _Pump:
         self._pass_on(memoryview(held))
 
     def drop(self) -> None:
-        """Forget what waits."""
+        """Forget what waits and want nothing more."""
         self.flow.gateway.backlog -= len(self._waiting)
         self._waiting = memoryview(b"")
-        self.held.clear()
+        self.arm(is_running=False)
 
     def _readable(self) -> None:
         gateway = self.flow.gateway
@@ -346,7 +347,7 @@ class _Flow:
             self.end("internal-error", reset=True, error=error)
 
     def arm(self) -> None:
-        """Bring the readiness asked for in line with the flow's state; ends it when both directions are done."""
+        """Ask for the readiness that fits the flow's state; end it when both directions are done."""
         if self.phase == "open" and self._out.is_done and self._in.is_done:
             self.end("eof")
         is_running = self.phase != "ended" and not self.gateway.is_paused
@@ -380,9 +381,9 @@ class _Flow:
 
         A client could otherwise outwait the hold, or let an accomplice speak first, and log in to its pool then.
         """
-        watched = (pump.watched or b"") + bytes(data[:_WATCHED])
-        # Padding does not use the watch up.
-        pump.watched = watched.lstrip() if len(watched) < _WATCHED else None
+        # Padding in front does not use the watch up, within reason.
+        watched = ((pump.watched or b"") + bytes(data[:_PADDED])).lstrip(_PADDING)[:_WATCHED]
+        pump.watched = watched if len(watched) < _WATCHED and pump.passed < _PADDED else None
         naming = name_protocol(watched, b"", final=len(watched) >= _WATCHED)
         if naming is None or naming in (Naming(UNKNOWN), self.naming):
             return True
@@ -404,7 +405,6 @@ class _Flow:
             self._timer.cancel()
         for pump in (self._out, self._in):
             pump.drop()
-            pump.arm(is_running=False)
         for one in (self._out.source, self._in.source):
             if reset:
                 with contextlib.suppress(OSError):
@@ -444,7 +444,7 @@ class _Flow:
         if self._timer is not None:
             self._timer.cancel()
         if not is_certain:
-            self._out.watched, self._in.watched = out[:_WATCHED].lstrip(), in_[:_WATCHED].lstrip()
+            self._out.watched, self._in.watched = out.lstrip(_PADDING)[:_WATCHED], in_.lstrip(_PADDING)[:_WATCHED]
         self._out.release()
         if self.phase == "open":
             self._in.release()

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from jupyter_agentwatch.errors import UndoConflictError, WorkspaceError
 from jupyter_agentwatch.events import from_bytes, printable
-from jupyter_agentwatch.sandbox.beneath import MAX_PATH, NotKeptError, WorkspaceTree, lstat, why
+from jupyter_agentwatch.sandbox.beneath import (
+    MAX_DEPTH,
+    MAX_PATH,
+    TOO_DEEP,
+    NotKeptError,
+    WorkspaceTree,
+    is_beyond,
+    lstat,
+    why,
+)
 from jupyter_agentwatch.sandbox.comparison import Comparison, Effect, StepChange, Survey
 from jupyter_agentwatch.sandbox.preimage import ABSENT, BlobStore, Image, bytes_text
 from jupyter_agentwatch.sandbox.restore import restore
@@ -92,10 +101,6 @@ class WorkspaceHistory:
                 return
             self._moment += 1
             log = self._logs.setdefault(step, {})
-            if len(rel) > MAX_PATH:
-                folder = rel[:MAX_PATH].rpartition(b"/")[0]
-                self._lose(log, folder, f"a path below it is longer than {MAX_PATH} bytes")
-                return
             try:
                 self._touch(log, rel, op)
             except OSError as error:
@@ -153,6 +158,9 @@ class WorkspaceHistory:
         below = op.startswith(_TREE_OPS)
         follow = not op.startswith(_NAME_OPS)
         if _is_plain(rel):
+            if is_beyond(rel):
+                self._lose_deep(log, rel)
+                return
             folder, _, name = rel.rpartition(b"/")
             try:
                 fd = self._tree.open(folder)
@@ -168,7 +176,9 @@ class WorkspaceHistory:
                     return
         for last in (False, True) if follow else (False,):
             true = self._tree.resolve(rel, follow=last)
-            if true:
+            if true and is_beyond(true):
+                self._lose_deep(log, true)
+            elif true:
                 with self._tree.parent(true) as (fd, name):
                     self._keep(log, true, fd, name, below=below)
 
@@ -206,6 +216,15 @@ class WorkspaceHistory:
     def _lose(self, log: StepLog, rel: bytes, reason: str) -> None:
         if known(log, rel) is None and self._has_room(log, rel):
             self._add(log, rel, Image("unknown", lost=reason))
+
+    def _lose_deep(self, log: StepLog, rel: bytes) -> None:
+        """Mark the last directory on the way that is not too deep as one below which not everything is known."""
+        top = b"/".join(rel.split(b"/", MAX_DEPTH)[:-1])[:MAX_PATH].rpartition(b"/")[0]
+        entry = log.get(top)
+        if entry is None:
+            self._lose(log, top, TOO_DEEP)
+        elif entry.image.kind == "directory":
+            entry.below = TOO_DEEP
 
     def _has_room(self, log: StepLog, rel: bytes) -> bool:
         """Whether the index may grow; where it may not, the whole log is marked as incomplete."""

@@ -242,7 +242,7 @@ class _Server:
                 return
             if pid == 0:
                 return
-            news = {"pid": pid, "status": status, "step": self._steps.pop(pid, 0)}
+            news: dict[str, Any] = {"pid": pid, "status": status, "step": self._steps.pop(pid, 0)}
             news |= {"user": usage.ru_utime, "system": usage.ru_stime, "rss": usage.ru_maxrss * 1024}
             _send(self._control, {"exit": news})
 
@@ -285,8 +285,8 @@ def _processes(sessions: set[int] | None = None) -> list[tuple[int, str]]:
 
 
 def _resize(master: int, rows: int, columns: int) -> None:
-    import fcntl  # noqa: PLC0415 -- only terminals need it
-    import termios  # noqa: PLC0415
+    import fcntl  # only terminals need it
+    import termios
 
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 

@@ -107,10 +107,8 @@ class Sandbox:
 
     def destroy(self) -> None:
         """Kill init, hence every member of its PID namespace, and wait until all are gone."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.bwrap.wait()
 
 

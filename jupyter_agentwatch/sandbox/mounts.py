@@ -26,7 +26,16 @@ _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"
 _ETC: Final = (
     *("alternatives", "ca-certificates", "ca-certificates.conf", "crypto-policies", "fonts", "java", "java-17-openjdk"),
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "magic", "mime.types", "protocols"),
-    *("services", "ssl/certs", "ssl/openssl.cnf", "pki/tls/certs", "pki/ca-trust", "terminfo", "inputrc", "bash.bashrc"),
+    *(
+        "services",
+        "ssl/certs",
+        "ssl/openssl.cnf",
+        "pki/tls/certs",
+        "pki/ca-trust",
+        "terminfo",
+        "inputrc",
+        "bash.bashrc",
+    ),
     *("debian_version", "os-release", "lsb-release", "gai.conf", "host.conf", "locale.alias", "python3", "perl"),
 )
 

@@ -204,7 +204,7 @@ def try_network(bench: Bench) -> str:
         *(bench.bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
         *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--ro-bind", "/", "/", "--proc", "/proc"),
-        *("--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm", "--remount-ro", "/", "--chdir", "/", "--"),  # noqa: S108 -- the child's own
+        *("--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm", "--remount-ro", "/", "--chdir", "/", "--"),  # noqa: S108
     )
     bench.sandboxed = _converse(bench.machine, prefix, "try it")
     wrong = bench.sandboxed.wrong.get("network")
@@ -317,7 +317,8 @@ def try_cgroup(bench: Bench) -> str:
     if delegation is None:
         msg = "there is no cgroup v2 in which we may make one"
         raise FailedTrialError(msg)
-    leaf = Leaf.create(delegation, f"agentwatch-probe-{token_hex(8)}", memory_bytes=1 << 26, processes=16)
+    name = f"agentwatch-probe-{os.getpid()}-{token_hex(8)}"
+    leaf = Leaf.create(delegation, name, memory_bytes=1 << 26, processes=16)
     waits = [*bare_python(), "import sys;sys.stdin.read()"]
     try:
         with subprocess.Popen(waits, stdin=subprocess.PIPE, env={}) as member:
@@ -345,7 +346,7 @@ def try_parent_death(_bench: Bench) -> str:
 
 
 def try_gpus(_bench: Bench) -> str:
-    """List the nodes of NVIDIA's GPUs, and open the driver's own: to open a GPU's would wake it, for a second or more."""
+    """List the nodes of NVIDIA's GPUs and open the driver's own; opening a GPU's would wake it, which takes seconds."""
     nodes = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
     if not nodes:
         msg = "there is none"

@@ -24,8 +24,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A parsed address. `host` is a literal for INET families (a mapped one in its IPv4 form, whatever the socket's
-    family), and text of the name for UNIX ("@…" is abstract)."""
+    """A parsed address.
+
+    `host` is a literal for INET families (a mapped one in its IPv4 form, whatever the socket's family), and the name's
+    text for UNIX ("@…" is abstract).
+    """
 
     family: int
     host: str = ""

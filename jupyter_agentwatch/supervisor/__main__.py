@@ -17,7 +17,7 @@ import msgspec
 from jupyter_agentwatch import __version__
 from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.errors import AgentwatchError, RungError
-from jupyter_agentwatch.policy import policy_digest
+from jupyter_agentwatch.policy import check_policy, policy_digest
 from jupyter_agentwatch.sandbox.cgroup import Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.launch import launch as launch_sandbox
 from jupyter_agentwatch.sandbox.mounts import check_workspace, clean_environment, plan_layout
@@ -68,7 +68,7 @@ def _report(report: LaunchReport) -> None:
 
 
 def _stand_up(launch: Launch) -> Supervisor:
-    policy = launch.policy
+    policy = check_policy(launch.policy, "the policy")  # whoever started us may not have checked it
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
     python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
     package = Path(__file__).resolve().parent.parent

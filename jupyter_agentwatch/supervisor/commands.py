@@ -7,6 +7,7 @@ so that memory stays bounded whatever a command writes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,7 +15,6 @@ import signal
 import struct
 import termios
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -33,6 +33,7 @@ _CHUNK: Final = 256 * 1024
 _PIPE: Final = 1024 * 1024
 _RECORDED_ARGS: Final = 64
 _RECORDED_ARG: Final = 4096
+_LIMIT_SIGNALS: Final = {int(signal.SIGXCPU): "cpu_s", int(signal.SIGXFSZ): "file_bytes"}
 
 
 class Subscriber(Protocol):
@@ -79,7 +80,6 @@ class Commands:
         limits: Bounds of the policy.
         environment: Environment of every command.
         workspace: Working directory where none is given.
-        settled: Called with a step of which the first process has ended.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class Commands:
         limits: Limits,
         environment: dict[str, str],
         workspace: str,
-        settled: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._init = init
@@ -101,7 +100,6 @@ class Commands:
         self._limits = limits
         self._environment = environment
         self._workspace = workspace
-        self._settled = settled
         self._running: dict[int, _Command] = {}
         self._leftover: dict[int, int] = {}
         self._spawning = asyncio.Lock()
@@ -219,11 +217,8 @@ class Commands:
         """Take init's news of a process that ended."""
         command = self._running.get(news["step"])
         code, number = _how(news["status"])
-        with_step = {"step": news["step"], "pid": 0}
-        try:
-            self._recorder.record(Exit, **with_step, exit_code=code, signal=number, orphan=command is None)
-        except LogWriteError:
-            pass  # it ended all the same; the gap will be on record
+        with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
+            self._recorder.record(Exit, step=news["step"], exit_code=code, signal=number, orphan=command is None)
         if command is not None:
             command.news = news
             if command.pid:  # else `start` has not yet got its descriptors, and finishes it
@@ -360,10 +355,8 @@ class Commands:
         task.add_done_callback(_ignore_end)
 
     def _note_limit(self, step: int, fields: dict[str, Any]) -> None:
-        try:
+        with contextlib.suppress(LogWriteError):  # the limit holds all the same
             self._recorder.record(LimitHit, verdict="kill", step=step, sync=True, **fields)
-        except LogWriteError:
-            pass  # the limit holds all the same
 
     def _finish(self, command: _Command) -> None:
         """Take what is left in the pipes (an orphan may hold them open for ever), record, and tell the client."""
@@ -388,12 +381,11 @@ class Commands:
         self._close_stdin(command)
         ended = self._describe(command, news)
         command.client.send(ended)
-        self._settled(command.step)
 
     def _describe(self, command: _Command, news: dict[str, Any]) -> CommandEnded:
         code, number = _how(news["status"])
         outcome = command.ended_by or ("exited" if number is None else "signalled")
-        limit = {signal.SIGXCPU: "cpu_s", signal.SIGXFSZ: "file_bytes"}.get(number) if number else None
+        limit = _LIMIT_SIGNALS.get(number or 0)
         if limit is not None and not command.ended_by:
             outcome = f"limit:{limit}"
             maximum = float(getattr(self._limits, limit) or 0)
@@ -412,10 +404,8 @@ class Commands:
             "stdout_bytes": totals[1],
             "stderr_bytes": totals[2],
         }
-        try:
+        with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
             self._recorder.record(Step, op="end", step=command.step, **measured)
-        except (LogWriteError, ValueError):
-            pass  # it ended all the same; the gap will be on record
         cut = self._limits.output_bytes
         return CommandEnded(
             step=command.step,
@@ -456,10 +446,8 @@ def _how(status: int) -> tuple[int | None, int | None]:
 
 
 def _widen(fd: int) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the user's pipe allowance is used up: 64 KiB work as well, only slower
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
-    except OSError:
-        pass  # the user's pipe allowance is used up: the default of 64 KiB works as well, only slower
 
 
 def _ignore_end(task: asyncio.Task[int]) -> None:

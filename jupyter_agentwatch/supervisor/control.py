@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
     def _accept(self, request: ToSupervisor) -> None:
         if not self.is_greeted:
             if not isinstance(request, Hello) or request.protocol != PROTOCOL:
-                msg = f"this supervisor speaks protocol {PROTOCOL} and expects hello first; use the version that started it"
+                msg = f"this supervisor speaks protocol {PROTOCOL}, hello first; use the version that started it"
                 raise ControlError(msg)
             self.is_greeted = True
             self.is_owner = request.owner

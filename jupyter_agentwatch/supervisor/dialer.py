@@ -150,7 +150,7 @@ class Dialer:
 
     # -- joining by the listener ---------------------------------------------------------------------------------
 
-    def _accept(self, listening: socket.socket, v6: bool) -> None:  # noqa: FBT001 -- bound by add_reader
+    def _accept(self, listening: socket.socket, v6: bool) -> None:
         for _ in range(64):
             try:
                 sock, peer = listening.accept()
@@ -165,7 +165,7 @@ class Dialer:
                 self._accepted[key] = sock
                 self._loop.call_later(_UNPAIRED_S, self._forget_accepted, key, sock)
 
-    def _expect(self, dial: Dial, v6: bool, port: int) -> None:  # noqa: FBT001 -- bound by call_soon
+    def _expect(self, dial: Dial, v6: bool, port: int) -> None:
         key = (v6, port)
         sock = self._accepted.pop(key, None)
         if sock is not None:
@@ -248,12 +248,12 @@ class Dialer:
             error = ours.connect_ex((loopback, dial.target.getsockname()[1]))
             if error == errno.EINPROGRESS:
                 error = await self._outcome(ours, self._timeout_s)
-            if error:
-                raise OSError(error, os.strerror(error))
-        except OSError:
+        except OSError as problem:
+            error = problem.errno or errno.EIO
+        if error:
             ours.close()
             dial.target.shutdown(socket.SHUT_RDWR)
-            raise
+            raise OSError(error, os.strerror(error))
         self._relay(dial, ours)
 
     async def _fresh_socket(self, *, v6: bool) -> socket.socket:

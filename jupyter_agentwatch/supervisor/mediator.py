@@ -321,8 +321,9 @@ class Mediator:
         now = time.monotonic()
         if now < self._full_until or self._max_tasks is None:
             return False
-        self._room = max(0, self._max_tasks - self._count_members())
-        if self._room == 0:
+        # Half of what is left: forks that were let through before may not have happened yet when we count.
+        self._room = (self._max_tasks - self._count_members() + 1) // 2
+        if self._room <= 0:
             self._full_until = now + _COUNT_AGAIN_S
             return False
         self._room -= 1

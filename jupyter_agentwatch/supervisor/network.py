@@ -16,7 +16,7 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Connect, Listen
@@ -41,6 +41,9 @@ __all__ = ["NetworkBroker"]
 
 _MAX_DATAGRAM: Final = 65535
 _WAITING: Final = 64
+
+_NAME_CACHE: Final = ("/var/run/nscd/socket", "/run/nscd/socket")
+"""The C library looks for this daemon before each name or user; where there is none, that is not worth a record."""
 
 Transport = Literal["tcp", "udp", "unix"]
 
@@ -131,8 +134,8 @@ class NetworkBroker:
         try:
             raw = self._memory.read(n.tid, address_at, length) if length else b""
             sock = duplicate_socket(n.tid, _int32(n.args[0]))
-        except OSError as error:
-            self._listener.finish(n.id, error.errno or errno.EPERM)
+        except OSError as refusal:
+            self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return None
         if not self._listener.is_valid(n.id):
             sock.close()
@@ -141,7 +144,7 @@ class NetworkBroker:
 
     def _connect_inside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         if address.port in self._dialer.own_ports:
-            self._deny(n, task, sock, "tcp", address, Decision.refuse("gateway-port"), errno.ECONNREFUSED)
+            self._deny(n, task, sock, ("tcp", address), Decision.refuse("gateway-port"), errno.ECONNREFUSED)
             return
         self._note(task, "tcp", address, rule="inside")
         self._perform(n, sock, raw)
@@ -153,9 +156,9 @@ class NetworkBroker:
         elif self._names_for(address.host):
             # The C library orders a name's addresses by a trial connect that sends nothing.
             refusal = Decision.refuse("udp-address-selection")
-            self._deny(n, task, sock, "udp", address, refusal, errno.ENETUNREACH)
+            self._deny(n, task, sock, ("udp", address), refusal, errno.ENETUNREACH)
         else:
-            self._deny(n, task, sock, "udp", address, Decision.refuse("udp"), errno.EACCES)
+            self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
 
     def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, address: Address) -> None:
         if _is_connected(sock):
@@ -165,7 +168,7 @@ class NetworkBroker:
         names = tuple(self._names_for(address.host))
         decision = self._matcher.decide_connect(address.host, address.port, names)
         if decision.verdict == "deny":
-            self._deny(n, task, sock, "tcp", address, decision, errno.EACCES)
+            self._deny(n, task, sock, ("tcp", address), decision, errno.EACCES)
             return
         host = decision.host or (names[0] if names else "")
         spec = FlowSpec(next(self._flows), task.step, task.tgid, address.host, address.port, host, decision, names)
@@ -175,7 +178,7 @@ class NetworkBroker:
             self._dial(n, spec, sock, address)
             return
 
-        def answered(allow: bool, by: str) -> None:  # noqa: FBT001 -- a person's yes or no
+        def answered(allow: bool, by: str) -> None:
             verdict = "allow" if allow else "deny"
             try:
                 self._note(task, "tcp", address, verdict=verdict, **(fields | {"rule": f"{decision.rule}: {by}"}))
@@ -183,9 +186,7 @@ class NetworkBroker:
                 allow = False
             if allow:
                 granted = Decision("allow", decision.rule, decision.protocol, decision.host)
-                again = FlowSpec(
-                    spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, granted, spec.names
-                )
+                again = FlowSpec(spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, granted, spec.names)
                 self._dial(n, again, sock, address)
             else:
                 sock.close()
@@ -221,15 +222,16 @@ class NetworkBroker:
             path = os.path.join(base_folder(n.tid, AT_FDCWD), path)
         try:
             held = self._root.open_path(path)
-        except OSError as error:
-            self._note(task, "unix", address, rule="inside", errno=error.errno or errno.ENOENT)
+        except OSError as refusal:
+            if path not in _NAME_CACHE:
+                self._note(task, "unix", address, rule="inside", errno=refusal.errno or errno.ENOENT)
             sock.close()
-            self._listener.finish(n.id, error.errno or errno.ENOENT)
+            self._listener.finish(n.id, refusal.errno or errno.ENOENT)
             return
         rule = self._unix_rule(held)
         if not rule:
             os.close(held)
-            self._deny(n, task, sock, "unix", address, Decision.refuse("unix-socket"), errno.EACCES)
+            self._deny(n, task, sock, ("unix", address), Decision.refuse("unix-socket"), errno.EACCES)
             return
         self._note(task, "unix", address, rule=rule)
         through = socket.AF_UNIX.to_bytes(2, "little") + f"/proc/self/fd/{held}".encode() + b"\0"
@@ -268,8 +270,8 @@ class NetworkBroker:
         folder, name = os.path.split(path)
         try:
             held = self._root.open_path(folder or "/", os.O_DIRECTORY)
-        except OSError as error:
-            return error.errno or errno.ENOENT
+        except OSError as refusal:
+            return refusal.errno or errno.ENOENT
         try:
             through = f"/proc/self/fd/{held}/".encode() + os.fsencode(name) + b"\0"
             if not name or len(through) > 108:
@@ -288,8 +290,8 @@ class NetworkBroker:
         task = self._tasks.get(n.tid)
         try:
             sock = duplicate_socket(n.tid, _int32(n.args[0]))
-        except OSError as error:
-            self._listener.finish(n.id, error.errno or errno.EPERM)
+        except OSError as refusal:
+            self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return
         with sock:
             if not self._listener.is_valid(n.id):
@@ -310,7 +312,7 @@ class NetworkBroker:
             self._listener.finish(n.id, errno.EISCONN if sock.type == socket.SOCK_STREAM else errno.EINVAL)
             return
         if not is_inside(address.host):
-            self._deny(n, task, sock, "udp", address, Decision.refuse("udp"), errno.EACCES)
+            self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
             return
         if n.args[2] > _MAX_DATAGRAM:
             sock.close()
@@ -323,8 +325,8 @@ class NetworkBroker:
                     return
                 self._note(task, "udp", address, rule="inside")
                 sent = sock.sendto(payload, _int32(n.args[3]) | socket.MSG_DONTWAIT, _inside(sock, address))
-            except OSError as error:
-                self._listener.finish(n.id, error.errno or errno.EIO)
+            except OSError as refusal:
+                self._listener.finish(n.id, refusal.errno or errno.EIO)
                 return
         self._listener.finish(n.id, 0, sent)
 
@@ -351,7 +353,7 @@ class NetworkBroker:
             self._workers.submit(work).add_done_callback(lambda _: self._waiting.release())
 
     def _note(
-        self, task: Task, transport: Transport, address: Address, *, verdict: str = "allow", **fields: object
+        self, task: Task, transport: Transport, address: Address, *, verdict: str = "allow", **fields: Any
     ) -> None:
         self._record(
             Connect,
@@ -369,16 +371,13 @@ class NetworkBroker:
         n: Notification,
         task: Task,
         sock: socket.socket,
-        transport: Transport,
-        address: Address,
+        where: tuple[Transport, Address],
         decision: Decision,
         error: int,
     ) -> None:
         sock.close()
         try:
-            self._note(
-                task, transport, address, verdict="deny", host=decision.host, rule=decision.rule, errno=error
-            )
+            self._note(task, *where, verdict="deny", host=decision.host, rule=decision.rule, errno=error)
         finally:
             self._listener.finish(n.id, error)
 

@@ -21,7 +21,7 @@ __all__ = ["Recorder", "open_log"]
 
 def open_log(path: Any, **fields: Any) -> AuditLog:
     """Create the log with its `session` record; `fields` are those of `events.Session` but for the stamps."""
-    stamps = {"seq": 0, "t_mono_ns": time.monotonic_ns(), "t_wall_ns": time.time_ns()}
+    stamps: dict[str, Any] = {"seq": 0, "t_mono_ns": time.monotonic_ns(), "t_wall_ns": time.time_ns()}
     return AuditLog.create(path, Session(op="open", verdict="allow", basis="verified", **stamps, **fields))
 
 

@@ -18,7 +18,7 @@ from jupyter_agentwatch.watch.opening import load_policy, plan_launch, private_f
 from jupyter_agentwatch.watch.process import SupervisorProcess, supervisor_command
 from jupyter_agentwatch.watch.running import Interrupts, OnOutput, Running
 from jupyter_agentwatch.watch.shell import Shell, Terminal, shell_command, terminal_command
-from jupyter_agentwatch.watch.table import event_table
+from jupyter_agentwatch.watch.table import event_columns, event_table
 from jupyter_agentwatch.wire.messages import (
     Ack,
     Answer,
@@ -340,6 +340,7 @@ class Watch:
             LogError: The log cannot be read.
             ValueError: There is no such kind.
         """
+        event_columns(kind)  # refuses an unknown kind in this method's own words
         kinds = None if kind is None else {kind}
         found = read_events(self.log, kinds=kinds, step=step)
         wanted = (e for e in found if verdict in {None, e.verdict} and cell in {None, e.cell})

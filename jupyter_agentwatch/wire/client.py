@@ -285,9 +285,13 @@ class Client:
     def _read(self) -> None:
         end: tuple[type[AgentwatchError], str]
         try:
-            while data := self._socket.recv(RECEIVE_BYTES):
+            # Begin with what came in one piece with the welcome.
+            data = b""
+            while True:
                 for message in self._frames.feed(data):
                     self._dispatch(message)
+                if not (data := self._socket.recv(RECEIVE_BYTES)):
+                    break
             end = (SessionEndedError, GONE.format("end of stream"))
         except ControlError as error:
             end = (ControlError, f"{error}; the connection was closed")

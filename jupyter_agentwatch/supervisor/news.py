@@ -1,0 +1,53 @@
+"""Turns what the gateway, the dialer and the DNS stub tell into events."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jupyter_agentwatch.events import Dns, Flow, from_bytes
+from jupyter_agentwatch.policy import Decision
+from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.supervisor.record import Recorder
+
+__all__ = ["NetworkRecords"]
+
+
+class NetworkRecords:
+    """Puts names and flows on record; raises where the log cannot be written, so that nothing passes unrecorded."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def named(
+        self, spec: FlowSpec, protocol: str, server_name: str, decision: Decision, bytes_out: int, bytes_in: int
+    ) -> None:
+        """Record a flow's protocol, before its first byte passes."""
+        named = {"protocol": protocol, "server_name": server_name, "bytes_out": bytes_out, "bytes_in": bytes_in}
+        self._record(spec, "named", decision.verdict, rule=decision.rule, **named)
+
+    def closed(
+        self, spec: FlowSpec, protocol: str, bytes_out: int, bytes_in: int, duration_s: float, reason: str
+    ) -> None:
+        """Record a flow's end."""
+        counted = {"protocol": protocol, "bytes_out": bytes_out, "bytes_in": bytes_in, "duration_s": duration_s}
+        self._record(spec, "closed", "allow", rule=spec.decision.rule, reason=reason, **counted)
+
+    def failed(self, spec: FlowSpec, number: int) -> None:
+        """Record a dial that failed."""
+        reason = f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
+        with contextlib.suppress(ValueError):  # the log is closed: the watch has ended meanwhile
+            self._record(spec, "failed", "deny", rule=spec.decision.rule, reason=reason)
+
+    def resolved(self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision) -> None:
+        """Record a query."""
+        name = from_bytes(os.fsencode(qname))
+        found: dict[str, Any] = {"qname": name, "qtype": qtype, "rcode": rcode, "answers": list(answers)}
+        self._recorder.record(Dns, verdict=decision.verdict, rule=decision.rule, **found)
+
+    def _record(self, spec: FlowSpec, op: str, verdict: str, **fields: Any) -> None:
+        where: dict[str, Any] = {"flow": spec.flow, "addr": spec.addr, "port": spec.port, "host": spec.host}
+        self._recorder.record(Flow, op=op, verdict=verdict, step=spec.step, pid=spec.pid, **where, **fields)

@@ -1,0 +1,170 @@
+"""What each request on the control socket does: the watch's public face, one method a message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jupyter_agentwatch.audit.log import LogWriteError
+from jupyter_agentwatch.errors import ControlError, SessionEndedError
+from jupyter_agentwatch.events import Control
+from jupyter_agentwatch.sandbox.history import StepChange
+from jupyter_agentwatch.supervisor.control import Connection
+from jupyter_agentwatch.wire import messages
+from jupyter_agentwatch.wire.messages import FromSupervisor, ToSupervisor
+
+if TYPE_CHECKING:
+    from jupyter_agentwatch.supervisor.core import Supervisor
+
+__all__ = ["Requests"]
+
+
+class Requests:
+    """Answers the requests of all clients of one watch."""
+
+    def __init__(self, watch: Supervisor) -> None:
+        self._watch = watch
+        self._handlers: dict[type[Any], Callable[[Any, Connection], Any]] = {
+            messages.Hello: self._hello,
+            messages.RunCommand: self._run_command,
+            messages.StdinData: self._stdin,
+            messages.Resize: self._resize,
+            messages.SignalStep: self._signal,
+            messages.Suspend: self._suspend_request,
+            messages.Resume: self._resume_request,
+            messages.Kill: self._kill_request,
+            messages.Status: self._status,
+            messages.Subscribe: self._subscribe,
+            messages.DiffStep: self._diff,
+            messages.UndoStep: self._undo,
+            messages.Answer: self._answer,
+        }
+
+    async def handle(self, request: ToSupervisor, connection: Connection) -> FromSupervisor | None:
+        """Answer one request; None where the reply has been sent already.
+
+        Raises:
+            AgentwatchError: It is refused; the client is told the class and the text.
+        """
+        result = self._handlers[type(request)](request, connection)
+        reply: FromSupervisor | None = await result if asyncio.iscoroutine(result) else result
+        return reply
+
+    def _hello(self, request: messages.Hello, connection: Connection) -> FromSupervisor:
+        if request.owner and connection.pid != self._watch.launch.owner_pid:
+            connection.is_owner = False
+            msg = f"process {connection.pid} does not own this watch"
+            raise ControlError(msg)
+        return messages.Welcome(
+            protocol=messages.PROTOCOL,
+            watch=self._watch.launch.watch,
+            rung=self._watch.rung,
+            log=self._watch.launch.log,
+            head=self._watch.recorder.head,
+            notes=self._watch.notes,
+        )
+
+    async def _run_command(self, request: messages.RunCommand, connection: Connection) -> None:
+        if self._watch.is_ending:
+            msg = "the watch has ended"
+            raise SessionEndedError(msg)
+        if self._watch.state != "closed":
+            msg = f"the watch is {self._watch.state}; resume it before you run a command"
+            raise ControlError(msg)
+        await self._watch.commands.start(request, connection)
+
+    def _stdin(self, request: messages.StdinData, _connection: Connection) -> FromSupervisor:
+        self._watch.commands.write(request.step, request.data, eof=request.eof)
+        return messages.Ack()
+
+    def _resize(self, request: messages.Resize, _connection: Connection) -> FromSupervisor:
+        self._watch.commands.resize(request.step, request.rows, request.columns)
+        return messages.Ack()
+
+    async def _signal(self, request: messages.SignalStep, connection: Connection) -> FromSupervisor:
+        self._note_control("signal", connection, f"step {request.step} signal {request.signal}")
+        if request.signal == 9:
+            await self._watch.commands.kill(request.step, "killed")
+        else:
+            self._watch.commands.interrupt(request.step, request.signal)
+        return messages.Ack()
+
+    async def _suspend_request(self, request: messages.Suspend, connection: Connection) -> FromSupervisor:
+        await self._watch.freeze("person-suspends", self._who(request.by, connection))
+        await self._watch.wait_stopped()
+        return messages.Ack()
+
+    async def _resume_request(self, request: messages.Resume, connection: Connection) -> FromSupervisor:
+        await self._watch.thaw("person-resumes", self._who(request.by, connection))
+        return messages.Ack()
+
+    async def _kill_request(self, request: messages.Kill, connection: Connection) -> FromSupervisor:
+        return await self._watch.kill(request.reason or "a person", self._who(request.by, connection), "person-kills")
+
+    def _status(self, _request: messages.Status, _connection: Connection) -> FromSupervisor:
+        return messages.WatchStatus(
+            watch=self._watch.launch.watch,
+            rung=self._watch.rung,
+            state=self._watch.state,
+            workspace=self._watch.launch.workspace,
+            log=self._watch.launch.log,
+            head=self._watch.recorder.head,
+            pid=os.getpid(),
+            owner_pid=self._watch.launch.owner_pid,
+            started_wall_ns=self._watch.started_wall_ns,
+            elapsed_s=time.monotonic() - self._watch.started,
+            processes=self._watch.sandbox.members(),
+            running_steps=self._watch.commands.running,
+            steps=self._watch.commands.steps,
+            counts=dict(self._watch.recorder.counts),
+            asks=self._watch.asks.texts(),
+            limits_by=self._watch.limits_by,
+            notes=self._watch.notes,
+        )
+
+    def _subscribe(self, _request: messages.Subscribe, connection: Connection) -> FromSupervisor:
+        connection.is_subscribed = True
+        return messages.Ack()
+
+    async def _diff(self, request: messages.DiffStep, _connection: Connection) -> FromSupervisor:
+        found = await asyncio.get_running_loop().run_in_executor(
+            None, self._watch.history.changes, self._known_step(request.step)
+        )
+        return _changes(request.step, found)
+
+    async def _undo(self, request: messages.UndoStep, connection: Connection) -> FromSupervisor:
+        step = self._known_step(request.step)
+        if step in self._watch.commands.running:
+            msg = f"step {step} still runs; wait for its end or kill it before undo"
+            raise ControlError(msg)
+        undone = await asyncio.to_thread(self._watch.history.undo, step)
+        self._note_control("undo", connection, f"step {step}: {len(undone)} paths")
+        return _changes(step, undone)
+
+    def _answer(self, request: messages.Answer, connection: Connection) -> FromSupervisor:
+        by = self._who(request.by, connection)
+        self._watch.asks.answer(request.ask, by, allow=request.allow)
+        self._note_control("answer", connection, f"{request.ask}: {'allow' if request.allow else 'deny'}")
+        return messages.Ack()
+
+    def _known_step(self, step: int) -> int:
+        if not 1 <= step <= self._watch.commands.steps:
+            msg = f"no step {step}; there are {self._watch.commands.steps}"
+            raise ControlError(msg)
+        return step
+
+    def _note_control(self, op: str, connection: Connection, detail: str) -> None:
+        with contextlib.suppress(LogWriteError):
+            self._watch.recorder.record(Control, op=op, by=self._who("", connection), detail=detail)
+
+    def _who(self, by: str, connection: Connection) -> str:
+        return f"{by or connection.client or 'client'} (pid {connection.pid})"
+
+
+def _changes(step: int, found: Sequence[StepChange]) -> messages.Changes:
+    rows = [messages.Change(path=c.path, change=c.change, diff=c.diff, note=c.note) for c in found]
+    return messages.Changes(step=step, changes=rows)
