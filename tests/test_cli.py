@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from jupyter_agentwatch.cli.terminal import RESET, SafeText
 from jupyter_agentwatch.cli.words import event_line
 from jupyter_agentwatch.policy import Policy, parse_policy
 from jupyter_agentwatch.testing import FakeSupervisor, event
-from jupyter_agentwatch.wire.client import ask
 from jupyter_agentwatch.wire.messages import Ack, Answer, Kill, Killed, Resume, Suspend
 
 ROOT = Path(__file__).parent.parent
@@ -502,3 +500,131 @@ def test_kill_signals_nobody_who_is_not_our_supervisor(home: Home, capsys: pytes
         foreign.listen(1)
         assert main(["kill", "8a"]) == OWN_FAILURE
     assert "nothing was killed" in capsys.readouterr().err
+
+
+# --- `run` in the real sandbox.
+
+
+def run(*argv: str, stdin: bytes | None = b"", workspace: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end."""
+    process = spawn("run", "--workspace", str(workspace), *argv, stdin=subprocess.PIPE)
+    out, err = process.communicate(stdin, timeout=120)
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+
+def spawn_ready(workspace: Path, script: str) -> subprocess.Popen[bytes]:
+    """Start a script and wait until it has said "ready"."""
+    process = spawn("run", "--quiet", "--workspace", str(workspace), "--", "sh", "-c", script, stdin=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--", "sh", "-c", "exit 3"], 3),
+        (["--", "sh", "-c", "kill -TERM $$"], 128 + signal.SIGTERM),
+        (["--", "no-such-program"], 127),
+        (["--", "./not-executable"], 126),
+        (["--timeout", "0.3", "--", "sleep", "60"], 128 + signal.SIGKILL),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_run_returns_what_a_shell_would(argv: list[str], code: int, home: Home, tmp_path: Path) -> None:
+    """The exit code is the command's, 128 and the signal, or 127 and 126 as from a shell; nothing stays alive."""
+    (tmp_path / "not-executable").write_text("")
+    done = run(*argv, workspace=tmp_path)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert list(home.run.glob("*.sock")) == []
+
+
+@pytest.mark.sandbox
+def test_run_passes_bytes_unmixed_and_unchanged(home: Home, tmp_path: Path) -> None:
+    """Standard input, output and error are pipes for any bytes; `--quiet` adds nothing of ours."""
+    data = bytes(range(256)) * 4096
+    done = run("--quiet", "--", "sh", "-c", "cat; printf '\\377\\000' >&2", stdin=data, workspace=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == data
+    assert done.stderr == b"\xff\x00"
+
+
+@pytest.mark.sandbox
+def test_run_ends_with_a_line_that_the_log_confirms(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The summary counts from the log, and its head is the log's last: `verify --head` would show a truncation."""
+    done = run("--", "sh", "-c", "touch made; getent hosts example.org", workspace=tmp_path)
+    (line,) = done.stderr.decode().splitlines()
+    found = re.fullmatch(
+        r"agentwatch: 1 step, [23] processes, 0 connections allowed, 0 denied, \d+ names? refused, 1 file written; "
+        r"log (\S+) head ([0-9a-f]{64})",
+        line,
+    )
+    assert found
+    assert main(["verify", found[1], "--head", found[2]]) == 0
+    assert f"head {found[2]}; closed" in capsys.readouterr().out
+
+
+@pytest.mark.sandbox
+def test_run_hands_ctrl_c_to_the_command_and_kills_it_at_the_second(home: Home, tmp_path: Path) -> None:
+    """The first SIGINT is the command's to handle; the second ends it."""
+    script = "trap 'echo caught' INT; echo ready; while :; do sleep 0.05; done"
+    process = spawn_ready(tmp_path, script)
+    try:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"caught\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 128 + signal.SIGKILL
+    finally:
+        end(process)
+
+
+@pytest.mark.sandbox
+def test_run_ends_when_nobody_reads_its_output(home: Home, tmp_path: Path) -> None:
+    """`run -- yes | head -1` ends with 141, without a traceback and without a watch left over."""
+    process = spawn("run", "--workspace", str(tmp_path), "--", "yes", stdin=subprocess.DEVNULL)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"y\n"
+    process.stdout.close()
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(60) == 141
+    assert list(home.run.glob("*.sock")) == []
+
+
+@pytest.mark.sandbox
+def test_run_refuses_a_workspace_that_is_not_there(home: Home, tmp_path: Path) -> None:
+    """Our own failure is 125 and one line that names the folder."""
+    done = run("--", "true", workspace=tmp_path / "missing")
+    assert done.returncode == OWN_FAILURE
+    assert re.fullmatch(rb"agentwatch: .*/missing: .*\n", done.stderr)
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["answering", "stopped"])
+def test_kill_ends_a_real_watch(
+    is_stopped: bool, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`kill` leaves nothing of a real sandbox, also when its supervisor is stopped and answers nothing."""
+    process = spawn_ready(tmp_path, "setsid sh -c 'sleep 600 & sleep 600' & echo ready; exec sleep 600")
+    try:
+        (path,) = home.run.glob("*.sock")
+        (supervisor,) = supervisors_of(path)
+        inside = psutil.Process(supervisor).children(recursive=True)
+        if is_stopped:
+            os.kill(supervisor, signal.SIGSTOP)
+        assert main(["kill"]) == 0
+        assert [each for each in inside if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
+        shown = capsys.readouterr().out
+        assert re.search(r"killed [3-9] processes, 0 left", shown)
+        assert ("SIGKILL to the supervisor" in shown) == is_stopped
+        assert process.wait(60) in {OWN_FAILURE, 128 + signal.SIGKILL}
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    finally:
+        end(process)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from IPython.core.completer import provisionalcompleter
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
@@ -162,7 +163,7 @@ def test_the_summary_counts_and_neutralises_what_the_log_holds() -> None:
     assert "  denied  evil\\x1b[2J.example:443 [no-rule]" in lines
     assert "  denied  name bad\\u202e.example [no-rule]" in lines
     assert "  allowed ok.example:443 [network.rules[0]]" in lines
-    assert "  … and 5 more files" in lines or "  … and 5 files more" in lines
+    assert "  … and 5 files more" in lines
     assert "  finding: high: tunnel\\x07" in lines
     assert "  limit reached: memory_bytes" in lines
     assert "  stdout was cut: 99 bytes were written" in lines
@@ -183,8 +184,8 @@ def test_the_summary_counts_and_neutralises_what_the_log_holds() -> None:
         ("%agentwatch answer 1 maybe", "invalid choice: 'maybe'"),
         ("%agentwatch start --policy 'x", "No closing quotation"),
         ("%agentwatch start --policy nowhere.yaml", "nowhere.yaml: cannot read the policy"),
-        ("%agentwatch start --policy bad.yaml", "bad.yaml:2: network: unknown field|bad.yaml:2: netwrok"),
-        ("%agentwatch start --workspace nowhere", "nowhere"),
+        ("%agentwatch start --policy bad.yaml", "bad.yaml:2: netwrok: unknown field; did you mean network?"),
+        ("%agentwatch start --workspace nowhere", "nowhere: No such file"),
         ("%agentwatch events", "no watch yet"),
         ("%agentwatch use nothing", "nothing is no Watch; variables that hold one: none"),
         ("%%agentwatch --timeout soon\ntrue", "'soon' is not a positive number of seconds"),
@@ -197,7 +198,7 @@ def test_a_mistake_is_one_usage_error(source: str, expected: str, notebook: Note
     """A user's mistake is a UsageError that says what is wrong, with the usage where the grammar was missed."""
     (tmp_path / "bad.yaml").write_text("version: 1\nnetwrok: {}\n")
     said = notebook.mistake(source)
-    assert re.search(expected, said) or expected in said
+    assert expected in said
     assert notebook.displayed() == ""
 
 
@@ -219,13 +220,14 @@ def test_a_command_that_no_program_can_be_given_is_a_mistake(notebook: Notebook,
 
 def test_status_suspend_resume_and_kill(notebook: Notebook, watch: Watch) -> None:
     """Each subcommand acts on the watch and says so; a second kill tells what the first one did."""
-    assert "no watch" in Notebook.cell(notebook, "%agentwatch status") or watch.id in notebook.cell("%agentwatch status")
+    assert f"watch {watch.id}: running" in notebook.cell("%agentwatch status")
     notebook.cell("%agentwatch suspend")
     assert "frozen" in notebook.cell("%agentwatch status")
     notebook.cell("%agentwatch resume")
     assert "running" in notebook.cell("%agentwatch status")
-    shown = notebook.cell("%agentwatch kill it's enough".replace("'", ""))
+    shown = notebook.cell("%agentwatch kill it's --enough")
     assert re.search(rf"watch {watch.id}: killed 0 processes, 0 left, \d+ ms", shown)
+    assert watch.events(kind="session")["reason"].iloc[-1] == "it's --enough"
     assert "0 left" in notebook.cell("%agentwatch kill")
     assert f"watch {watch.id} has ended" in notebook.cell("%agentwatch status")
 
@@ -258,7 +260,7 @@ def test_events_are_lines_and_on_request_a_table(notebook: Notebook, watch: Watc
     assert "end exited exit 0" in shown
     assert list(notebook.shell.user_ns["table"]["op"]) == ["start", "end"]
     assert notebook.cell("%agentwatch events --verdict ask") == "no such record"
-    assert "'stepp' is not a kind" in notebook.mistake("%agentwatch events --kind stepp") or True
+    assert "stepp" in notebook.mistake("%agentwatch events --kind stepp")
 
 
 def test_diff_and_undo_ask_the_watch(notebook: Notebook, watch: Watch) -> None:
@@ -289,6 +291,12 @@ def test_help_is_shown_and_is_the_docstring(notebook: Notebook) -> None:
     assert doc.endswith(CELL_PARSER.format_help())
 
 
+def completed(notebook: Notebook, line: str) -> set[str]:
+    """Return what the shell offers at the end of a line."""
+    with provisionalcompleter():
+        return {each.text for each in notebook.shell.Completer.completions(line, len(line))}
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -301,14 +309,12 @@ def test_help_is_shown_and_is_the_docstring(notebook: Notebook) -> None:
 )
 def test_completion(line: str, expected: set[str], notebook: Notebook) -> None:
     """Subcommands, options and fixed words complete, and nothing else is offered among them."""
-    _, found = notebook.shell.Completer.complete(line_buffer=line, cursor_pos=len(line))
-    assert set(found) == expected
+    assert completed(notebook, line) == expected
 
 
 def test_completion_leaves_other_lines_alone(notebook: Notebook) -> None:
     """Code that is not ours completes as it did."""
-    _, found = notebook.shell.Completer.complete(line_buffer="pri", cursor_pos=3)
-    assert "print" in found
+    assert "print" in completed(notebook, "pri")
 
 
 def test_unload_removes_the_magics_and_leaves_a_users_own_watch(notebook: Notebook, watch: Watch) -> None:
@@ -369,7 +375,10 @@ class Kernel:
     def finish(self) -> str:
         """Wait for the cell's end; return "ok" or "error"."""
         self.wait_for(lambda: False)
-        return str(self.client.get_shell_msg(timeout=PATIENCE_S)["content"]["status"])
+        while True:  # the replies to what the client asked of its own come here, too
+            reply = self.client.get_shell_msg(timeout=PATIENCE_S)
+            if reply["parent_header"].get("msg_id") == self.message:
+                return str(reply["content"]["status"])
 
 
 @pytest.fixture
@@ -434,7 +443,7 @@ def test_a_kill_from_the_shell_ends_the_cell_of_a_busy_kernel(
     assert "Traceback" not in cell.said
     cell.start("%%agentwatch\ntrue")
     assert cell.finish() == "error"
-    assert "has ended; start another one" in cell.said
+    assert "start another one with %agentwatch start" in cell.said
 
 
 @pytest.mark.sandbox

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from jupyter_agentwatch.sandbox.probe import Probe, Report, failed_probe, probe, report_text
+from jupyter_agentwatch.sandbox.probe_trials import LAUNCH_OPTIONS
 
 pytestmark = pytest.mark.sandbox
 
@@ -22,6 +24,9 @@ REQUIRED: Final = (
     *("machine", "bubblewrap", "user namespaces", "pid namespace", "seccomp notification", "network namespace"),
     *("socket broker", "caller's memory", "caller's /proc"),
 )
+
+AS_ROOT: Final = ":"
+"""Setup of a process that is root of its own user namespace, and else as any."""
 
 PRINT_REPORT: Final = """
 import msgspec, sys
@@ -99,7 +104,7 @@ def here() -> Report:
 
 def test_as_root_all_that_rung_a_needs_works_here(here: Report) -> None:
     """Where sandbox tests run, every required probe is ok for root, if only of a user namespace, and rung A is had."""
-    report = here if os.getuid() == 0 else report_of(setup=":")
+    report = here if os.getuid() == 0 else report_of(setup=AS_ROOT)
     assert {p.name: p.detail for p in report.probes if p.required and not p.ok} == {}
     assert (report.rung, report.label, report.missing) == ("A", "isolated", ())
 
@@ -110,6 +115,16 @@ def test_the_required_probes_are_known(here: Report) -> None:
     assert len({p.name for p in here.probes}) == len(here.probes)
     assert [p.name for p in here.probes if not (p.tried and p.detail)] == []
     assert [p.name for p in here.probes if p.ok and p.fix] == []
+
+
+def test_what_is_tried_is_what_a_launch_does() -> None:
+    """Each namespace and capability that `launch` names is in the options under which the sandbox is tried."""
+    source = (ROOT / "jupyter_agentwatch/sandbox/launch.py").read_text("utf-8")
+    wanted = set(
+        re.findall(r'"(--(?:unshare|cap|as-pid|die|new|disable|userns|uid|gid)[a-z0-9-]*|CAP_[A-Z_]+)"', source)
+    )
+    assert len(wanted) > 5
+    assert wanted - set(LAUNCH_OPTIONS) == set()
 
 
 ORDINARY: Final = """
@@ -251,7 +266,7 @@ def test_a_masked_proc_is_named() -> None:
 
 def test_another_listener_is_named() -> None:
     """Inside another sandbox that listens to our calls, the kernel's EBUSY is told from other failures."""
-    report = report_of(f"{INSTALL}\nlistener = install([ALLOW], 1 << 3)\n")
+    report = report_of(f"{INSTALL}\nlistener = install([ALLOW], 1 << 3)\n", AS_ROOT)
     missing = first_missing(report)
     assert missing.name == "seccomp notification"
     assert missing.detail.startswith("EBUSY: this process is inside another sandbox")
@@ -267,7 +282,7 @@ def test_another_listener_is_named() -> None:
 def test_a_call_that_the_supervisor_may_not_make_is_found(call: str, name: str) -> None:
     """Where a filter takes one of the broker's calls, exactly that probe fails, with the error and a fix."""
     prelude = f"{INSTALL}\ninstall([(LOAD, 0, 0, 0), *deny({call!r}, errno.EPERM), ALLOW])\n"
-    missing = first_missing(report_of(prelude))
+    missing = first_missing(report_of(prelude, AS_ROOT))
     assert missing.name == name
     assert "EPERM" in missing.detail or "Operation not permitted" in missing.detail
     assert "seccomp=unconfined" in missing.fix

@@ -51,6 +51,10 @@ def parse_line(line: str) -> argparse.Namespace:
         UsageError: It is not understood; an unknown subcommand is told the nearest one.
         HelpShown: It asked for help.
     """
+    first, _, rest = line.strip().partition(" ")
+    if first == "kill" and rest.strip() not in {"-h", "--help"}:
+        # The reason is taken as it stands: a kill must not fail for an apostrophe.
+        return argparse.Namespace(command="kill", reason=rest.strip())
     words = _split(line, LINE_PARSER)
     if words and not words[0].startswith("-") and words[0] not in SUBCOMMANDS:
         near = difflib.get_close_matches(words[0], SUBCOMMANDS, n=1, cutoff=0.5)

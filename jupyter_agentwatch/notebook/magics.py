@@ -40,6 +40,7 @@ from jupyter_agentwatch.watch.command import shell_program
 
 __all__ = ["AgentwatchMagics", "complete"]
 
+_ANOTHER = "start another one with %agentwatch start"
 _BATCH = 4096
 _LINE = re.compile(r"\s*%?(%?)agentwatch\s")
 
@@ -70,7 +71,7 @@ class AgentwatchMagics(Magics):
     def _run(self, options: argparse.Namespace, cell: str) -> None:
         if self._watch is not None and self._watch.has_ended:
             # Whoever ended it, a breaker or a person, did not mean that the next cell goes on in another one.
-            _refuse(f"watch {self._watch.id} has ended; start another one with %agentwatch start")
+            _refuse(f"watch {self._watch.id} has ended; {_ANOTHER}")
         watch = self._ensure(options)
         log = LogTail(watch.log)
         while log.read_lines(_BATCH):  # what is on record so far belongs to other steps
@@ -87,6 +88,8 @@ class AgentwatchMagics(Magics):
             # An error, so that the cells after this one do not run; `from None`, so that it is one line.
             msg = "interrupted"
             raise UsageError(msg) from None
+        except SessionEndedError as error:
+            _refuse(f"{safe_text(str(error))}; {_ANOTHER}")
         self._finish(result, log, options.out)
 
     def _finish(self, result: CommandResult, log: LogTail, out: str | None, *, interrupted: bool = False) -> None:
@@ -158,7 +161,7 @@ class AgentwatchMagics(Magics):
         if self._watch is None:
             _show("nothing to kill: no watch")
             return
-        killed = self._watch.kill(" ".join(options.reason))
+        killed = self._watch.kill(options.reason)
         note = f" ({safe_text(killed.note)})" if killed.note else ""
         _show(f"watch {self._watch.id}: {killed_line(killed)}{note}, head {killed.head}")
 

@@ -31,7 +31,7 @@ from jupyter_agentwatch.sandbox.preimage import ABSENT, BlobStore, Image, bytes_
 from jupyter_agentwatch.sandbox.restore import restore
 from jupyter_agentwatch.sandbox.steplog import Entry, StepLog, known, later_steps
 
-__all__ = ["StepChange", "WorkspaceHistory"]
+__all__ = ["WorkspaceHistory"]
 
 _TREE_PATHS = 10_000  # kept below one directory that goes away
 _INDEX_BYTES = 32 << 20  # memory for all that was touched in one watch

@@ -40,9 +40,9 @@ def main(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     # Python's own handler would let a command interrupt PID 1; by default the kernel drops it for PID 1.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     setup = json.loads(control.recv(_MAX_MESSAGE))
     sockets, ports = _make_sockets()
+    _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"])
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
     for name, bound in setup["rlimits"].items():
         resource.setrlimit(getattr(resource, name), (bound, bound))
@@ -97,7 +97,21 @@ def _park(listening: socket.socket) -> None:
     listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(drop)))
 
 
+def _become_ordinary(uid: int, gid: int, unshare: int) -> None:
+    """Map root, which bubblewrap needed us to be for the terminals' file system, to an ordinary user.
+
+    The network namespace stays with the first user namespace, so no right that a process could gain in this second one
+    reaches it. Programs see no root: archives unpack without changes of owner, servers that refuse root start.
+    """
+    clone_newuser = 0x10000000
+    _check(_libc.syscall(unshare, clone_newuser))
+    for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(line)
+
+
 def _drop_rights(last_cap: int, capset: int) -> None:
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
     for cap in range(last_cap + 1):

@@ -25,7 +25,7 @@ from typing import Any, Final
 from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.bpf import FilterOptions, compile_filter
-from jupyter_agentwatch.sandbox.mounts import HOST_NAME, Layout
+from jupyter_agentwatch.sandbox.mounts import HOST_NAME, Layout, inner_gid, inner_uid
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 
 __all__ = ["Sandbox", "find_bwrap", "launch"]
@@ -162,9 +162,11 @@ def launch(layout: Layout, limits: Limits, *, count_tasks: bool, cgroup: int | N
     try:
         setup = {
             "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks)).hex(),
-            "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset")},
+            "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
             "rlimits": _rlimits(limits),
+            "uid": inner_uid(),
+            "gid": inner_gid(),
         }
         return _handshake(process, ours, status_read, setup)
     except BaseException:
@@ -183,9 +185,23 @@ def _command(layout: Layout, files: dict[str, int], code_fd: int, control_fd: in
     return [
         find_bwrap(),
         *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
-        # Only until init has bound port 53 and put a filter on its parking listeners; it drops both before any command.
-        *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--cap-add", "CAP_NET_ADMIN"),
+        # Root until init has mapped itself to an ordinary user: see `_become_ordinary` there.
+        *(
+            "--uid",
+            "0",
+            "--gid",
+            "0",
+            "--unshare-cgroup-try",
+            "--as-pid-1",
+            "--die-with-parent",
+            "--new-session",
+            "--hostname",
+            HOST_NAME,
+        ),
+        # Only until init has bound port 53, put a filter on its parking listeners and mapped root to an ordinary user
+        # (Linux 5.12 asks for CAP_SETFCAP then); it drops all of them before the first command.
+        *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE"),
+        *("--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_SETFCAP"),
         *("--json-status-fd", str(status_fd)),
         *_before_root_is_read_only(layout.arguments, made_up),
         *("--chdir", "/", "--"),

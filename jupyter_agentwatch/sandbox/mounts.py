@@ -15,7 +15,7 @@ from typing import Final, Literal
 from jupyter_agentwatch.errors import PolicyError, WorkspaceError
 from jupyter_agentwatch.policy import Policy
 
-__all__ = ["HOME", "Layout", "check_workspace", "clean_environment", "plan_layout"]
+__all__ = ["HOME", "Layout", "check_workspace", "clean_environment", "inner_gid", "inner_uid", "plan_layout"]
 
 HOME: Final = "/home/agent"
 HOST_NAME: Final = "agentwatch"
@@ -92,6 +92,16 @@ def check_workspace(workspace: Path, private: tuple[Path, ...]) -> Path:
     return path
 
 
+def inner_uid() -> int:
+    """Return the user id that commands see: the user's own, or 1000 for root."""
+    return os.getuid() or 1000
+
+
+def inner_gid() -> int:
+    """Return the group id that commands see: the user's own, or 1000 for root."""
+    return os.getgid() or 1000
+
+
 def plan_layout(policy: Policy, workspace: Path, python: tuple[Path, ...], package: Path) -> Layout:
     """Plan the mounts of a watch.
 
@@ -120,13 +130,17 @@ def plan_layout(policy: Policy, workspace: Path, python: tuple[Path, ...], packa
             places[_existing(name, workspace, "unix_sockets")] = "rw"
     for name in fs.hide:
         places[_absolute(name, workspace)] = "hide"
+    files = _made_up_files()
     arguments = [*_base(fs.tmp_bytes)]
     for path, mode in sorted(places.items(), key=lambda item: len(item[0].parts)):
-        arguments += _mount(path, mode)
+        if mode == "hide" and path.is_file():
+            files[str(path)] = b""
+        elif mode != "hide" or path.is_dir():
+            arguments += _mount(path, mode)
     arguments += _gpus(policy)
     arguments += ["--remount-ro", "/dev", "--remount-ro", "/"]
     writable = tuple(str(path) for path, mode in places.items() if mode == "rw")
-    return Layout(tuple(arguments), _made_up_files(), writable)
+    return Layout(tuple(arguments), files, writable)
 
 
 def clean_environment(policy: Policy, passed: dict[str, str], python: tuple[Path, ...]) -> dict[str, str]:
@@ -166,9 +180,7 @@ def _mount(path: Path, mode: Mode) -> list[str]:
         return ["--ro-bind", name, name]
     if mode == "rw":
         return ["--bind", name, name]
-    if not path.exists():
-        return []
-    return ["--tmpfs", name, "--remount-ro", name] if path.is_dir() else ["--ro-bind", os.devnull, name]
+    return ["--tmpfs", name, "--remount-ro", name]
 
 
 def _absolute(name: str, workspace: Path) -> Path:
@@ -209,7 +221,7 @@ def _gpu_minor(uuid: str) -> int | None:
 
 
 def _made_up_files() -> dict[str, bytes]:
-    uid, gid = os.getuid(), os.getgid()
+    uid, gid = inner_uid(), inner_gid()
     users = f"agent:x:{uid}:{gid}:agent:{HOME}:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
     hosts = f"127.0.0.1 localhost {HOST_NAME}\n::1 localhost ip6-localhost\n"
     return {

@@ -136,6 +136,18 @@ class TargetMemory:
             raise OSError(errno.EFAULT, "bad address in the target")
         return bytes(self._view[:size])
 
+    def gather(self, tid: int, spans: tuple[tuple[int, int], ...]) -> bytearray:
+        """Read several spans (address, size) one behind the other; the result is the reused buffer itself.
+
+        Raises:
+            Gone: The process is gone.
+            OSError: EFAULT where an address is not mapped.
+        """
+        total = sum(size for _, size in spans)
+        if self._gather(tid, spans, total) != total:
+            raise OSError(errno.EFAULT, "bad address in the target")
+        return self._data
+
     def strings(self, tid: int, addresses: tuple[int, ...] | list[int], limit: int) -> list[bytes]:
         """Read NUL-terminated strings, each cut at `limit` bytes, with one call where none crosses a page.
 

@@ -104,7 +104,7 @@ _PLANS: Final = (
     ),
     _Plan(
         "network namespace",
-        "bwrap with the options of a launch; bind port 53, connect over loopback (IPv4, IPv6) and to the outside",
+        "with the options of a launch: bind port 53; connect over loopback (IPv4, IPv6), to a parked listener, outside",
         trials.try_network,
         "Where ::1 fails, boot without ipv6.disable=1. Where port 53 is denied, unload AppArmor's profile that takes "
         "capabilities from bwrap's children: sudo apparmor_parser -R /etc/apparmor.d/bwrap-userns-restrict",

@@ -7,6 +7,7 @@ work in the combination that counts.
 from __future__ import annotations
 
 import errno
+import marshal
 import os
 import select
 import shutil
@@ -33,6 +34,7 @@ from jupyter_agentwatch.sandbox.probe_child import PATIENCE_S, FailedTrialError,
 from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
 
 __all__ = [
+    "LAUNCH_OPTIONS",
     "LEAVE_CONTAINER",
     "Bench",
     "looked_at",
@@ -56,6 +58,15 @@ LEAVE_CONTAINER: Final = (
     "Unmasked; a systemd service: RestrictNamespaces=no), or start Jupyter outside of it."
 )
 """What to change where a container or a service manager took away what the sandbox is made of."""
+
+LAUNCH_OPTIONS: Final = (
+    *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
+    *("--uid", "0", "--gid", "0", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
+    *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--cap-add", "CAP_NET_ADMIN"),
+    *("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm"),  # noqa: S108
+    *("--remount-ro", "/", "--chdir", "/", "--"),
+)
+"""Bubblewrap's options as `launch` gives them, with the whole system read-only in the place of a watch's layout."""
 
 _ALLOW_BWRAP: Final = (
     r"Run: printf 'abi <abi/4.0>,\nprofile bwrap /usr/bin/bwrap flags=(unconfined) { userns, }\n' | sudo tee "
@@ -200,13 +211,9 @@ def try_network(bench: Bench) -> str:
     """Start a child as the sandbox's init is started; it tries the network, then its calls are looked at."""
     if bench.machine is None:
         raise FailedTrialError(_NO_TABLE)
-    prefix = (
-        *(bench.bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
-        *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--ro-bind", "/", "/", "--proc", "/proc"),
-        *("--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm", "--remount-ro", "/", "--chdir", "/", "--"),  # noqa: S108
+    bench.sandboxed = _converse(
+        bench.machine, (bench.bwrap, *LAUNCH_OPTIONS), marshal.dumps(child.networked.__code__).hex()
     )
-    bench.sandboxed = _converse(bench.machine, prefix, "try it")
     wrong = bench.sandboxed.wrong.get("network")
     if wrong:
         raise FailedTrialError(wrong)

@@ -54,8 +54,8 @@ def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_
         Gone: The caller is gone.
         OSError: An address is bad; the call itself will say so.
     """
-    path = claimed_path(memory, tid, dirfd, path_at)
-    pointers = _pointers(memory, tid, argv_at)
+    raw, pointers = _path_and_pointers(memory, tid, path_at, argv_at)
+    path = _absolute(raw, tid, dirfd)
     truncated = len(pointers) > _MAX_ARGS
     raw_args = memory.strings(tid, pointers[:_MAX_ARGS], _MAX_ARG) if pointers else []
     truncated = truncated or any(len(arg) >= _MAX_ARG for arg in raw_args)
@@ -131,8 +131,25 @@ def claimed_path(memory: TargetMemory, tid: int, dirfd: int, path_at: int) -> st
         Gone: The caller is gone.
         OSError: The address is bad.
     """
-    path = os.fsdecode(memory.strings(tid, (path_at,), 4096)[0])
+    return _absolute(memory.strings(tid, (path_at,), 4096)[0], tid, dirfd)
+
+
+def _absolute(raw: bytes, tid: int, dirfd: int) -> str:
+    path = os.fsdecode(raw)
     if path.startswith("/"):
         return path
     base = base_folder(tid, dirfd)
     return os.path.join(base, path) if path else base
+
+
+def _path_and_pointers(memory: TargetMemory, tid: int, path_at: int, argv_at: int) -> tuple[bytes, list[int]]:
+    """Read the name and the argument pointers with one call where neither crosses a page, as nearly always."""
+    room = min(_MAX_ARGS + 1, (4096 - argv_at % 4096) // 8) * 8
+    name_room = min(512, 4096 - path_at % 4096)
+    if argv_at and room:
+        both = memory.gather(tid, ((path_at, name_room), (argv_at, room)))
+        end = both.find(0, 0, name_room)
+        values = struct.unpack_from(f"={room // 8}Q", both, name_room)
+        if end >= 0 and 0 in values:
+            return bytes(both[:end]), list(values[: values.index(0)])
+    return memory.strings(tid, (path_at,), 4096)[0], _pointers(memory, tid, argv_at)

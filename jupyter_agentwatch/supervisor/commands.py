@@ -172,14 +172,16 @@ class Commands:
             ControlError: The command has none, or does not run.
         """
         command = self._get(step)
-        if command.stdin_fd < 0:
+        is_coming = command.is_pty and not command.pid  # init has not sent the terminal yet: `start` passes it on
+        if command.stdin_fd < 0 and not is_coming:
             msg = f"step {step} was started without standard input, or it was closed"
             raise ControlError(msg)
         if data:
             command.unsent.append(data)
         if eof:
             command.unsent.append(b"")
-        self._feed(command)
+        if not is_coming:
+            self._feed(command)
 
     def resize(self, step: int, rows: int, columns: int) -> None:
         """Tell a command's terminal its new size.
@@ -188,7 +190,7 @@ class Commands:
             ControlError: It has no terminal, or does not run.
         """
         command = self._get(step)
-        if not command.is_pty:
+        if not command.is_pty or command.stdin_fd < 0:
             msg = f"step {step} has no terminal"
             raise ControlError(msg)
         fcntl.ioctl(command.stdin_fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
@@ -244,7 +246,7 @@ class Commands:
     # -- start ---------------------------------------------------------------------------------------------------
 
     def _prepare(self, step: int, request: RunCommand, client: Subscriber) -> tuple[_Command, list[int]]:
-        command = _Command(step, client, time.monotonic(), [])
+        command = _Command(step, client, time.monotonic(), [], is_pty=request.pty)
         theirs: list[int] = []
         if not request.pty:
             if request.stdin:
@@ -264,9 +266,9 @@ class Commands:
 
     def _attach_terminal(self, command: _Command, master: int) -> None:
         os.set_blocking(master, False)
-        command.is_pty = True
         command.stdin_fd = os.dup(master)
         self._listen(command, _Stream(master, 1))
+        self._feed(command)
 
     def _listen(self, command: _Command, stream: _Stream) -> None:
         command.streams.append(stream)

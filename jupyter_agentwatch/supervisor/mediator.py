@@ -28,7 +28,7 @@ from jupyter_agentwatch.sandbox.programs import (
     running_program,
 )
 from jupyter_agentwatch.sandbox.syscalls import Machine
-from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
+from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, parent_of
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -228,7 +228,7 @@ class Mediator:
             basis="claimed",
             step=claim.step,
             pid=task.tgid,
-            ppid=task.ppid,
+            ppid=parent_of(task.tgid),
             path=_text(claim.path),
             argv=claim.argv,
             argv_truncated=claim.truncated,

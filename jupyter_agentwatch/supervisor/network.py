@@ -33,7 +33,7 @@ from jupyter_agentwatch.sandbox.sockaddr import (
     listen_raw,
     parse_address,
 )
-from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
+from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, umask_of
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -259,11 +259,11 @@ class NetworkBroker:
                 self._listener.finish(n.id, errno.EINVAL)
                 return
             is_path = address.family == socket.AF_UNIX and address.path[:1] not in {b"", b"\0"}
-            error = self._bind_path(n.tid, task, sock, address) if is_path else bind_raw(sock.fileno(), raw)
+            error = self._bind_path(n.tid, sock, address) if is_path else bind_raw(sock.fileno(), raw)
             self._note_listen(task, "bind", sock, address, error)
         self._listener.finish(n.id, error)
 
-    def _bind_path(self, tid: int, task: Task, sock: socket.socket, address: Address) -> int:
+    def _bind_path(self, tid: int, sock: socket.socket, address: Address) -> int:
         path = os.fsdecode(address.path)
         if not path.startswith("/"):
             path = os.path.join(base_folder(tid, AT_FDCWD), path)
@@ -280,7 +280,7 @@ class NetworkBroker:
             if error == 0:
                 made = os.stat(name, dir_fd=held, follow_symlinks=False)
                 self._bound_inside.add((made.st_dev, made.st_ino))
-                os.chmod(name, 0o777 & ~task.umask, dir_fd=held)
+                os.chmod(name, 0o777 & ~umask_of(tid), dir_fd=held)
             return error
         finally:
             os.close(held)

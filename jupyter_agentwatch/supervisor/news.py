@@ -21,12 +21,15 @@ class NetworkRecords:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._refused: dict[int, str] = {}
 
     def named(
         self, spec: FlowSpec, protocol: str, server_name: str, decision: Decision, bytes_out: int, bytes_in: int
     ) -> None:
         """Record a flow's protocol, before its first byte passes."""
         named = {"protocol": protocol, "server_name": server_name, "bytes_out": bytes_out, "bytes_in": bytes_in}
+        if decision.verdict != "allow":
+            self._refused[spec.flow] = decision.rule
         self._record(spec, "named", decision.verdict, rule=decision.rule, **named)
 
     def closed(
@@ -34,7 +37,9 @@ class NetworkRecords:
     ) -> None:
         """Record a flow's end."""
         counted = {"protocol": protocol, "bytes_out": bytes_out, "bytes_in": bytes_in, "duration_s": duration_s}
-        self._record(spec, "closed", "allow", rule=spec.decision.rule, reason=reason, **counted)
+        refused = self._refused.pop(spec.flow, "")
+        verdict, rule = ("deny", refused) if refused else ("allow", spec.decision.rule)
+        self._record(spec, "closed", verdict, rule=rule, reason=reason, **counted)
 
     def failed(self, spec: FlowSpec, number: int) -> None:
         """Record a dial that failed."""

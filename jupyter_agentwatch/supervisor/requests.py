@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import ControlError, SessionEndedError
 from jupyter_agentwatch.events import Control
-from jupyter_agentwatch.sandbox.history import StepChange
+from jupyter_agentwatch.sandbox.comparison import StepChange
 from jupyter_agentwatch.supervisor.control import Connection
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import FromSupervisor, ToSupervisor

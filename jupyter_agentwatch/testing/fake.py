@@ -110,6 +110,7 @@ class FakeSupervisor:
         self._going.set()
         self._commands: dict[int, FakeCommand] = {}
         self._closed = False
+        self._killing = False
         self._steps = 0
         self._connections: list[_Connection] = []
         self._subscribers: list[_Connection] = []
@@ -165,6 +166,7 @@ class FakeSupervisor:
         """End every command and close the log; idempotent."""
         start = time.monotonic()
         with self._lock:
+            self._killing = True
             running = list(self._commands.values())
             self._going.set()
             for command in running:
@@ -239,6 +241,9 @@ class FakeSupervisor:
 
     def _run(self, connection: _Connection, request: RunCommand) -> None:
         with self._lock:
+            if self._killing:
+                connection.send(Failed(id=request.id, error="SessionEndedError", text="the watch was killed"))
+                return
             self._steps += 1
             command = FakeCommand(
                 request, self._steps, folder=self.workspace, limit=self.output_bytes, send=connection.send
