@@ -128,13 +128,15 @@ def test_a_released_log_takes_no_record(log: AuditLog) -> None:
 
 
 def test_sync_moves_the_anchor_to_the_last_record(log: AuditLog) -> None:
-    """The anchor names the last record that was synced, and no scratch file stays behind."""
+    """The anchor names the last record that was synced, is left alone when nothing is new, and no scratch file stays."""
     log.append(an_exec(1))
     assert verify_log(log.path).anchored == 0
     log.append_synced(an_exec(2))
     anchor = decode_anchor(anchor_path(log.path).read_bytes())
     assert (anchor.seq, anchor.hash) == (2, log.head)
+    inode = anchor_path(log.path).stat().st_ino
     log.sync()
+    assert anchor_path(log.path).stat().st_ino == inode
     names = sorted(path.name for path in log.path.parent.iterdir())
     assert names == ["log.jsonl", "log.jsonl.anchor"]
 

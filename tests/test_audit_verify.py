@@ -213,6 +213,15 @@ def test_a_record_that_was_resealed_alone_breaks_at_the_next_one(tmp_path: Path)
     assert "one of both was replaced" in result.message
 
 
+def test_a_gap_in_the_numbers_is_found_under_hashes_that_fit(tmp_path: Path) -> None:
+    """Who leaves a record out and computes the rest of the chain anew still leaves the gap."""
+    path = tmp_path / "log.jsonl"
+    lines = sealed([an_open(), an_exec(1), an_exec(3)])
+    put(path, lines, anchor=lines)
+    result = verify_log(path)
+    assert (bad_seq(result), result.problem) == (2, "removed")
+
+
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.audit.log import AuditLog
 from jupyter_agentwatch.cli import main
 from jupyter_agentwatch.cli.parser import OWN_FAILURE, build_parser
@@ -27,6 +28,7 @@ from jupyter_agentwatch.cli.processes import supervisors_of
 from jupyter_agentwatch.cli.tally import tally
 from jupyter_agentwatch.cli.terminal import RESET, SafeText
 from jupyter_agentwatch.cli.words import event_line
+from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.policy import Policy, parse_policy
 from jupyter_agentwatch.testing import FakeSupervisor, event
 from jupyter_agentwatch.wire.messages import Ack, Answer, Kill, Killed, Resume, Suspend
@@ -45,6 +47,14 @@ sys.stdin.read()
 """
 
 
+def open_log(path: Path, watch: str) -> AuditLog:
+    """Begin a log as a supervisor does."""
+    fields = {"workspace": "/project", "t_wall_ns": 1_700_000_000 * 10**9}
+    opening = event("session", op="open", format=FORMAT, watch=watch, **fields)
+    assert isinstance(opening, Session)
+    return AuditLog.create(path, opening)
+
+
 class Home:
     """Runtime and log folders of one test, so that `kill --all` means this test's watches."""
 
@@ -58,8 +68,7 @@ class Home:
 
     def make_log(self, watch: str, *events: Any, close: bool = True) -> Path:
         path = self.log / f"{watch}.jsonl"
-        opening = event("session", op="open", format=1, watch=watch, workspace="/project", t_wall_ns=1_700_000_000 * 10**9)
-        log = AuditLog.create(path, opening)
+        log = open_log(path, watch)
         ending = [("session", {"op": "close", "reason": "done"})] if close else []
         for kind, fields in [*events, *ending]:
             log.append(event(kind, seq=log.next_seq, watch=watch, **fields))
@@ -107,7 +116,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` of every subcommand exits with 0 and shows how it is used."""
     assert main([*command.split(), "--help"]) == 0
-    assert f"jupyter agentwatch {command.split()[0]}" in capsys.readouterr().out.partition("example")[2]
+    assert f"jupyter agentwatch {command.partition(' ')[0]}" in capsys.readouterr().out.partition("example")[2]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,7 +161,11 @@ def test_everything_after_the_mark_belongs_to_the_command() -> None:
 # --- Text for people.
 
 
-@given(st.lists(st.sampled_from([b"\x1b[31m", b"\x1b", b"[", b"3", b"1m", b"\xc3", b"\xa9", b"\r\n", b"\t", b"\x07", b"x"])))
+@given(
+    st.lists(
+        st.sampled_from([b"\x1b[31m", b"\x1b", b"[", b"3", b"1m", b"\xc3", b"\xa9", b"\r\n", b"\t", b"\x07", b"x"])
+    )
+)
 def test_safe_text_does_not_depend_on_where_the_stream_is_cut(pieces: list[bytes]) -> None:
     """Characters and colours cut in two come out as if the bytes had come at once."""
     one, many = SafeText(), SafeText()
@@ -289,9 +302,7 @@ def denials(home: Home) -> Path:
     )
 
 
-def test_policy_suggest_shows_candidates_with_their_evidence(
-    denials: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_policy_suggest_shows_candidates_with_their_evidence(denials: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a pick nothing is allowed yet: candidates and records stand in comments before the log's policy."""
     assert main(["policy", "suggest", str(denials)]) == 0
     shown = capsys.readouterr().out
@@ -346,7 +357,7 @@ def test_tail_takes_the_newest_log_and_refuses_what_is_not_one(home: Home, capsy
 
 def test_tail_follows_a_log_until_its_session_closes(home: Home) -> None:
     """`--follow` shows records as they come and ends with the session's close record."""
-    log = AuditLog.create(home.log / "0d0d0d0d.jsonl", event("session", format=1, watch="0d0d0d0d"))
+    log = open_log(home.log / "0d0d0d0d.jsonl", "0d0d0d0d")
     process = spawn("tail", "0d", "--follow")
     try:
         assert process.stdout is not None
@@ -407,7 +418,9 @@ def test_list_asks_live_watches_and_reads_ended_ones(home: Home, capsys: pytest.
     left_over = socket.socket(socket.AF_UNIX)
     left_over.bind(str(home.socket("2c2c2c2c")))
     left_over.close()
-    with FakeSupervisor(home.socket("2a2a2a2a"), watch="2a2a2a2a", workspace="/project", log=home.log / "2a2a2a2a.jsonl"):
+    with FakeSupervisor(
+        home.socket("2a2a2a2a"), watch="2a2a2a2a", workspace="/project", log=home.log / "2a2a2a2a.jsonl"
+    ):
         assert main(["list", "--json"]) == 0
         found = {each["watch"]: each for each in json.loads(capsys.readouterr().out)}
         assert {watch: each["state"] for watch, each in found.items()} == {"2a2a2a2a": "running", "2c2c2c2c": "gone"}

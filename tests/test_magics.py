@@ -51,7 +51,9 @@ class Notebook:
 
     def displayed(self) -> str:
         """Return and forget what was displayed; it must be plain text only."""
-        outputs = self.shell.display_pub.outputs
+        publisher = self.shell.display_pub
+        assert isinstance(publisher, CapturingDisplayPublisher)
+        outputs = publisher.outputs
         shown = [each["data"] for each in outputs]
         outputs.clear()
         assert all(set(data) == {"text/plain"} for data in shown)
@@ -59,9 +61,7 @@ class Notebook:
 
 
 @pytest.fixture
-def notebook(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Notebook]:
+def notebook(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
     """A shell without history, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     config = Config()
@@ -335,9 +335,13 @@ def test_unload_removes_the_magics_and_leaves_a_users_own_watch(notebook: Notebo
 def test_the_first_cell_starts_the_watch_and_unload_ends_it(notebook: Notebook, tmp_path: Path) -> None:
     """A cell needs no `start`; what it did is counted from the log; `unload` leaves nothing alive."""
     (tmp_path / "w").mkdir()
-    shown = notebook.cell("%%agentwatch --workspace w --out r\nls / > list; cat /nowhere; getent hosts example.org; exit 5")
+    shown = notebook.cell(
+        "%%agentwatch --workspace w --out r\nls / > list; cat /nowhere; getent hosts example.org; exit 5"
+    )
     assert "step 1: exit 5" in shown
-    assert re.search(r"1 step, [34] processes, 0 connections allowed, 0 denied, \d+ names? refused, 1 file written", shown)
+    assert re.search(
+        r"1 step, [34] processes, 0 connections allowed, 0 denied, \d+ names? refused, 1 file written", shown
+    )
     assert "denied  name example.org" in shown
     notebook.cell("%agentwatch start --workspace w --out w")
     made = notebook.shell.user_ns["w"]
@@ -449,7 +453,7 @@ def test_a_kill_from_the_shell_ends_the_cell_of_a_busy_kernel(
 @pytest.mark.sandbox
 def test_the_end_of_the_kernel_ends_the_watch(kernel: tuple[Kernel, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """A kernel that is killed takes its watch with it: the log closes, and nothing is left to kill."""
-    cell, manager = kernel
+    _, manager = kernel
     (watch,) = live_watches()
     manager.shutdown_kernel(now=True)
     assert command_line(["tail", watch, "--follow"]) == 0

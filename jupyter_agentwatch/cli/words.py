@@ -146,7 +146,9 @@ def _network(event: Connect | Listen | Dns | Flow) -> str:
         case Dns():
             rule = f" [{printable(event.rule)}]" if event.rule else ""
             answers = ", ".join(printable(answer) for answer in event.answers[:4])
-            return f"{printable(event.qname)} {printable(event.qtype)} {printable(event.rcode)}{rule} {answers}".rstrip()
+            return (
+                f"{printable(event.qname)} {printable(event.qtype)} {printable(event.rcode)}{rule} {answers}".rstrip()
+            )
         case Flow():
             named = printable(event.server_name) or "-"
             told = f"{printable(event.protocol)} {named} [{printable(event.rule)}]"

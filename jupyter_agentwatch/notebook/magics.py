@@ -85,9 +85,7 @@ class AgentwatchMagics(Magics):
             ended = watch.last_result
             if ended is not None and ended is not former:
                 self._finish(ended, log, options.out, interrupted=True)
-            # An error, so that the cells after this one do not run; `from None`, so that it is one line.
-            msg = "interrupted"
-            raise UsageError(msg) from None
+            raise
         except SessionEndedError as error:
             _refuse(f"{safe_text(str(error))}; {_ANOTHER}")
         self._finish(result, log, options.out)
@@ -96,7 +94,9 @@ class AgentwatchMagics(Magics):
         if out is not None:
             self._put(out, result)
         # The DNS stub does not know which command asks: what was asked meanwhile counts as this one's.
-        events = [each for each in log.read_new() if each.step == result.step or (isinstance(each, Dns) and not each.step)]
+        events = [
+            each for each in log.read_new() if each.step == result.step or (isinstance(each, Dns) and not each.step)
+        ]
         _show(summary(result, events, str(log.path), interrupted=interrupted))
 
     def _ensure(self, options: argparse.Namespace) -> Watch:
@@ -257,6 +257,10 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except HelpShown:
         return
+    except KeyboardInterrupt:
+        # An error all the same: the cells that wait behind this one must not run.
+        msg = "interrupted"
+        raise UsageError(msg) from None
     except (AgentwatchError, ValueError) as error:
         raise UsageError(safe_text(str(error))) from None
 

@@ -4,9 +4,9 @@ A flow's first bytes are held in both directions until they are named, judged an
 loop or hold the GIL for long: the thread beside it answers the sandbox's system calls.
 
 Bytes are copied with `recv_into` and `send` from readiness callbacks through one buffer of 1 MiB. Share of native
-loopback throughput, 1 GiB, sender, relay and receiver on two cores: callbacks with 1 MiB 0.53-0.67, with 256 KiB
-0.36-0.42; a blocking thread a direction 0.58-0.69; splice through a pipe of 1 MiB 0.45-0.48, through 64 KiB 0.34.
-Threads gain little and cost one each, splicing loses; `SO_SNDBUF` and `SO_RCVLOWAT` made no difference.
+loopback throughput in prototypes (1 GiB; sender, relay and receiver on two cores): callbacks with 1 MiB 0.53-0.62,
+with 256 KiB 0.36-0.42; a blocking thread a direction 0.58-0.69; splice through a pipe of 1 MiB 0.45-0.48, of 64 KiB
+0.34. Threads gain little and cost one each, splicing loses; `SO_SNDBUF` and `SO_RCVLOWAT` made no difference.
 """
 
 from __future__ import annotations

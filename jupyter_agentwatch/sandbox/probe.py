@@ -104,10 +104,10 @@ _PLANS: Final = (
     ),
     _Plan(
         "network namespace",
-        "with the options of a launch: bind port 53; connect over loopback (IPv4, IPv6), to a parked listener, outside",
+        "as a launch does: bind port 53; connect over loopback, to a parked listener, outside; map root to a user",
         trials.try_network,
-        "Where ::1 fails, boot without ipv6.disable=1. Where port 53 is denied, unload AppArmor's profile that takes "
-        "capabilities from bwrap's children: sudo apparmor_parser -R /etc/apparmor.d/bwrap-userns-restrict",
+        "Where ::1 fails, boot without ipv6.disable=1. Where port 53 or mapping root is denied, unload AppArmor's "
+        "profile that takes capabilities from bwrap's children: sudo apparmor_parser -R /etc/apparmor.d/bwrap-userns-restrict",
         needs=("pid namespace",),
     ),
     _Plan(

@@ -120,8 +120,9 @@ def _last_line(words: bytes) -> str:
 
 
 def networked() -> str:
-    """Make sockets as the sandbox's init does, and return what is wrong with the network namespace, or ""."""
+    """Make sockets and map root to an ordinary user, as the sandbox's init does; return what failed, or ""."""
     import ctypes
+    import os
     import select
     import socket
     import struct
@@ -145,10 +146,18 @@ def networked() -> str:
             caller.connect_ex(parking.getsockname())
             if select.select([], [caller], [], 0)[1]:
                 return f"{what}: a connection was made all the same"
+        if socket.socket(v4, socket.SOCK_DGRAM).connect_ex(("192.0.2.1", 9)) == 0:
+            return "there is a route to the outside"
+        what = "mapping root to an ordinary user"
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(0x10000000) < 0:
+            return f"{what}: unshare(CLONE_NEWUSER): {os.strerror(ctypes.get_errno())}"
+        for name, line in (("setgroups", "deny"), ("uid_map", "1000 0 1"), ("gid_map", "1000 0 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(line)
+        return "" if os.getuid() == 1000 else f"{what}: it is user {os.getuid()} all the same"
     except OSError as error:
         return f"{what}: {error.strerror}"
-    outside = socket.socket(v4, socket.SOCK_DGRAM).connect_ex(("192.0.2.1", 9))
-    return "" if outside else "there is a route to the outside"
 
 
 def filtered(fd: str, seccomp: str, program: str, network: str, host: str, port: str) -> None:

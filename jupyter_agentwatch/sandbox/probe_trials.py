@@ -63,6 +63,7 @@ LAUNCH_OPTIONS: Final = (
     *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
     *("--uid", "0", "--gid", "0", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
     *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--cap-add", "CAP_NET_ADMIN"),
+    *("--cap-add", "CAP_SETFCAP"),
     *("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm"),  # noqa: S108
     *("--remount-ro", "/", "--chdir", "/", "--"),
 )
@@ -217,7 +218,7 @@ def try_network(bench: Bench) -> str:
     wrong = bench.sandboxed.wrong.get("network")
     if wrong:
         raise FailedTrialError(wrong)
-    return "loopback works, port 53 is ours, and nothing else can be reached"
+    return "loopback works, port 53 is ours, nothing else can be reached, and a program there is no root"
 
 
 def looked_at(what: str, success: str) -> Callable[[Bench], str]:

@@ -15,7 +15,7 @@ from jupyter_agentwatch.events import from_bytes
 from jupyter_agentwatch.sandbox.notify import Gone, TargetMemory
 from jupyter_agentwatch.sandbox.paths import Root, base_folder
 
-__all__ = ["Claim", "claimed_exec", "claimed_path", "is_what_was_claimed", "running_program"]
+__all__ = ["Claim", "Program", "claimed_exec", "claimed_path", "is_what_was_claimed", "running_program"]
 
 _MAX_ARGS: Final = 48
 _MAX_ARG: Final = 1024
@@ -41,7 +41,7 @@ class Claim:
     argv: list[str]
     truncated: bool
     exists: bool
-    before: str
+    before: Program
     seq: int = -1
     step: int = 0
     due: float = 0.0
@@ -62,29 +62,33 @@ def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_
     return Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _exists(tid, path), running_program(tid))
 
 
-def running_program(tid: int) -> str:
-    """Return what runs, as the kernel names it ("/usr/bin/dash", "/memfd:x (deleted)").
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What runs, as the kernel names it ("/usr/bin/dash", "/memfd:x (deleted)"), with its device and inode."""
+
+    name: str
+    identity: tuple[int, int]
+
+
+def running_program(tid: int) -> Program:
+    """Return what a process runs.
 
     Raises:
         Gone: The process is gone.
     """
+    link = f"/proc/{tid}/exe"
     try:
-        return os.readlink(f"/proc/{tid}/exe")
+        info = os.stat(link)
+        return Program(os.readlink(link), (info.st_dev, info.st_ino))
     except OSError as error:
         raise Gone from error
 
 
-def is_what_was_claimed(root: Root, tid: int, claim: Claim) -> bool:
-    """Say whether the running program is the claimed file, or an interpreter that its first line names.
-
-    Raises:
-        Gone: The process is gone.
-    """
-    try:
-        info = os.stat(f"/proc/{tid}/exe")
-    except OSError as error:
-        raise Gone from error
-    running, path = (info.st_dev, info.st_ino), claim.path
+def is_what_was_claimed(root: Root, program: Program, claim: Claim) -> bool:
+    """Say whether a running program is the claimed file, or an interpreter that its first line names."""
+    if program.name == claim.path:
+        return True
+    running, path = program.identity, claim.path
     for _ in range(_MAX_SHEBANGS):
         try:
             if root.identity(path) == running:

@@ -46,6 +46,7 @@ def main() -> int:
         return RungError.exit_code
     gc.collect()
     gc.freeze()  # what start-up made lives to the end: keep the collector from walking it in a handler
+    gc.set_threshold(50_000)
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
     return 0
 

@@ -22,6 +22,7 @@ from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, Targ
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
 from jupyter_agentwatch.sandbox.programs import (
     Claim,
+    Program,
     claimed_exec,
     claimed_path,
     is_what_was_claimed,
@@ -40,6 +41,7 @@ _UNVERIFIED_S: Final = 0.05
 """A program that makes no trapped call after its exec (a static one) is looked up after this many seconds."""
 
 _COUNT_AGAIN_S: Final = 0.05
+_KEPT_PROGRAMS: Final = 8192
 
 
 def _int32(register: int) -> int:
@@ -86,6 +88,7 @@ class Mediator:
         self._network = network
         self._memory = TargetMemory()
         self._claims: dict[int, Claim] = {}
+        self._programs: dict[int, Program] = {}
         self._count_members = count_members
         self._max_tasks = max_tasks
         self._room = 0
@@ -237,15 +240,15 @@ class Mediator:
     def _after_exec(self, n: Notification) -> None:
         # The C library calls set_tid_address once after each exec, before main: the caller stands still meanwhile,
         # so what /proc says of it is the truth, and the answer does not wait for the log.
-        task_group = n.tid
-        claim = self._claims.pop(task_group, None)
-        if claim is None:
-            self._listener.proceed(n.id)
-            return
-        exe = running_program(n.tid)
-        same = exe == claim.path or is_what_was_claimed(self._root, n.tid, claim)
+        claim = self._claims.pop(n.tid, None)
+        program = running_program(n.tid)
         self._listener.proceed(n.id)
-        self._record_truth(task_group, claim, exe, mismatch=not same)
+        if claim is not None:
+            self._record_truth(n.tid, claim, program)
+        elif self._programs.get(n.tid, program).identity != program.identity:
+            # The claim was used up too early, by a call that another thread made while the exec went on.
+            unknown = Claim("", [], truncated=True, exists=True, before=program, step=self._tasks.get(n.tid).step)
+            self._record_truth(n.tid, unknown, program)
 
     def _look_up_late_claims(self) -> None:
         now = time.monotonic()
@@ -256,24 +259,21 @@ class Mediator:
     def _settle(self, tgid: int, claim: Claim) -> None:
         """Find out what became of an exec after which the C library did not report (a static program, a failure)."""
         with contextlib.suppress(Gone):
-            exe = running_program(tgid)
-            if exe != claim.before:
-                same = exe == claim.path or is_what_was_claimed(self._root, tgid, claim)
-                self._record_truth(tgid, claim, exe, mismatch=not same)
+            program = running_program(tgid)
+            if program != claim.before:
+                self._record_truth(tgid, claim, program)
 
-    def _record_truth(self, tgid: int, claim: Claim, exe: str, *, mismatch: bool) -> None:
+    def _record_truth(self, tgid: int, claim: Claim, program: Program) -> None:
         if claim.seq < 0:
             claim.seq = self._recorder.record(
                 Exec, basis="claimed", step=claim.step, pid=tgid, path=_text(claim.path), argv=claim.argv
             )
+        if len(self._programs) >= _KEPT_PROGRAMS:
+            self._programs.clear()
+        self._programs[tgid] = program
+        exe, mismatch = _text(program.name), not is_what_was_claimed(self._root, program, claim)
         seq = self._recorder.record(
-            Exec,
-            basis="post",
-            step=claim.step,
-            pid=tgid,
-            exe=_text(exe),
-            claim_seq=claim.seq,
-            mismatch=mismatch,
+            Exec, basis="post", step=claim.step, pid=tgid, exe=exe, claim_seq=claim.seq, mismatch=mismatch
         )
         if mismatch:
             self._recorder.record(
@@ -282,7 +282,7 @@ class Mediator:
                 step=claim.step,
                 pid=tgid,
                 rule="agentwatch.exec_mismatch",
-                title=f"a process asked to run {_text(claim.path)} but runs {_text(exe)}",
+                title=f"a process asked to run {_text(claim.path)} but runs {exe}",
                 severity="critical",
                 technique="T1036",
                 evidence=[claim.seq, seq],
