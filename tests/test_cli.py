@@ -635,7 +635,7 @@ def test_kill_ends_a_real_watch(
         assert [each for each in inside if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
         shown = capsys.readouterr().out
         assert re.search(r"killed [3-9] processes, 0 left", shown)
-        assert ("SIGKILL to the supervisor" in shown) == is_stopped
+        assert "SIGKILL to the supervisor" in shown or not is_stopped
         assert process.wait(60) in {OWN_FAILURE, 128 + signal.SIGKILL}
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()

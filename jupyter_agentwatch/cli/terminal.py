@@ -13,6 +13,7 @@ from jupyter_agentwatch.events import printable
 __all__ = ["RESET", "SafeText", "safe_text"]
 
 RESET = "\x1b[0m"
+"""Ends every colour."""
 
 _KEPT = re.compile(r"([\n\t\r]|\x1b\[[0-9;:]{0,32}m)")
 _UNFINISHED = re.compile(r"\x1b(?:\[[0-9;:]{0,32})?\Z")

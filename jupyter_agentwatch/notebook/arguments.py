@@ -146,5 +146,10 @@ def _line_parser() -> tuple[MagicParser, dict[str, list[str]]]:
 CELL_PARSER = _cell_parser()
 """Parser of `%%agentwatch`."""
 
-LINE_PARSER, SUBCOMMANDS = _line_parser()
-"""Parser of `%agentwatch`, and its subcommands with what may follow each."""
+_LINE = _line_parser()
+
+LINE_PARSER = _LINE[0]
+"""Parser of `%agentwatch`."""
+
+SUBCOMMANDS = _LINE[1]
+"""Subcommands of `%agentwatch`, each with the options and fixed words that may follow it."""

@@ -16,6 +16,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 from typing import Any
@@ -26,6 +27,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_NO_NEW_PRIVS = 47, 4, 38
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 << 3, 1 << 5
 _SO_ATTACH_FILTER = 26
+_REMOUNT_READ_ONLY = 1 | 2 | 32 | 4096  # MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND
 _BACKLOG = 4096
 _MAX_MESSAGE = 1 << 20
 
@@ -42,6 +44,7 @@ def main(control_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     setup = json.loads(control.recv(_MAX_MESSAGE))
     sockets, ports = _make_sockets()
+    _guard_devices()
     _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"])
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
     for name, bound in setup["rlimits"].items():
@@ -86,6 +89,15 @@ def _make_sockets() -> tuple[list[socket.socket], list[int]]:
             made.append(listening)
             ports.append(listening.getsockname()[1])
     return made, ports
+
+
+def _guard_devices() -> None:
+    # The nodes are the machine's own. Where root runs us, its user id could change their mode for everybody; a device
+    # takes data on a read-only mount as well. bubblewrap's --remount-ro would add nodev.
+    for name in os.listdir("/dev"):
+        path = f"/dev/{name}"
+        if stat.S_ISCHR(os.lstat(path).st_mode):
+            _check(_libc.mount(None, path.encode(), None, _REMOUNT_READ_ONLY, None))
 
 
 def _park(listening: socket.socket) -> None:

@@ -28,7 +28,7 @@ from jupyter_agentwatch.sandbox.bpf import FilterOptions, compile_filter
 from jupyter_agentwatch.sandbox.mounts import HOST_NAME, Layout, inner_gid, inner_uid
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 
-__all__ = ["Sandbox", "find_bwrap", "launch"]
+__all__ = ["Sandbox", "Starting", "find_bwrap"]
 
 _START_TIMEOUT_S: Final = 20.0
 _MAX_MESSAGE: Final = 1 << 20
@@ -126,41 +126,26 @@ def find_bwrap() -> str:
     return found
 
 
-def launch(layout: Layout, limits: Limits, *, count_tasks: bool, cgroup: int | None, stderr: int) -> Sandbox:
-    """Start a sandbox.
+class Starting:
+    """A sandbox on its way: bubblewrap and init start while the caller imports and prepares; `finish` meets them.
 
     Args:
         layout: Mounts and made-up files.
         limits: Bounds that become rlimits of init and hence of every command.
         count_tasks: Trap clone (see `FilterOptions`).
-        cgroup: Descriptor of a delegated cgroup's `cgroup.procs`, written before bubblewrap starts, or None.
+        cgroup: Descriptor of a delegated cgroup's `cgroup.procs`, or None.
         stderr: Descriptor for what bubblewrap and init say.
 
     Raises:
-        RungError: A step failed; the text holds what bubblewrap said.
+        RungError: The machine is none of ours, or bubblewrap is not installed.
     """
-    machine = MACHINES.get(os.uname().machine)
-    if machine is None:
-        msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
-        raise RungError(msg)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    status_read, status_write = os.pipe()
-    code_fd = _memfd(marshal.dumps(_init_code()))
-    files = {path: _memfd(content) for path, content in layout.files.items()}
-    command = _command(layout, files, code_fd, theirs.fileno(), status_write)
-    keep = (theirs.fileno(), status_write, code_fd, *files.values())
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, pass_fds=keep, env={}
-        )
-        if cgroup is not None:
-            os.write(cgroup, str(process.pid).encode())
-    finally:
-        for fd in (status_write, code_fd, *files.values()):
-            os.close(fd)
-        theirs.close()
-    try:
-        setup = {
+
+    def __init__(self, layout: Layout, limits: Limits, *, count_tasks: bool, cgroup: int | None, stderr: int) -> None:
+        machine = MACHINES.get(os.uname().machine)
+        if machine is None:
+            msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
+            raise RungError(msg)
+        self._setup = {
             "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks)).hex(),
             "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
@@ -168,14 +153,38 @@ def launch(layout: Layout, limits: Limits, *, count_tasks: bool, cgroup: int | N
             "uid": inner_uid(),
             "gid": inner_gid(),
         }
-        return _handshake(process, ours, status_read, setup)
-    except BaseException:
-        process.kill()
-        process.wait()
-        ours.close()
-        raise
-    finally:
-        os.close(status_read)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._status, status_write = os.pipe()
+        code_fd = _memfd(marshal.dumps(_init_code()))
+        files = {path: _memfd(content) for path, content in layout.files.items()}
+        keep = (theirs.fileno(), status_write, code_fd, *files.values())
+        try:
+            command = _command(layout, files, code_fd, theirs.fileno(), status_write)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, pass_fds=keep, env={}
+            )
+            if cgroup is not None:
+                os.write(cgroup, str(self._process.pid).encode())
+        finally:
+            for fd in (status_write, code_fd, *files.values()):
+                os.close(fd)
+            theirs.close()
+
+    def finish(self) -> Sandbox:
+        """Return the standing sandbox.
+
+        Raises:
+            RungError: A step failed; what bubblewrap said is on `stderr`.
+        """
+        try:
+            return _handshake(self._process, self._control, self._status, self._setup)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            self._control.close()
+            raise
+        finally:
+            os.close(self._status)
 
 
 def _command(layout: Layout, files: dict[str, int], code_fd: int, control_fd: int, status_fd: int) -> list[str]:
@@ -198,10 +207,11 @@ def _command(layout: Layout, files: dict[str, int], code_fd: int, control_fd: in
             "--hostname",
             HOST_NAME,
         ),
-        # Only until init has bound port 53, put a filter on its parking listeners and mapped root to an ordinary user
-        # (Linux 5.12 asks for CAP_SETFCAP then); it drops all of them before the first command.
+        # Only until init has bound port 53, put a filter on its parking listeners, made device nodes read-only and
+        # mapped root to an ordinary user (Linux 5.12 asks for CAP_SETFCAP then); it drops all of them before the
+        # first command.
         *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE"),
-        *("--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_SETFCAP"),
+        *("--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETFCAP"),
         *("--json-status-fd", str(status_fd)),
         *_before_root_is_read_only(layout.arguments, made_up),
         *("--chdir", "/", "--"),

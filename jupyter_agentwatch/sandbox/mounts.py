@@ -39,9 +39,6 @@ _ETC: Final = (
     *("debian_version", "os-release", "lsb-release", "gai.conf", "host.conf", "locale.alias", "python3", "perl"),
 )
 
-_DEVICES: Final = ("null", "zero", "full", "random", "urandom", "tty")
-"""The nodes that bubblewrap's --dev binds from the machine's own /dev."""
-
 Mode = Literal["ro", "rw", "hide"]
 
 
@@ -174,11 +171,9 @@ def _base(tmp_bytes: int) -> list[str]:
     for name in _ETC:
         arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
     size = ("--size", str(tmp_bytes), "--tmpfs")
-    # Where root runs us, its user id owns these outside, too: read-only, or a command could set the machine's
-    # core_pattern, and change the mode of the machine's /dev/null. A device takes data on a read-only mount as well.
-    guarded = ["--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev"]
-    guarded += [argument for name in _DEVICES for argument in ("--remount-ro", f"/dev/{name}")]
-    return [*arguments, "--proc", "/proc", *guarded, *size, "/dev/shm", *size, "/tmp", *size, HOME]  # noqa: S108
+    # Where root runs us, its user id owns the machine's settings inside, too, and could set the core_pattern.
+    proc = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+    return [*arguments, *proc, "--dev", "/dev", *size, "/dev/shm", *size, "/tmp", *size, HOME]  # noqa: S108
 
 
 def _mount(path: Path, mode: Mode) -> list[str]:

@@ -107,7 +107,7 @@ _PLANS: Final = (
         "as a launch does: bind port 53; connect over loopback, to a parked listener, outside; map root to a user",
         trials.try_network,
         "Where ::1 fails, boot without ipv6.disable=1. Where port 53 or mapping root is denied, unload AppArmor's "
-        "profile that takes capabilities from bwrap's children: sudo apparmor_parser -R /etc/apparmor.d/bwrap-userns-restrict",
+        "profile that takes capabilities away: sudo apparmor_parser -R /etc/apparmor.d/bwrap-userns-restrict",
         needs=("pid namespace",),
     ),
     _Plan(

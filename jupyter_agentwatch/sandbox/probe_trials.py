@@ -63,7 +63,7 @@ LAUNCH_OPTIONS: Final = (
     *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
     *("--uid", "0", "--gid", "0", "--as-pid-1", "--die-with-parent", "--new-session", "--hostname", HOST_NAME),
     *("--cap-drop", "ALL", "--cap-add", "CAP_NET_BIND_SERVICE", "--cap-add", "CAP_NET_ADMIN"),
-    *("--cap-add", "CAP_SETFCAP"),
+    *("--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETFCAP"),
     *("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--size", "65536", "--tmpfs", "/dev/shm"),  # noqa: S108
     *("--remount-ro", "/", "--chdir", "/", "--"),
 )

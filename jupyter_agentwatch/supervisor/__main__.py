@@ -5,12 +5,17 @@ Standard output carries exactly one JSON line (`LaunchReport`); standard error g
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import resource
+import shutil
 import signal
+import socket
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,15 +24,19 @@ from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.errors import AgentwatchError, RungError
 from jupyter_agentwatch.policy import check_policy, policy_digest
 from jupyter_agentwatch.sandbox.cgroup import Leaf, find_delegation, limits_by
-from jupyter_agentwatch.sandbox.launch import launch as launch_sandbox
+from jupyter_agentwatch.sandbox.launch import Starting
 from jupyter_agentwatch.sandbox.mounts import check_workspace, clean_environment, plan_layout
-from jupyter_agentwatch.supervisor.core import Supervisor
 from jupyter_agentwatch.supervisor.record import Recorder, open_log
 from jupyter_agentwatch.wire.framing import FrameDecoder
 from jupyter_agentwatch.wire.messages import Launch, LaunchReport
 from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
 
+if TYPE_CHECKING:
+    from jupyter_agentwatch.supervisor.core import Supervisor
+
 __all__ = ["main"]
+
+_START_S = 60.0
 
 
 def main() -> int:
@@ -44,11 +53,24 @@ def main() -> int:
     except OSError as error:
         _report(LaunchReport(error="RungError", text=f"the supervisor could not start: {error}"))
         return RungError.exit_code
+    _sweep_runtime_dir()
     gc.collect()
     gc.freeze()  # what start-up made lives to the end: keep the collector from walking it in a handler
     gc.set_threshold(50_000)
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
     return 0
+
+
+def _sweep_runtime_dir() -> None:
+    """Remove what supervisors that were killed left behind: their sockets and their pre-images."""
+    for store in runtime_dir().glob("*.store"):
+        control = store.with_suffix(".sock")
+        with socket.socket(socket.AF_UNIX) as probe:
+            error = probe.connect_ex(str(control))
+        # ENOENT may be a supervisor that is just starting: then its store is younger than a start can take.
+        if error == errno.ECONNREFUSED or (error == errno.ENOENT and time.time() - store.stat().st_mtime > _START_S):
+            control.unlink(missing_ok=True)
+            shutil.rmtree(store, ignore_errors=True)
 
 
 def _read_launch() -> Launch:
@@ -98,6 +120,13 @@ def _stand_up(launch: Launch) -> Supervisor:
         limits_by=by,
         owner_pid=launch.owner_pid,
     )
+    procs = leaf.procs_fd() if leaf is not None else None
+    starting = Starting(layout, policy.limits, count_tasks=count_tasks, cgroup=procs, stderr=2)
+    if procs is not None:
+        os.close(procs)
+    # Half of a session's start is bubblewrap's and init's, the other half these imports: they run side by side.
+    from jupyter_agentwatch.supervisor.core import Supervisor
+
     supervisor: Supervisor | None = None
 
     def log_failed(why: str) -> None:
@@ -105,10 +134,7 @@ def _stand_up(launch: Launch) -> Supervisor:
             supervisor.trip(why)
 
     recorder = Recorder(log, launch.watch, log_failed)
-    procs = leaf.procs_fd() if leaf is not None else None
-    sandbox = launch_sandbox(layout, policy.limits, count_tasks=count_tasks, cgroup=procs, stderr=2)
-    if procs is not None:
-        os.close(procs)
+    sandbox = starting.finish()
     supervisor = Supervisor(
         launch=launch,
         policy=policy,

@@ -13,7 +13,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -263,6 +263,16 @@ class Supervisor:
         if error is not None and self._killing is None:
             # A part of the monitor has died: it must not go on half-blind.
             self._trip(f"{type(error).__name__}: {error}")
+
+    @contextlib.contextmanager
+    def calls_held(self) -> Iterator[None]:
+        """Leave every trapped call unanswered for a moment, without stopping any process."""
+        self._mediator.freeze()
+        try:
+            yield
+        finally:
+            if self.state == "closed":
+                self._mediator.thaw()
 
     # -- breaker -------------------------------------------------------------------------------------------------
 

@@ -131,9 +131,7 @@ class Requests:
         return messages.Ack()
 
     async def _diff(self, request: messages.DiffStep, _connection: Connection) -> FromSupervisor:
-        found = await asyncio.get_running_loop().run_in_executor(
-            None, self._watch.history.changes, self._known_step(request.step)
-        )
+        found = await asyncio.to_thread(self._watch.history.changes, self._known_step(request.step))
         return _changes(request.step, found)
 
     async def _undo(self, request: messages.UndoStep, connection: Connection) -> FromSupervisor:
@@ -141,7 +139,8 @@ class Requests:
         if step in self._watch.commands.running:
             msg = f"step {step} still runs; wait for its end or kill it before undo"
             raise ControlError(msg)
-        undone = await asyncio.to_thread(self._watch.history.undo, step)
+        with self._watch.calls_held():  # nothing that still runs may write meanwhile
+            undone = await asyncio.to_thread(self._watch.history.undo, step)
         self._note_control("undo", connection, f"step {step}: {len(undone)} paths")
         return _changes(step, undone)
 

@@ -1,0 +1,130 @@
+"""What a test sees of a real sandbox from outside, by the kernel's records alone, and how it puts programs into it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psutil
+
+from jupyter_agentwatch.audit.reader import read_events
+from jupyter_agentwatch.audit.verify import verify_log
+from jupyter_agentwatch.events import Event, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from jupyter_agentwatch import Watch
+
+LONG_S: Final = 20.0
+"""Upper bound of every wait: reached only when a test fails."""
+
+PROGRAMS: Final = Path(__file__).parent / "programs"
+
+E = TypeVar("E", bound=Event)
+
+
+def put(watch: Watch, name: str) -> str:
+    """Copy a program of `tests/programs` into the workspace and return its name there."""
+    shutil.copy(PROGRAMS / name, watch.workspace / name)
+    return name
+
+
+def answer_of(watch: Watch, name: str, *arguments: object, timeout: float = LONG_S) -> Any:
+    """Run a program of `tests/programs` inside and return the JSON that it printed last."""
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in arguments]
+    result = watch.run(["python3", put(watch, name), *texts], timeout=timeout)
+    assert result.ok, (result, result.stderr[-2000:])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def recorded(watch: Watch, kind: type[E], step: int | None = None) -> list[E]:
+    """Return the events of a kind that are on record, of one step or of all."""
+    tag = str(kind.__struct_config__.tag)
+    return [event for event in read_events(watch.log, kinds={tag}, step=step) if isinstance(event, kind)]
+
+
+def last_step(watch: Watch) -> int:
+    """Return the number of the command that ended last."""
+    assert watch.last_result is not None
+    return watch.last_result.step
+
+
+def namespace_of(watch: Watch) -> int:
+    """Return the inode of the sandbox's PID namespace."""
+    own = os.stat("/proc/self/ns/pid").st_ino
+    for child in psutil.Process(watch.status().pid).children(recursive=True):
+        with contextlib.suppress(OSError):
+            inode = os.stat(f"/proc/{child.pid}/ns/pid").st_ino
+            if inode != own:
+                return inode
+    raise AssertionError("the supervisor has no child in a PID namespace of its own")
+
+
+def members(namespace: int) -> list[int]:
+    """Return the processes of this machine that are in a PID namespace, init included."""
+    return _pids(lambda folder: os.stat(f"{folder}/ns/pid").st_ino == namespace)
+
+
+def marked(marker: str) -> list[int]:
+    """Return the processes of this machine whose command line holds a text."""
+    wanted = marker.encode()
+    return [pid for pid in _pids(lambda f: wanted in Path(f, "cmdline").read_bytes()) if pid != os.getpid()]
+
+
+def _pids(is_wanted: Callable[[str], bool]) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if is_wanted(f"/proc/{name}") and not _is_dead(name):
+                    found.append(int(name))
+    return found
+
+
+def _is_dead(name: str) -> bool:
+    return Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"Z", b"X"}
+
+
+def hold(pids: Iterable[int]) -> list[int]:
+    """Open pidfds of processes; those that have ended meanwhile are left out."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            found.append(os.pidfd_open(pid))
+    return found
+
+
+def wait_all_ended(pidfds: list[int], seconds: float = LONG_S) -> None:
+    """Wait until all processes behind pidfds have ended, and close the pidfds; fail after `seconds` for each."""
+    for pidfd in pidfds:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        ended = poll.poll(seconds * 1000)
+        os.close(pidfd)
+        assert ended, "a process lives on"
+
+
+def wait_for_line(running: Any, line: bytes) -> bytes:
+    """Read a running command's output until it holds a text; return all that came so far."""
+    seen = b""
+    for _, piece in running:
+        seen += piece
+        if line in seen:
+            return seen
+    raise AssertionError(f"the command ended without {line!r}: {seen[-2000:]!r}")
+
+
+def closing(log: Path) -> Session:
+    """Return the last record of a log, after checking that the whole log is right and closed."""
+    found = verify_log(log)
+    assert found.ok, found.message
+    last = list(read_events(log))[-1]
+    assert isinstance(last, Session)
+    assert last.op == "close"
+    return last
