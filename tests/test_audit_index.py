@@ -163,7 +163,9 @@ def test_a_long_log_is_indexed_in_several_batches(
     assert [seq for _, seq in found(index)] == list(range(21))
 
 
-@pytest.mark.parametrize("how", ["replaced", "replaced by a copy", "rewritten in place", "shortened", "shortened and grown again"])
+@pytest.mark.parametrize(
+    "how", ["replaced", "replaced by a copy", "rewritten in place", "shortened", "shortened and grown again"]
+)
 def test_a_log_that_changed_under_the_index_is_indexed_afresh(index: AuditIndex, tmp_path: Path, how: str) -> None:
     """Rows of the former content never mix with those of the new one."""
     path = written(tmp_path / "log.jsonl", a_run(6))

@@ -128,7 +128,7 @@ def test_a_released_log_takes_no_record(log: AuditLog) -> None:
 
 
 def test_sync_moves_the_anchor_to_the_last_record(log: AuditLog) -> None:
-    """The anchor names the last record that was synced, is left alone when nothing is new, and no scratch file stays."""
+    """The anchor names the last record that was synced, stays when nothing is new, and no scratch file is left."""
     log.append(an_exec(1))
     assert verify_log(log.path).anchored == 0
     log.append_synced(an_exec(2))

@@ -129,27 +129,20 @@ def test_what_is_tried_is_what_a_launch_does() -> None:
 
 
 ORDINARY: Final = """
-import sys, tempfile
+import os, subprocess, sys, tempfile
 from pathlib import Path
-from jupyter_agentwatch.errors import RungError
-from jupyter_agentwatch.policy import Limits, Policy
-from jupyter_agentwatch.sandbox.launch import launch
-from jupyter_agentwatch.sandbox.mounts import plan_layout
 from jupyter_agentwatch.sandbox.probe import failed_probe, probe
 
 report = probe()
-with tempfile.TemporaryDirectory() as workspace, open("/dev/null", "wb") as sink:
-    import jupyter_agentwatch
-    package = Path(jupyter_agentwatch.__file__).parent
-    layout = plan_layout(Policy(), Path(workspace).resolve(), (Path(sys.base_prefix),), package)
-    try:
-        launch(layout, Limits(), count_tasks=False, cgroup=None, stderr=sink.fileno()).destroy()
-        started = True
-    except RungError:
-        started = False
-ok = [p.name for p in report.probes if p.ok]
-print(*ok, sep="\\n")
-assert (report.rung == "A") == started, (started, failed_probe(report))
+with tempfile.TemporaryDirectory() as folder:
+    workspace = Path(folder, "workspace")
+    workspace.mkdir()
+    own = {"HOME": folder, "AGENTWATCH_LOG_DIR": f"{folder}/log", "AGENTWATCH_RUNTIME_DIR": f"{folder}/run"}
+    argv = [sys.executable, "-m", "jupyter_agentwatch.cli", "run", "--", "echo", "inside"]
+    done = subprocess.run(argv, cwd=workspace, env=os.environ | own, capture_output=True, text=True)
+assert (report.rung == "A") == (done.returncode == 0), (failed_probe(report), done.stderr)
+assert (report.rung == "A") == ("inside" in done.stdout)
+print(*[p.name for p in report.probes if p.ok], sep="\\n")
 """
 
 AS_NOBODY: Final = """
@@ -164,15 +157,16 @@ exec setpriv --reuid 65533 --regid 65533 --clear-groups --bounding-set=-all \
 """
 
 
-def test_for_an_ordinary_user_the_report_says_what_a_launch_does() -> None:
-    """As an ordinary user, rung A is reported exactly where a sandbox starts, and the mechanisms are really tried."""
+def test_for_an_ordinary_user_the_report_says_what_a_run_does() -> None:
+    """As an ordinary user, rung A is reported exactly where a command runs, and the mechanisms are really tried."""
     argv = [sys.executable, "-c", ORDINARY]
     if os.getuid() == 0:
         # Root's interpreter may lie in a folder that no one else may enter, so it is shown elsewhere.
         program = f"python{sysconfig.get_python_version()}"
         shown = [sys.base_prefix, str(ROOT), sysconfig.get_path("purelib"), program, ORDINARY]
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", AS_NOBODY, "sh", *shown]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split("\n")) >= {"machine", "bubblewrap", "seccomp notification"}
 

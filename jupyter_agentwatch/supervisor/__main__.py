@@ -21,7 +21,7 @@ import msgspec
 
 from jupyter_agentwatch import __version__
 from jupyter_agentwatch.audit.chain import FORMAT
-from jupyter_agentwatch.errors import AgentwatchError, RungError
+from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError
 from jupyter_agentwatch.policy import check_policy, policy_digest
 from jupyter_agentwatch.sandbox.cgroup import Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.launch import Starting
@@ -47,6 +47,9 @@ def main() -> int:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file size limit on the log must be an error, not our end
     try:
         supervisor = _stand_up(_read_launch())
+    except RungError as error:
+        _report(LaunchReport(error="RungError", text=_diagnosis(str(error))))
+        return error.exit_code
     except AgentwatchError as error:
         _report(LaunchReport(error=type(error).__name__, text=str(error)))
         return error.exit_code
@@ -59,6 +62,14 @@ def main() -> int:
     gc.set_threshold(50_000)
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
     return 0
+
+
+def _diagnosis(text: str) -> str:
+    """Name the probe that fails; where all succeed, what was seen while starting is all that there is."""
+    from jupyter_agentwatch.sandbox.probe import failed_probe, probe
+
+    report = probe()
+    return text if report.rung == "A" else failed_probe(report)
 
 
 def _sweep_runtime_dir() -> None:
@@ -92,6 +103,10 @@ def _report(report: LaunchReport) -> None:
 
 def _stand_up(launch: Launch) -> Supervisor:
     policy = check_policy(launch.policy, "the policy")  # whoever started us may not have checked it
+    for index, gpu in enumerate(policy.gpus):
+        if gpu.max_gpu_seconds is not None:
+            msg = f"gpus[{index}].max_gpu_seconds: GPU time is not measured yet, so no bound can be held; leave it out"
+            raise PolicyError(msg)
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
     python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
     package = Path(__file__).resolve().parent.parent

@@ -62,12 +62,12 @@ class InitChannel:
         self.tell(request, fds)
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._waiting.append(future)
+        # A future that was given up stays in the queue: a late answer must be matched with its own request.
+        patience = self._loop.call_later(_PATIENCE_S, _give_up, future, request["op"])
         try:
-            # Shielded: an answer that comes too late must still be matched with its own request.
-            return await asyncio.wait_for(asyncio.shield(future), _PATIENCE_S)
-        except TimeoutError as error:
-            msg = f"the sandbox's init did not answer {request['op']!r} in {_PATIENCE_S:.0f} s"
-            raise SessionEndedError(msg) from error
+            return await future
+        finally:
+            patience.cancel()
 
     def tell(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a request that init does not answer."""
@@ -115,3 +115,9 @@ class InitChannel:
                 os.close(fd)
         else:
             future.set_result((message, fds))
+
+
+def _give_up(future: asyncio.Future[Reply], op: str) -> None:
+    if not future.done():
+        msg = f"the sandbox's init did not answer {op!r} in {_PATIENCE_S:.0f} s"
+        future.set_exception(SessionEndedError(msg))
