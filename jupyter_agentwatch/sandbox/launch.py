@@ -25,6 +25,7 @@ from typing import Any, Final
 from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.bpf import FilterOptions, compile_filter
+from jupyter_agentwatch.sandbox.cgroup import Leaf
 from jupyter_agentwatch.sandbox.mounts import HOST_NAME, Layout, inner_gid, inner_uid
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 
@@ -89,6 +90,10 @@ class Sandbox:
         """Return the state letter of every process inside but init (see proc_pid_stat(5))."""
         return "".join(fields[0] for fields in self._stats())
 
+    def living_sessions(self) -> set[int]:
+        """Return the session ids that have members, as init numbers them."""
+        return {int(fields[3]) for fields in self._stats()}
+
     def resident_bytes(self) -> int:
         """Return the resident memory of all processes inside; shared pages count for each."""
         return sum(int(fields[21]) for fields in self._stats()) * resource.getpagesize()
@@ -133,14 +138,13 @@ class Starting:
         layout: Mounts and made-up files.
         limits: Bounds that become rlimits of init and hence of every command.
         count_tasks: Trap clone (see `FilterOptions`).
-        cgroup: Descriptor of a delegated cgroup's `cgroup.procs`, or None.
         stderr: Descriptor for what bubblewrap and init say.
 
     Raises:
         RungError: The machine is none of ours, or bubblewrap is not installed.
     """
 
-    def __init__(self, layout: Layout, limits: Limits, *, count_tasks: bool, cgroup: int | None, stderr: int) -> None:
+    def __init__(self, layout: Layout, limits: Limits, *, count_tasks: bool, stderr: int) -> None:
         machine = MACHINES.get(os.uname().machine)
         if machine is None:
             msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
@@ -163,21 +167,25 @@ class Starting:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, pass_fds=keep, env={}
             )
-            if cgroup is not None:
-                os.write(cgroup, str(self._process.pid).encode())
         finally:
             for fd in (status_write, code_fd, *files.values()):
                 os.close(fd)
             theirs.close()
 
-    def finish(self) -> Sandbox:
+    def finish(self, cgroup: Leaf | None) -> Sandbox:
         """Return the standing sandbox.
+
+        Args:
+            cgroup: Where init belongs, before it has any children (bubblewrap itself would have forked already).
 
         Raises:
             RungError: A step failed; what bubblewrap said is on `stderr`.
         """
         try:
-            return _handshake(self._process, self._control, self._status, self._setup)
+            sandbox = _handshake(self._process, self._control, self._status, self._setup)
+            if cgroup is not None:
+                cgroup.add(sandbox.init_pid)
+            return sandbox
         except BaseException:
             self._process.kill()
             self._process.wait()

@@ -8,11 +8,15 @@ not reuse it while a member lives; nothing that the process can write (environme
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from jupyter_agentwatch.sandbox.notify import Gone
 
 __all__ = ["Task", "TaskTable", "parent_of", "umask_of"]
+
+_MANY: Final = 4096
 
 
 @dataclass(slots=True)
@@ -23,16 +27,27 @@ class Task:
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Session:
+    step: int
+    inner: int
+
+
 class TaskTable:
     """Finds out who makes calls. Used by the notification thread; `sessions_of` may be asked by another one.
 
     `starting` is the step whose command init is about to start: the next new session of a child of init is its.
+
+    Args:
+        init_pid: Init as the host sees it.
+        living_sessions: Session ids, as init numbers them, that still have members; asked when many have been made.
     """
 
-    def __init__(self, init_pid: int) -> None:
+    def __init__(self, init_pid: int, living_sessions: Callable[[], set[int]]) -> None:
         self._init = init_pid
-        self._steps: dict[int, int] = {}
-        self._inner: dict[int, set[int]] = {}
+        self._living_sessions = living_sessions
+        self._sessions: dict[int, _Session] = {}
+        self._look_again_at = _MANY
         self.starting = 0
 
     def get(self, tid: int) -> Task:
@@ -44,9 +59,10 @@ class TaskTable:
         # Two short system calls, where reading /proc/<tid>/status costs 16 µs: `getsid` takes thread ids, and
         # `pidfd_open` refuses those that lead no thread group.
         try:
-            step = self._steps.get(os.getsid(tid), 0)
+            session = self._sessions.get(os.getsid(tid))
         except ProcessLookupError as error:
             raise Gone from error
+        step = session.step if session is not None else 0
         try:
             os.close(os.pidfd_open(tid))
         except OSError:
@@ -61,15 +77,22 @@ class TaskTable:
         """
         fields = _status(tid)
         tgid, inner = int(fields[b"Tgid"]), int(fields[b"NStgid"].split()[-1])
-        step = self._steps.get(int(fields[b"NSsid"].split()[0]), 0)
+        before = self._sessions.get(int(fields[b"NSsid"].split()[0]))
+        step = before.step if before is not None else 0
         if step == 0 and int(fields[b"PPid"]) == self._init:
             step, self.starting = self.starting, 0
-        self._steps[tgid] = step
-        self._inner.setdefault(step, set()).add(inner)
+        if len(self._sessions) >= self._look_again_at:
+            self._forget_the_dead()
+        self._sessions[tgid] = _Session(step, inner)
 
     def sessions_of(self, step: int) -> list[int]:
         """Return the step's session ids as init numbers them."""
-        return list(self._inner.get(step, ()))
+        return [session.inner for session in list(self._sessions.values()) if session.step == step]
+
+    def _forget_the_dead(self) -> None:
+        living = self._living_sessions()
+        self._sessions = {sid: session for sid, session in self._sessions.items() if session.inner in living}
+        self._look_again_at = max(_MANY, 2 * len(self._sessions))
 
 
 def parent_of(tid: int) -> int:

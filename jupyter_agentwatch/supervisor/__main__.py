@@ -118,8 +118,13 @@ def _stand_up(launch: Launch) -> Supervisor:
     holds = delegation.controllers if delegation is not None else frozenset()
     leaf = None
     if delegation is not None and holds:
-        bounds = {"memory_bytes": policy.limits.memory_bytes, "processes": policy.limits.processes}
-        leaf = Leaf.create(delegation, f"agentwatch-{launch.watch}", **bounds)
+        tasks = policy.limits.processes
+        leaf = Leaf.create(
+            delegation,
+            f"agentwatch-{launch.watch}",
+            memory_bytes=policy.limits.memory_bytes,
+            processes=None if tasks is None else tasks + 1,  # init counts, too
+        )
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
     log = open_log(
@@ -135,10 +140,7 @@ def _stand_up(launch: Launch) -> Supervisor:
         limits_by=by,
         owner_pid=launch.owner_pid,
     )
-    procs = leaf.procs_fd() if leaf is not None else None
-    starting = Starting(layout, policy.limits, count_tasks=count_tasks, cgroup=procs, stderr=2)
-    if procs is not None:
-        os.close(procs)
+    starting = Starting(layout, policy.limits, count_tasks=count_tasks, stderr=2)
     # Half of a session's start is bubblewrap's and init's, the other half these imports: they run side by side.
     from jupyter_agentwatch.supervisor.core import Supervisor
 
@@ -149,7 +151,7 @@ def _stand_up(launch: Launch) -> Supervisor:
             supervisor.trip(why)
 
     recorder = Recorder(log, launch.watch, log_failed)
-    sandbox = starting.finish()
+    sandbox = starting.finish(leaf)
     supervisor = Supervisor(
         launch=launch,
         policy=policy,
@@ -161,7 +163,7 @@ def _stand_up(launch: Launch) -> Supervisor:
         notes=[],
         count_tasks=count_tasks,
         watches_memory="memory" not in holds,
-        cleanup=lambda: None if leaf is None else (leaf.remove(), None)[1],
+        leaf=leaf,
     )
     return supervisor
 

@@ -22,6 +22,7 @@ from jupyter_agentwatch.breaker import BreakerState, Cause, after
 from jupyter_agentwatch.errors import SessionEndedError
 from jupyter_agentwatch.events import BreakerChanged, LimitHit, Session
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
+from jupyter_agentwatch.sandbox.cgroup import Leaf
 from jupyter_agentwatch.sandbox.dns import DnsStub, HostResolver, NameMemory
 from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
@@ -65,7 +66,7 @@ class Supervisor:
         limits_by: Who holds which limit, for people.
         notes: What the user should know of this machine.
         count_tasks: The supervisor holds the bound on tasks.
-        cleanup: Called when all is over.
+        leaf: The watch's cgroup, if one was delegated.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Supervisor:
         notes: list[str],
         count_tasks: bool,
         watches_memory: bool,
-        cleanup: Callable[[], None],
+        leaf: Leaf | None,
     ) -> None:
         self.launch = launch
         self._policy = policy
@@ -91,7 +92,7 @@ class Supervisor:
         self.limits_by = limits_by
         self.notes = notes
         self._watches_memory = watches_memory and policy.limits.memory_bytes is not None
-        self._cleanup = cleanup
+        self._leaf = leaf
         self._namespace = namespace_of(sandbox.init_pid)
         self.state: BreakerState = "closed"
         self.started = time.monotonic()
@@ -117,7 +118,7 @@ class Supervisor:
             total_bytes=policy.snapshots.total_bytes,
         )
         self._listener = Listener(sandbox.listener_fd)
-        self._task_table = TaskTable(sandbox.init_pid)
+        self._task_table = TaskTable(sandbox.init_pid, sandbox.living_sessions)
         self._root = Root(sandbox.init_pid)
         self._names = NameMemory(time.monotonic)
         self._matcher = NetworkMatcher(policy.network)
@@ -371,7 +372,8 @@ class Supervisor:
             os.unlink(self.launch.socket)
         self.history.close()
         shutil.rmtree(self._store, ignore_errors=True)
-        self._cleanup()
+        if self._leaf is not None:
+            self._leaf.remove()
         self._ended.set()
 
     async def wait_stopped(self) -> None:

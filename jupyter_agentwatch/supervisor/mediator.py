@@ -42,6 +42,7 @@ _UNVERIFIED_S: Final = 0.05
 
 _COUNT_AGAIN_S: Final = 0.05
 _KEPT_PROGRAMS: Final = 8192
+_REPORT_AGAIN_S: Final = 1.0
 
 
 def _int32(register: int) -> int:
@@ -96,6 +97,7 @@ class Mediator:
         self._limit_told: set[int] = set()
         self._frozen = False
         self._held: list[Notification] = []
+        self._reported: dict[tuple[int, type[Exception]], float] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thaw_lock = threading.Lock()
         self._handlers = self._table(machine)
@@ -198,6 +200,10 @@ class Mediator:
             self._report(notification, error)
 
     def _report(self, notification: Notification, error: Exception) -> None:
+        kind, now = (notification.number, type(error)), time.monotonic()
+        if now - self._reported.get(kind, -_REPORT_AGAIN_S) < _REPORT_AGAIN_S:
+            return  # a program that provokes it again and again must not fill the disk with it
+        self._reported[kind] = now
         with contextlib.suppress(LogWriteError, ValueError):
             title = f"the monitor failed on call {notification.number} and denied it: {type(error).__name__}: {error}"
             self._recorder.record(

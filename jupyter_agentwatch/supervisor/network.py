@@ -41,6 +41,7 @@ __all__ = ["NetworkBroker"]
 
 _MAX_DATAGRAM: Final = 65535
 _WAITING: Final = 64
+_BOUND_NAMES: Final = 10_000
 
 _NAME_CACHE: Final = ("/var/run/nscd/socket", "/run/nscd/socket")
 """The C library looks for this daemon before each name or user; where there is none, that is not worth a record."""
@@ -93,7 +94,7 @@ class NetworkBroker:
         self._dialer = dialer
         self._ask = ask
         self._memory = TargetMemory()
-        self._bound_inside: set[tuple[int, int]] = set()
+        self._bound_inside: dict[tuple[int, int], None] = {}
         self._flows = itertools.count(1)
         self._waiting = threading.Semaphore(_WAITING)
         self._workers = ThreadPoolExecutor(_WAITING, thread_name_prefix="blocking-connect")
@@ -279,7 +280,9 @@ class NetworkBroker:
             error = bind_raw(sock.fileno(), socket.AF_UNIX.to_bytes(2, "little") + through)
             if error == 0:
                 made = os.stat(name, dir_fd=held, follow_symlinks=False)
-                self._bound_inside.add((made.st_dev, made.st_ino))
+                if len(self._bound_inside) >= _BOUND_NAMES:
+                    del self._bound_inside[next(iter(self._bound_inside))]
+                self._bound_inside[made.st_dev, made.st_ino] = None
                 os.chmod(name, 0o777 & ~umask_of(tid), dir_fd=held)
             return error
         finally:

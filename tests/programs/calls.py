@@ -15,20 +15,20 @@ libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 
-def value(argument):
+def value(argument: object) -> object:
     if isinstance(argument, str):
         return ctypes.c_char_p(argument.encode())
     if isinstance(argument, dict):
-        return ctypes.create_string_buffer(bytes.fromhex(argument["bytes"]), len(argument["bytes"]) // 2 + 1)
-    return ctypes.c_long(argument)
+        return ctypes.create_string_buffer(bytes.fromhex(argument["bytes"]))
+    return ctypes.c_long(int(str(argument)))
 
 
-def outcome(call):
+def outcome(call: list[object]) -> str:
     number, *arguments = call
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        result = libc.syscall(ctypes.c_long(number), *[value(each) for each in arguments])
+        result = libc.syscall(ctypes.c_long(int(str(number))), *[value(each) for each in arguments])
         name = errno.errorcode.get(ctypes.get_errno(), "?") if result < 0 else "ok"
         os.write(writer, name.encode())
         os._exit(0)

@@ -9,7 +9,7 @@ import os
 import sys
 
 
-def attempt(path):
+def attempt(path: str) -> object:
     try:
         if sys.argv[1] == "list":
             return sorted(os.listdir(path))

@@ -9,10 +9,10 @@ import os
 import sys
 
 wanted = sys.argv[1][::-1].encode()
-found = []
+found: list[str] = []
 
 
-def look(path):
+def look(path: str) -> None:
     try:
         with open(path, "rb") as file:
             if wanted in file.read(1 << 24):
