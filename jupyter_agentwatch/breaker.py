@@ -14,7 +14,10 @@ from jupyter_agentwatch.errors import ControlError
 __all__ = ["TRANSITIONS", "BreakerState", "Cause", "after"]
 
 BreakerState = Literal["closed", "frozen", "killed"]
+"""closed: everything runs. frozen: every process is stopped and every call waits. killed: nothing is left."""
+
 Cause = Literal["person-suspends", "person-resumes", "person-kills", "trip", "expiry-kills", "expiry-resumes", "ended"]
+"""What moves the breaker; "trip" is the monitor itself, "ended" the end of the owner, the sandbox or the session."""
 
 TRANSITIONS: Final = MappingProxyType(
     {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.audit.log import AuditLog
 from jupyter_agentwatch.cli import main
+from jupyter_agentwatch.cli.output import ByteSink
 from jupyter_agentwatch.cli.parser import OWN_FAILURE, build_parser
 from jupyter_agentwatch.cli.processes import supervisors_of
 from jupyter_agentwatch.cli.tally import tally
@@ -185,6 +187,21 @@ def test_a_colour_left_on_ends_with_the_output() -> None:
     """A program cannot colour what is shown after it."""
     safe = SafeText()
     assert safe.feed(b"\x1b[31mred") + safe.finish() == f"\x1b[31mred{RESET}"
+
+
+def test_bytes_are_made_safe_on_a_terminal_only(tmp_path: Path) -> None:
+    """A terminal gets no escape of the sandbox's but colours; a file gets every byte as it came."""
+    data = b"\x1b]0;owned\x07\x1b[31mred\xff"
+    controller, terminal = pty.openpty()
+    with open(terminal, "wb", buffering=0) as stream, open(tmp_path / "out", "wb") as file:
+        for each in (stream, file):
+            sink = ByteSink(each)
+            sink.write(data)
+            sink.finish()
+        shown = os.read(controller, 4096)
+    os.close(controller)
+    assert shown == "\\x1b]0;owned\\x07\x1b[31mred\ufffd\x1b[0m".encode()
+    assert (tmp_path / "out").read_bytes() == data
 
 
 def test_tally_counts_calls_once_and_by_what_became_of_them() -> None:

@@ -313,7 +313,9 @@ def test_ask_needs_no_other_connection(client: Client, fake: FakeSupervisor) -> 
     """A single question works beside a connection on which an answer is outstanding."""
     asked = threading.Event()
     fake.answers[Answer] = lambda _: asked.set()
-    waiter = threading.Thread(target=lambda: pytest.raises(SessionEndedError, client.request, Answer(ask=1, allow=True), Ack))
+    waiter = threading.Thread(
+        target=lambda: pytest.raises(SessionEndedError, client.request, Answer(ask=1, allow=True), Ack)
+    )
     waiter.start()
     assert asked.wait(LONG_S)
     assert ask(fake.path, Kill(reason="enough"), Killed, name="other").survivors == 0

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import select
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,9 +29,8 @@ from jupyter_agentwatch.errors import (
 )
 from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.policy import Limits
-from jupyter_agentwatch.testing import ManualClock, event, fake_supervisor
+from jupyter_agentwatch.testing import event, fake_supervisor
 from jupyter_agentwatch.watch import CommandResult
-from jupyter_agentwatch.watch.cell import current_cell
 from jupyter_agentwatch.watch.process import supervisor_command
 from jupyter_agentwatch.watch.table import event_columns, event_table
 from jupyter_agentwatch.wire.client import ask
@@ -53,7 +49,9 @@ ROOT = str(Path(jupyter_agentwatch.__file__).parents[1])
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
     """A watch for the tests that leave it as it was."""
-    with Watch(workspace=tmp_path_factory.mktemp("project"), supervisor=fake_supervisor(), cell=lambda: "cell-1") as watch:
+    with Watch(
+        workspace=tmp_path_factory.mktemp("project"), supervisor=fake_supervisor(), cell=lambda: "cell-1"
+    ) as watch:
         yield watch
 
 
@@ -235,6 +233,7 @@ def test_output_is_delivered_in_the_callers_thread(shared: Watch) -> None:
 
 def test_a_callback_that_raises_ends_the_command(shared: Watch) -> None:
     """An error in `on_output` reaches the caller, and the command that nobody holds any more is killed."""
+
     def refuse(stream: int, data: bytes) -> None:
         raise LookupError(data.decode())
 
@@ -471,9 +470,7 @@ def test_a_watch_describes_itself(shared: Watch) -> None:
         ("\x1b[31mred", ControlError, r"\\x1b\[31mred"),
     ],
 )
-def test_why_a_watch_cannot_open_is_told(
-    tmp_path: Path, report: str, error: type[Exception], match: str
-) -> None:
+def test_why_a_watch_cannot_open_is_told(tmp_path: Path, report: str, error: type[Exception], match: str) -> None:
     """What the supervisor reports is raised as the class it names; what is no report is an error, too."""
     with pytest.raises(error, match=match):
         Watch(workspace=tmp_path, supervisor=fake_supervisor("--report", report))

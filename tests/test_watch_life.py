@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -143,23 +142,19 @@ say(watch.run("echo alive").stdout.strip())
 
 
 def test_an_interrupt_before_the_command_has_begun_is_not_lost(owner: Callable[[str], Owner]) -> None:
-    """SIGINT while the supervisor holds the command back interrupts it as soon as it has begun."""
+    """SIGINT between the call and the beginning of the command interrupts it once it has begun."""
     process = owner("""
-watch.suspend()
-import threading
-original = watch._client.start
-def start(request, sink):
-    signal.raise_signal(signal.SIGINT)
-    original(request, sink)
-watch._client.start = start
-threading.Thread(target=lambda: (sys.stdin.readline(), watch.resume())).start()
+def late(start=watch._client.start):
+    def started(request, sink):
+        signal.raise_signal(signal.SIGINT)
+        start(request, sink)
+    return started
+watch._client.start = late()
 try:
-    say("ready")
     watch.run(["sleep", "600"])
 except KeyboardInterrupt:
     say(watch.last_result.outcome, watch.last_result.signal)
 """)
-    assert process.line() == "ready"
     assert process.rest().splitlines() == ["signalled 2"]
 
 
@@ -167,52 +162,23 @@ def test_a_third_interrupt_is_the_way_out(owner: Callable[[str], Owner]) -> None
     """Where the supervisor has stopped and even a kill is not answered, the third SIGINT returns to the caller."""
     process = owner("""
 pid = watch.status().pid
-import itertools
-count = itertools.count(1)
-former = signal.signal
-running = []
-def prepare(original=watch._prepare):
-    def prepared(*args, **options):
-        running.append(original(*args, **options))
-        return running[-1]
-    return prepared
-watch._prepare = prepare()
 def freeze(stream, data):
+    say(int(data))
     os.kill(pid, signal.SIGSTOP)
-    say("stopped")
+    for number in range(3):
+        say("interrupt", number)
+        signal.raise_signal(signal.SIGINT)
+    say("never reached")
 try:
-    watch.run("echo up; sleep 600", on_output=freeze)
+    watch.run("echo $$; exec sleep 600", on_output=freeze)
 except KeyboardInterrupt:
-    say("out", running[0].has_ended)
+    say("out", watch.last_result)
 os.kill(pid, signal.SIGCONT)
-running[0].wait(20)
-say(running[0].has_ended, watch.run("echo alive").stdout.strip())
+say(watch.run("echo alive").stdout.strip())
 """)
-    assert process.line() == "stopped"
-    # Signals of one number merge while the first is pending: each is sent when the last one was surely handled.
-    handled = signal_counter(process.process.pid)
-    for _ in range(3):
-        process.interrupt()
-        handled()
-    assert process.rest().splitlines() == ["out False", "True alive"]
-
-
-def signal_counter(pid: int) -> Callable[[], None]:
-    """Return a function that waits until no SIGINT is pending and the main thread waits again, or has ended."""
-
-    def settled() -> None:
-        deadline = time.monotonic() + LONG_S
-        while time.monotonic() < deadline:
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-                waiting = Path(f"/proc/{pid}/wchan").read_text()
-            except OSError:
-                return
-            pending = int(status.split("ShdPnd:")[1].split()[0], 16) | int(status.split("SigPnd:")[1].split()[0], 16)
-            if not pending & 1 << (signal.SIGINT - 1) and ("futex" in waiting or "State:\tS" in status):
-                return
-
-    return settled
+    command = int(process.line())
+    assert process.rest().splitlines() == ["interrupt 0", "interrupt 1", "interrupt 2", "out None", "alive"]
+    wait_for_end(command)
 
 
 def test_threads_without_signals_run_commands_all_the_same() -> None:
@@ -227,29 +193,43 @@ def test_threads_without_signals_run_commands_all_the_same() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupted_shell_lives_on(owner: Callable[[str], Owner]) -> None:
-    """SIGINT in a persistent shell ends the command in it; variables are kept; a second one ends the shell."""
+def test_an_interrupted_shell_lives_on(owner: Callable[[str], Owner], tmp_path: Path) -> None:
+    """SIGINT in a persistent shell ends the program in it; its variables are kept."""
+    os.mkfifo(tmp_path / "up")
     process = owner("""
 shell = watch.shell()
 shell.run("A=kept")
-original = shell._send
-def send(command, nonce):
-    original(command, nonce)
-    for _ in range(20):
-        if "sleep" in watch.run("ps -eo ppid,comm | grep \\"^ *$P \\"", env={"P": str(pid)}).stdout:
-            return say("sleeping")
-pid = int(shell.run("echo $$").stdout)
-shell._send = send
 try:
-    shell.run("sleep 600")
+    shell.run("sh -c 'echo > up; exec sleep 600'")
 except KeyboardInterrupt:
     say("interrupted", shell.last_result.exit_code)
-shell._send = original
 say(shell.run("echo $A").stdout.strip())
 """)
-    assert process.line() == "sleeping"
+    assert (tmp_path / "up").read_text() == "\n"
     process.interrupt()
     assert process.rest().splitlines() == ["interrupted 130", "kept"]
+
+
+def test_a_second_interrupt_ends_the_shell_and_spares_the_watch(owner: Callable[[str], Owner], tmp_path: Path) -> None:
+    """A command that ignores SIGINT in a persistent shell ends with its shell; the watch opens another one."""
+    os.mkfifo(tmp_path / "up")
+    process = owner("""
+from jupyter_agentwatch.errors import ShellEndedError
+shell = watch.shell()
+try:
+    shell.run("trap 'echo > up' INT; echo > up; while :; do sleep 0.05; done")
+except KeyboardInterrupt:
+    say("interrupted")
+try:
+    shell.run("true")
+except ShellEndedError:
+    say("over")
+say(watch.shell().run("echo new").stdout.strip())
+""")
+    for _ in range(2):
+        assert (tmp_path / "up").read_text() == "\n"
+        process.interrupt()
+    assert process.rest().splitlines() == ["interrupted", "over", "new"]
 
 
 # The end of the owner
@@ -423,7 +403,22 @@ def test_a_manual_clock_moves_only_when_it_is_told() -> None:
 
 def test_events_are_built_with_what_a_test_cares_about() -> None:
     """Every kind can be built from its name alone; a wrong kind or field is an error."""
-    kinds = "session step exec exit connect listen dns flow file limit finding breaker control gap".split()
+    kinds = [
+        "session",
+        "step",
+        "exec",
+        "exit",
+        "connect",
+        "listen",
+        "dns",
+        "flow",
+        "file",
+        "limit",
+        "finding",
+        "breaker",
+        "control",
+        "gap",
+    ]
     assert [event(kind).__struct_config__.tag for kind in kinds] == kinds
     assert event("exec", path="/bin/sh", seq=9).seq == 9
     with pytest.raises(ValueError, match="'exce' is not a kind"):

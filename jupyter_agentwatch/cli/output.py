@@ -6,7 +6,7 @@ A terminal is read by a person, so what the sandbox wrote is made safe there; a 
 from __future__ import annotations
 
 import sys
-from typing import BinaryIO
+from typing import IO
 
 from jupyter_agentwatch.cli.terminal import SafeText
 
@@ -28,7 +28,7 @@ def remark(text: str) -> None:
 class ByteSink:
     """Passes hostile bytes to a stream of ours, unbuffered: made safe on a terminal, untouched elsewhere."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._safe = SafeText() if stream.isatty() else None
 

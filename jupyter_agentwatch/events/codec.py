@@ -24,6 +24,7 @@ AnyEvent = (
     | model.Control
     | model.Gap
 )
+"""Every kind of record."""
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
@@ -43,5 +44,7 @@ def decode_event(data: bytes) -> AnyEvent:
 
     Raises:
         msgspec.DecodeError: Not JSON, or not an event of this version.
+        UnicodeDecodeError: A text is not UTF-8.
+        RecursionError: It is nested beyond all measure.
     """
     return _DECODER.decode(data)

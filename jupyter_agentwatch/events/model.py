@@ -43,9 +43,12 @@ act; `claimed`: read from memory that the target can change while the kernel rea
 """
 
 Severity = Literal["info", "low", "medium", "high", "critical"]
+"""How much a finding matters, from worth knowing to an attack that is certain."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True):
+class Event(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True
+):
     """Fields that every record bears.
 
     Attributes:

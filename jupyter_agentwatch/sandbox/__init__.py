@@ -1,1 +1,1 @@
-"""Everything that touches the sandbox: launch, mediation of calls, egress and DNS. Decides by the policy, never alone."""
+"""Everything that touches the sandbox: launch, mediation of calls, egress, DNS. Decides by the policy, never alone."""

@@ -115,6 +115,11 @@ def _sendto() -> _Block:
     ]
 
 
+def _no_fastopen(flags_index: int) -> _Block:
+    # MSG_FASTOPEN connects, without a connect that could be judged or put on record.
+    return _any_bits(flags_index, _MSG_FASTOPEN, _errno(errno.EOPNOTSUPP), ALLOW)
+
+
 def _socket() -> _Block:
     """UNIX stream and seqpacket, INET and INET6 stream and datagram without MPTCP or SCTP, NETLINK_ROUTE."""
     family, unsupported, access = errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EACCES
@@ -172,6 +177,8 @@ def _blocks(options: FilterOptions) -> dict[str, _Block]:
         "open": _any_bits(1, _WRITE_FLAGS, NOTIFY, ALLOW),
         "openat": _any_bits(2, _WRITE_FLAGS, NOTIFY, ALLOW),
         "sendto": _sendto(),
+        "sendmsg": _no_fastopen(2),
+        "sendmmsg": _no_fastopen(3),
         "socket": _socket(),
         "socketpair": unix_pair_kinds,
         "setsockopt": _setsockopt(),

@@ -185,7 +185,6 @@ class Starting:
             sandbox = _handshake(self._process, self._control, self._status, self._setup)
             if cgroup is not None:
                 cgroup.add(sandbox.init_pid)
-            return sandbox
         except BaseException:
             self._process.kill()
             self._process.wait()
@@ -193,6 +192,7 @@ class Starting:
             raise
         finally:
             os.close(self._status)
+        return sandbox
 
 
 def _command(layout: Layout, files: dict[str, int], code_fd: int, control_fd: int, status_fd: int) -> list[str]:

@@ -6,6 +6,7 @@ place inside the workspace (a `.venv`, our own package) stays read-only.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from jupyter_agentwatch.policy import Policy
 __all__ = ["HOME", "Layout", "check_workspace", "clean_environment", "inner_gid", "inner_uid", "plan_layout"]
 
 HOME: Final = "/home/agent"
+"""The fresh home folder inside."""
+
 HOST_NAME: Final = "agentwatch"
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
@@ -132,7 +135,7 @@ def plan_layout(policy: Policy, workspace: Path, python: tuple[Path, ...], packa
         places[_absolute(name, workspace)] = "hide"
     files = _made_up_files()
     arguments = [*_base(fs.tmp_bytes)]
-    for path, mode in sorted(places.items(), key=lambda item: len(item[0].parts)):
+    for path, mode in sorted((places | _pinned(places)).items(), key=lambda item: len(item[0].parts)):
         if mode == "hide" and path.is_file():
             files[str(path)] = b""
         elif mode != "hide" or path.is_dir():
@@ -174,6 +177,16 @@ def _base(tmp_bytes: int) -> list[str]:
     # Where root runs us, its user id owns the machine's settings inside, too, and could set the core_pattern.
     proc = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
     return [*arguments, *proc, "--dev", "/dev", *size, "/dev/shm", *size, "/tmp", *size, HOME]  # noqa: S108
+
+
+def _pinned(places: dict[Path, Mode]) -> dict[Path, Mode]:
+    """Return the folders between a writable place and one inside it: as mounts, nobody can move them away."""
+    found: dict[Path, Mode] = {}
+    for path in places:
+        between = list(itertools.takewhile(lambda folder: folder not in places, path.parents))
+        if path.exists() and len(between) < len(path.parents) and places[path.parents[len(between)]] == "rw":
+            found |= dict.fromkeys(between, "rw")
+    return found
 
 
 def _mount(path: Path, mode: Mode) -> list[str]:

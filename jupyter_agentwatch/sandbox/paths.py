@@ -14,6 +14,8 @@ from jupyter_agentwatch.sandbox.syscalls import X86_64
 __all__ = ["AT_FDCWD", "Root", "base_folder"]
 
 AT_FDCWD: Final = -100
+"""What a call passes for a folder to start from the working directory."""
+
 _OPENAT2: Final = X86_64.numbers["openat2"]  # 437 on every machine of our tables
 _NO_MAGICLINKS, _IN_ROOT = 0x02, 0x10
 _HOW = struct.Struct("=QQQ")

@@ -7,6 +7,7 @@ before, the truth (`/proc/<pid>/exe`) after, and where they differ the differenc
 from __future__ import annotations
 
 import os
+import re
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,8 @@ __all__ = ["Claim", "Program", "claimed_exec", "claimed_path", "is_what_was_clai
 _MAX_ARGS: Final = 48
 _MAX_ARG: Final = 1024
 _MAX_SHEBANGS: Final = 4
+_OWN: Final = re.compile(r"/(?:proc/(?:self|thread-self)|dev)/(exe|fd/[0-9]{1,9})")
+"""Names that mean the caller's own program or descriptors, which nobody else can resolve."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,7 @@ class Claim:
         seq: Its record, -1 while it has none.
         step: Step of the caller.
         due: Monotonic time after which it is looked up without waiting for a call.
+        meant: Device and inode, where the name is one of the caller's own (/proc/self/exe, /dev/fd/3).
     """
 
     path: str
@@ -45,6 +49,7 @@ class Claim:
     seq: int = -1
     step: int = 0
     due: float = 0.0
+    meant: tuple[int, int] | None = None
 
 
 def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_at: int) -> Claim:
@@ -59,7 +64,12 @@ def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_
     truncated = len(pointers) > _MAX_ARGS
     raw_args = memory.strings(tid, pointers[:_MAX_ARGS], _MAX_ARG) if pointers else []
     truncated = truncated or any(len(arg) >= _MAX_ARG for arg in raw_args)
-    return Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _exists(tid, path), running_program(tid))
+    claim = Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _exists(tid, path), running_program(tid))
+    own = _OWN.fullmatch(path)
+    if own is not None:
+        claim.meant = _identity(f"/proc/{tid}/{own[1]}")
+        claim.exists = claim.meant is not None
+    return claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,7 @@ def running_program(tid: int) -> Program:
 
 def is_what_was_claimed(root: Root, program: Program, claim: Claim) -> bool:
     """Say whether a running program is the claimed file, or an interpreter that its first line names."""
-    if program.name == claim.path:
+    if program.name == claim.path or program.identity == claim.meant:
         return True
     running, path = program.identity, claim.path
     for _ in range(_MAX_SHEBANGS):
@@ -118,6 +128,14 @@ def _pointers(memory: TargetMemory, tid: int, at: int) -> list[int]:
         found += values
         at += count * 8
     return found
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def _exists(tid: int, path: str) -> bool:

@@ -49,5 +49,10 @@ def _column(index: int) -> MappingProxyType[str, int]:
 
 
 X86_64: Final = Machine("x86_64", 0xC000003E, _column(1))
+"""64-bit PC."""
+
 AARCH64: Final = Machine("aarch64", 0xC00000B7, _column(2))
+"""64-bit Arm."""
+
 MACHINES: Final = MappingProxyType({machine.name: machine for machine in (X86_64, AARCH64)})
+"""By the name that `uname -m` prints."""

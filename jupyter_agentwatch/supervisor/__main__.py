@@ -22,8 +22,8 @@ import msgspec
 from jupyter_agentwatch import __version__
 from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError
-from jupyter_agentwatch.policy import check_policy, policy_digest
-from jupyter_agentwatch.sandbox.cgroup import Leaf, find_delegation, limits_by
+from jupyter_agentwatch.policy import Limits, Policy, check_policy, policy_digest
+from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.launch import Starting
 from jupyter_agentwatch.sandbox.mounts import check_workspace, clean_environment, plan_layout
 from jupyter_agentwatch.supervisor.record import Recorder, open_log
@@ -62,6 +62,20 @@ def main() -> int:
     gc.set_threshold(50_000)
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
     return 0
+
+
+def _refuse_what_cannot_be_held(policy: Policy) -> None:
+    for index, gpu in enumerate(policy.gpus):
+        if gpu.max_gpu_seconds is not None:
+            msg = f"gpus[{index}].max_gpu_seconds: GPU time is not measured yet, so no bound can be held; leave it out"
+            raise PolicyError(msg)
+
+
+def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits) -> Leaf | None:
+    if delegation is None or not delegation.controllers:
+        return None
+    tasks = None if limits.processes is None else limits.processes + 1  # init counts, too
+    return Leaf.create(delegation, f"agentwatch-{watch}", memory_bytes=limits.memory_bytes, processes=tasks)
 
 
 def _diagnosis(text: str) -> str:
@@ -103,10 +117,7 @@ def _report(report: LaunchReport) -> None:
 
 def _stand_up(launch: Launch) -> Supervisor:
     policy = check_policy(launch.policy, "the policy")  # whoever started us may not have checked it
-    for index, gpu in enumerate(policy.gpus):
-        if gpu.max_gpu_seconds is not None:
-            msg = f"gpus[{index}].max_gpu_seconds: GPU time is not measured yet, so no bound can be held; leave it out"
-            raise PolicyError(msg)
+    _refuse_what_cannot_be_held(policy)
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
     python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
     package = Path(__file__).resolve().parent.parent
@@ -116,15 +127,7 @@ def _stand_up(launch: Launch) -> Supervisor:
     delegation = find_delegation()
     by = limits_by(delegation, os.getuid())
     holds = delegation.controllers if delegation is not None else frozenset()
-    leaf = None
-    if delegation is not None and holds:
-        tasks = policy.limits.processes
-        leaf = Leaf.create(
-            delegation,
-            f"agentwatch-{launch.watch}",
-            memory_bytes=policy.limits.memory_bytes,
-            processes=None if tasks is None else tasks + 1,  # init counts, too
-        )
+    leaf = _make_leaf(delegation, launch.watch, policy.limits)
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
     log = open_log(

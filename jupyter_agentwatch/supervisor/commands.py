@@ -20,12 +20,13 @@ from typing import Any, Final, Protocol
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import AgentwatchError, ControlError, SessionEndedError
-from jupyter_agentwatch.events import Exit, LimitHit, Step, from_bytes
+from jupyter_agentwatch.events import Exit, Step, from_bytes
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.tasks import TaskTable
+from jupyter_agentwatch.supervisor.endings import Ending, how_ended, note_limit, tell_end
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.record import Recorder
-from jupyter_agentwatch.wire.messages import CommandEnded, Output, RunCommand, Started
+from jupyter_agentwatch.wire.messages import Output, RunCommand, Started
 
 __all__ = ["Commands", "Subscriber"]
 
@@ -33,7 +34,6 @@ _CHUNK: Final = 256 * 1024
 _PIPE: Final = 1024 * 1024
 _RECORDED_ARGS: Final = 64
 _RECORDED_ARG: Final = 4096
-_LIMIT_SIGNALS: Final = {int(signal.SIGXCPU): "cpu_s", int(signal.SIGXFSZ): "file_bytes"}
 
 
 class Subscriber(Protocol):
@@ -218,7 +218,7 @@ class Commands:
     def exited(self, news: dict[str, Any]) -> None:
         """Take init's news of a process that ended."""
         command = self._running.get(news["step"])
-        code, number = _how(news["status"])
+        code, number = how_ended(news["status"])
         with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
             self._recorder.record(Exit, step=news["step"], exit_code=code, signal=number, orphan=command is None)
         if command is not None:
@@ -351,14 +351,10 @@ class Commands:
             return
         limit = "command_s" if seconds == self._limits.command_s else "timeout"
         fields = {"limit": limit, "value": seconds, "maximum": seconds, "action": "step killed"}
-        self._note_limit(command.step, fields)
+        note_limit(self._recorder, command.step, fields)
         command.ended_by = "timeout" if limit == "timeout" else f"limit:{limit}"
         task = self._loop.create_task(self.kill(command.step, command.ended_by))
         task.add_done_callback(_ignore_end)
-
-    def _note_limit(self, step: int, fields: dict[str, Any]) -> None:
-        with contextlib.suppress(LogWriteError):  # the limit holds all the same
-            self._recorder.record(LimitHit, verdict="kill", step=step, sync=True, **fields)
 
     def _finish(self, command: _Command) -> None:
         """Take what is left in the pipes (an orphan may hold them open for ever), record, and tell the client."""
@@ -381,41 +377,17 @@ class Commands:
                 self._loop.add_reader(stream.fd, self._drop_leftover, stream.fd)
         command.is_pty = False
         self._close_stdin(command)
-        ended = self._describe(command, news)
-        command.client.send(ended)
-
-    def _describe(self, command: _Command, news: dict[str, Any]) -> CommandEnded:
-        code, number = _how(news["status"])
-        outcome = command.ended_by or ("exited" if number is None else "signalled")
-        limit = _LIMIT_SIGNALS.get(number or 0)
-        if limit is not None and not command.ended_by:
-            outcome = f"limit:{limit}"
-            maximum = float(getattr(self._limits, limit) or 0)
-            self._note_limit(
-                command.step, {"limit": limit, "value": maximum, "maximum": maximum, "action": "command ended"}
-            )
         totals = {1: 0, 2: 0} | {stream.number: stream.total for stream in command.streams}
-        measured = {
-            "outcome": outcome,
-            "exit_code": code,
-            "signal": number,
-            "duration_s": time.monotonic() - command.started,
-            "cpu_user_s": news["user"],
-            "cpu_system_s": news["system"],
-            "max_rss_bytes": news["rss"],
-            "stdout_bytes": totals[1],
-            "stderr_bytes": totals[2],
-        }
-        with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
-            self._recorder.record(Step, op="end", step=command.step, **measured)
-        cut = self._limits.output_bytes
-        return CommandEnded(
+        ended = Ending(
             step=command.step,
-            **measured,
-            stdout_truncated=totals[1] > cut,
-            stderr_truncated=totals[2] > cut,
-            head=self._recorder.head,
+            ended_by=command.ended_by,
+            status=news["status"],
+            duration_s=time.monotonic() - command.started,
+            cpu=(news["user"], news["system"]),
+            max_rss_bytes=news["rss"],
+            written=(totals[1], totals[2]),
         )
+        command.client.send(tell_end(ended, self._limits, self._recorder))
 
     def _drop_leftover(self, fd: int) -> None:
         try:
@@ -439,12 +411,6 @@ class Commands:
             msg = f"step {step} does not run; running: {known}"
             raise ControlError(msg)
         return command
-
-
-def _how(status: int) -> tuple[int | None, int | None]:
-    if os.WIFSIGNALED(status):
-        return None, os.WTERMSIG(status)
-    return os.waitstatus_to_exitcode(status), None
 
 
 def _widen(fd: int) -> None:

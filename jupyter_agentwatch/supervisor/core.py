@@ -111,12 +111,7 @@ class Supervisor:
         self._network_records = NetworkRecords(recorder)
         self.asks = Asks(self._loop, policy.network.ask_timeout_s)
         self._store = Path(launch.socket).with_suffix(".store")
-        self.history = WorkspaceHistory(
-            Path(launch.workspace),
-            self._store,
-            file_bytes=policy.snapshots.file_bytes,
-            total_bytes=policy.snapshots.total_bytes,
-        )
+        self.history = self._make_history()
         self._listener = Listener(sandbox.listener_fd)
         self._task_table = TaskTable(sandbox.init_pid, sandbox.living_sessions)
         self._root = Root(sandbox.init_pid)
@@ -124,39 +119,9 @@ class Supervisor:
         self._matcher = NetworkMatcher(policy.network)
         self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._sandbox_ended)
         self._gateway = Gateway(policy.network, self._network_records)
-        self._dialer = Dialer(
-            loop=self._loop,
-            listener=self._listener,
-            gateway=self._gateway,
-            listening=sandbox.gateway,
-            parking=sandbox.parking,
-            more_sockets=self._more_sockets,
-            timeout_s=policy.network.connect_timeout_s,
-            failed=self._network_records.failed,
-        )
-        self._network = NetworkBroker(
-            listener=self._listener,
-            tasks=self._task_table,
-            root=self._root,
-            recorder=recorder,
-            matcher=self._matcher,
-            names_for=self._names.names_for,
-            unix_sockets=policy.unix_sockets,
-            private_folders=("/tmp", "/dev/shm", HOME),  # noqa: S108 -- the sandbox's own
-            dialer=self._dialer,
-            ask=self.asks.put_from_thread,
-        )
-        self._mediator = Mediator(
-            machine=MACHINES[os.uname().machine],
-            listener=self._listener,
-            tasks=self._task_table,
-            root=self._root,
-            recorder=recorder,
-            history=self.history,
-            network=self._network,
-            count_members=sandbox.tasks,
-            max_tasks=policy.limits.processes if count_tasks else None,
-        )
+        self._dialer = self._make_dialer()
+        self._network = self._make_broker()
+        self._mediator = self._make_mediator(count_tasks=count_tasks)
         self.commands = Commands(
             loop=self._loop,
             init=self._init,
@@ -165,6 +130,50 @@ class Supervisor:
             limits=policy.limits,
             environment=environment,
             workspace=launch.workspace,
+        )
+
+    def _make_history(self) -> WorkspaceHistory:
+        keep = self._policy.snapshots
+        workspace = Path(self.launch.workspace)
+        return WorkspaceHistory(workspace, self._store, file_bytes=keep.file_bytes, total_bytes=keep.total_bytes)
+
+    def _make_dialer(self) -> Dialer:
+        return Dialer(
+            loop=self._loop,
+            listener=self._listener,
+            gateway=self._gateway,
+            listening=self.sandbox.gateway,
+            parking=self.sandbox.parking,
+            more_sockets=self._more_sockets,
+            timeout_s=self._policy.network.connect_timeout_s,
+            failed=self._network_records.failed,
+        )
+
+    def _make_broker(self) -> NetworkBroker:
+        return NetworkBroker(
+            listener=self._listener,
+            tasks=self._task_table,
+            root=self._root,
+            recorder=self.recorder,
+            matcher=self._matcher,
+            names_for=self._names.names_for,
+            unix_sockets=self._policy.unix_sockets,
+            private_folders=("/tmp", "/dev/shm", HOME),  # noqa: S108 -- the sandbox's own
+            dialer=self._dialer,
+            ask=self.asks.put_from_thread,
+        )
+
+    def _make_mediator(self, *, count_tasks: bool) -> Mediator:
+        return Mediator(
+            machine=MACHINES[os.uname().machine],
+            listener=self._listener,
+            tasks=self._task_table,
+            root=self._root,
+            recorder=self.recorder,
+            history=self.history,
+            network=self._network,
+            count_members=self.sandbox.tasks,
+            max_tasks=self._policy.limits.processes if count_tasks else None,
         )
 
     # -- life ----------------------------------------------------------------------------------------------------

@@ -15,26 +15,33 @@ Runs on the control thread's loop. Two ways in, because a connect has two kinds 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-import os
 import socket
 import struct
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from jupyter_agentwatch.policy import HOST_LOOPBACK
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
-from jupyter_agentwatch.sandbox.sockaddr import connect_raw
+from jupyter_agentwatch.sandbox.sockaddr import Address, connect_raw
 
-__all__ = ["Dial", "Dialer"]
+__all__ = ["Dial", "Dialer", "begin"]
 
 GRACE_S: Final = 0.005
 """How long a connect that does not block may take before its socket is parked."""
 
 _POOL: Final = 16
 _UNPAIRED_S: Final = 10.0
+_MAX_UNPAIRED: Final = 512
+_ACCEPT_AGAIN_S: Final = 0.1
+
+_MAX_PENDING: Final = 512
+"""Dials at a time that have not ended. Each holds two descriptors of ours, also after its caller has closed its own."""
 
 
 @dataclass(slots=True)
@@ -59,6 +66,25 @@ class Dial:
         """Close both sockets."""
         self.target.close()
         self.outside.close()
+
+
+def begin(address: Address) -> tuple[socket.socket, int]:
+    """Begin to connect to an address outside; return our socket, and EINPROGRESS or how it has ended already."""
+    destination: tuple[str, int] | tuple[str, int, int, int] = (address.host, address.port)
+    if ":" in address.host:
+        destination = (address.host, address.port, 0, address.scope)
+    elif address.host == HOST_LOOPBACK:
+        destination = ("127.0.0.1", address.port)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    outside = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    error = outside.connect_ex(destination)
+    if error != errno.EINPROGRESS:
+        return outside, error
+    try:
+        outside.getpeername()  # on loopback a connect has ended when it returns
+    except OSError:
+        return outside, outside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EINPROGRESS
+    return outside, 0
 
 
 def gateway_address(family: int, port: int) -> bytes:
@@ -104,12 +130,14 @@ class Dialer:
         self._timeout_s = timeout_s
         self._failed = failed
         self._pools: tuple[deque[socket.socket], deque[socket.socket]] = (deque(), deque())
-        self._expected: dict[tuple[bool, int], Dial] = {}
-        self._accepted: dict[tuple[bool, int], socket.socket] = {}
+        # By the caller's own address inside: a port alone may be bound once on each of 127.0.0.0/8.
+        self._expected: dict[_Key, Dial] = {}
+        self._accepted: dict[_Key, socket.socket] = {}
+        self._pending = threading.BoundedSemaphore(_MAX_PENDING)
         self._tasks: set[asyncio.Task[None]] = set()
-        for index, sock in enumerate(listening):
+        for sock in listening:
             sock.setblocking(False)
-            loop.add_reader(sock, self._accept, sock, bool(index))
+            loop.add_reader(sock, self._accept, sock)
 
     @property
     def own_ports(self) -> frozenset[int]:
@@ -121,7 +149,7 @@ class Dialer:
         v6 = dial.target.family == socket.AF_INET6
         error = connect_raw(dial.target.fileno(), gateway_address(dial.target.family, self._ports[v6]))
         if error in {0, errno.EINPROGRESS}:
-            self._loop.call_soon_threadsafe(self._expect, dial, v6, dial.target.getsockname()[1])
+            self._loop.call_soon_threadsafe(self._expect, dial, dial.target.getsockname()[:2])
             dial.target.close()
         else:
             dial.drop()
@@ -129,6 +157,9 @@ class Dialer:
 
     def hand_over(self, dial: Dial) -> None:
         """Let the loop wait for a dial that did not end at once. Any thread."""
+        if not self._pending.acquire(blocking=False):
+            self.refuse(dial, errno.EAGAIN)
+            return
         self._loop.call_soon_threadsafe(self._start, dial)
 
     def refuse(self, dial: Dial, error: int) -> None:
@@ -150,23 +181,28 @@ class Dialer:
 
     # -- joining by the listener ---------------------------------------------------------------------------------
 
-    def _accept(self, listening: socket.socket, v6: bool) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         for _ in range(64):
             try:
                 sock, peer = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
+            except OSError:  # no descriptors or no memory left: the listener stays readable, so look away for a while
+                self._loop.remove_reader(listening)
+                self._loop.call_later(_ACCEPT_AGAIN_S, self._loop.add_reader, listening, self._accept, listening)
+                return
             sock.setblocking(False)
-            key = (v6, peer[1])
+            key = peer[:2]
             dial = self._expected.pop(key, None)
             if dial is not None:
                 self._relay(dial, sock)
+            elif len(self._accepted) >= _MAX_UNPAIRED:
+                sock.close()
             else:
                 self._accepted[key] = sock
                 self._loop.call_later(_UNPAIRED_S, self._forget_accepted, key, sock)
 
-    def _expect(self, dial: Dial, v6: bool, port: int) -> None:
-        key = (v6, port)
+    def _expect(self, dial: Dial, key: _Key) -> None:
         sock = self._accepted.pop(key, None)
         if sock is not None:
             self._relay(dial, sock)
@@ -174,12 +210,12 @@ class Dialer:
             self._expected[key] = dial
             self._loop.call_later(_UNPAIRED_S, self._forget_expected, key, dial)
 
-    def _forget_accepted(self, key: tuple[bool, int], sock: socket.socket) -> None:
+    def _forget_accepted(self, key: _Key, sock: socket.socket) -> None:
         if self._accepted.get(key) is sock:
             del self._accepted[key]
             sock.close()
 
-    def _forget_expected(self, key: tuple[bool, int], dial: Dial) -> None:
+    def _forget_expected(self, key: _Key, dial: Dial) -> None:
         if self._expected.get(key) is dial:
             del self._expected[key]
             dial.drop()
@@ -190,12 +226,21 @@ class Dialer:
     # -- dials that take their time ------------------------------------------------------------------------------
 
     def _start(self, dial: Dial) -> None:
-        self._spawn(self._finish_blocking(dial) if dial.blocking else self._finish_polling(dial))
+        self._spawn(self._finish(dial))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work, loop=self._loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, dial: Dial) -> None:
+        try:
+            await (self._finish_blocking(dial) if dial.blocking else self._finish_polling(dial))
+        except BaseException:
+            dial.drop()
+            raise
+        finally:
+            self._pending.release()
 
     async def _finish_blocking(self, dial: Dial) -> None:
         error = await self._outcome(dial.outside, self._timeout_s)
@@ -222,39 +267,35 @@ class Dialer:
             outcome.cancel()
             dial.drop()
             return
-        error = await outcome
+        error = await outcome or await self._meet(dial, v6=v6)
         try:
             if error:
                 self._failed(dial.spec, error)
-                dial.outside.close()
-                dial.target.shutdown(socket.SHUT_RDWR)  # resets a socket that has only sent its SYN
-            else:
-                await self._meet(dial, v6=v6)
-        except OSError as problem:
-            if problem.errno != errno.ENOTCONN:
-                self._failed(dial.spec, problem.errno or errno.EIO)
-                dial.outside.close()
         finally:
+            if error:
+                dial.outside.close()
+                with contextlib.suppress(OSError):  # the caller has reset it itself
+                    dial.target.shutdown(socket.SHUT_RDWR)  # resets a socket that has only sent its SYN
             dial.target.close()
 
-    async def _meet(self, dial: Dial, *, v6: bool) -> None:
+    async def _meet(self, dial: Dial, *, v6: bool) -> int:
+        """Make one connection of the parked socket and ours, and relay it; return 0 or the errno."""
         ours = await self._fresh_socket(v6=v6)
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        loopback = "::1" if v6 else "127.0.0.1"
         try:
-            ours.bind((loopback, self._parking[v6]))
-            error = ours.connect_ex((loopback, dial.target.getsockname()[1]))
+            ours.bind(("::1" if v6 else "127.0.0.1", self._parking[v6]))
+            error = ours.connect_ex(dial.target.getsockname())
             if error == errno.EINPROGRESS:
                 error = await self._outcome(ours, self._timeout_s)
         except OSError as problem:
             error = problem.errno or errno.EIO
         if error:
             ours.close()
-            dial.target.shutdown(socket.SHUT_RDWR)
-            raise OSError(error, os.strerror(error))
-        self._relay(dial, ours)
+        else:
+            self._relay(dial, ours)
+        return error
 
     async def _fresh_socket(self, *, v6: bool) -> socket.socket:
         pool = self._pools[v6]
@@ -273,6 +314,9 @@ class Dialer:
         finally:
             self._loop.remove_writer(sock)
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+_Key = tuple[str, int]
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -7,6 +7,7 @@ own loopback, abstract names and sockets bound inside are free; everything else 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -20,7 +21,7 @@ from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Connect, Listen
-from jupyter_agentwatch.policy import HOST_LOOPBACK, Decision, NetworkMatcher, unix_allowed
+from jupyter_agentwatch.policy import Decision, NetworkMatcher, unix_allowed
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
 from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, duplicate_socket
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
@@ -34,14 +35,20 @@ from jupyter_agentwatch.sandbox.sockaddr import (
     parse_address,
 )
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, umask_of
-from jupyter_agentwatch.supervisor.dialer import Dial, Dialer
+from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
 from jupyter_agentwatch.supervisor.record import Recorder
 
 __all__ = ["NetworkBroker"]
 
 _MAX_DATAGRAM: Final = 65535
 _WAITING: Final = 64
-_BOUND_NAMES: Final = 10_000
+_TCP_CLOSE: Final = 7
+
+# Never MSG_ZEROCOPY: a corked datagram would show the sandbox whatever our memory holds by the time it leaves.
+_SEND_FLAGS: Final = socket.MSG_CONFIRM | socket.MSG_DONTROUTE | socket.MSG_MORE | socket.MSG_EOR | socket.MSG_NOSIGNAL
+_BOUND_NAMES: Final = 1024
+_SIOCUNIXFILE: Final = 0x89E0
+"""linux/un.h: gives an O_PATH descriptor of the file that a UNIX socket is bound to."""
 
 _NAME_CACHE: Final = ("/var/run/nscd/socket", "/run/nscd/socket")
 """The C library looks for this daemon before each name or user; where there is none, that is not worth a record."""
@@ -94,14 +101,19 @@ class NetworkBroker:
         self._dialer = dialer
         self._ask = ask
         self._memory = TargetMemory()
-        self._bound_inside: dict[tuple[int, int], None] = {}
+        # Each with a descriptor of it: while that is open, no other file can get its inode.
+        self._bound_inside: dict[tuple[int, int], int] = {}
         self._flows = itertools.count(1)
         self._waiting = threading.Semaphore(_WAITING)
         self._workers = ThreadPoolExecutor(_WAITING, thread_name_prefix="blocking-connect")
+        self._blocked: set[socket.socket] = set()
 
     def close(self) -> None:
-        """Let go of workers that still wait (their sockets die with the sandbox)."""
+        """Let go of workers that still wait: a connect that nobody answers would hold up our end for minutes."""
         self._workers.shutdown(wait=False, cancel_futures=True)
+        for sock in list(self._blocked):
+            with contextlib.suppress(OSError):  # it has just ended
+                sock.shutdown(socket.SHUT_RDWR)
 
     # -- connect -------------------------------------------------------------------------------------------------
 
@@ -124,7 +136,7 @@ class NetworkBroker:
         elif is_inside(address.host):
             self._connect_inside(n, task, sock, raw, address)
         else:
-            self._connect_outside(n, task, sock, address)
+            self._connect_outside(n, task, sock, raw, address)
 
     def _take(self, n: Notification, address_at: int, size: int) -> tuple[socket.socket, bytes, Address | None] | None:
         """Copy the address and the descriptor, once; answer bad ones as the kernel would."""
@@ -161,10 +173,9 @@ class NetworkBroker:
         else:
             self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
 
-    def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, address: Address) -> None:
-        if _is_connected(sock):
-            sock.close()
-            self._listener.finish(n.id, errno.EISCONN)
+    def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
+        if _tcp_state(sock) != _TCP_CLOSE:
+            self._perform(n, sock, raw)  # in use: the kernel says how (EALREADY, EISCONN), and goes nowhere
             return
         names = tuple(self._names_for(address.host))
         decision = self._matcher.decide_connect(address.host, address.port, names)
@@ -196,13 +207,9 @@ class NetworkBroker:
         self._ask(f"connect to {host or address.host} port {address.port}", task.step, answered)
 
     def _dial(self, n: Notification, spec: FlowSpec, sock: socket.socket, address: Address) -> None:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        outside = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        outside, error = begin(address)
         blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
         dial = Dial(n.id, spec, sock, outside, blocking)
-        error = outside.connect_ex(_destination(address))
-        if error == errno.EINPROGRESS:
-            error = _error_if_ended(outside)
         if error == errno.EINPROGRESS:
             self._dialer.hand_over(dial)
         elif error:
@@ -256,11 +263,19 @@ class NetworkBroker:
             return
         sock, raw, address = taken
         with sock:
+            if sock.family == socket.AF_NETLINK:  # to ask about interfaces (getifaddrs); offers nothing
+                self._listener.finish(n.id, bind_raw(sock.fileno(), raw))
+                return
             if address is None:
                 self._listener.finish(n.id, errno.EINVAL)
                 return
-            is_path = address.family == socket.AF_UNIX and address.path[:1] not in {b"", b"\0"}
-            error = self._bind_path(n.tid, sock, address) if is_path else bind_raw(sock.fileno(), raw)
+            if sock.family == socket.AF_UNIX:
+                is_path = address.path[:1] not in {b"", b"\0"}
+                error = self._bind_path(n.tid, sock, address) if is_path else bind_raw(sock.fileno(), raw)
+            elif sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
+                error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
+            else:
+                error = bind_raw(sock.fileno(), raw)
             self._note_listen(task, "bind", sock, address, error)
         self._listener.finish(n.id, error)
 
@@ -279,14 +294,19 @@ class NetworkBroker:
                 return errno.ENAMETOOLONG if name else errno.EINVAL
             error = bind_raw(sock.fileno(), socket.AF_UNIX.to_bytes(2, "little") + through)
             if error == 0:
-                made = os.stat(name, dir_fd=held, follow_symlinks=False)
-                if len(self._bound_inside) >= _BOUND_NAMES:
-                    del self._bound_inside[next(iter(self._bound_inside))]
-                self._bound_inside[made.st_dev, made.st_ino] = None
-                os.chmod(name, 0o777 & ~umask_of(tid), dir_fd=held)
+                # By the socket and never by its name, which may stand for something else by now.
+                made = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
+                os.chmod(f"/proc/self/fd/{made}", 0o777 & ~umask_of(tid))
+                self._remember_bound(made)
             return error
         finally:
             os.close(held)
+
+    def _remember_bound(self, held: int) -> None:
+        info = os.fstat(held)
+        self._bound_inside[info.st_dev, info.st_ino] = held
+        if len(self._bound_inside) > _BOUND_NAMES:
+            os.close(self._bound_inside.pop(next(iter(self._bound_inside))))
 
     def listen(self, n: Notification) -> None:
         """Perform a listen, and put the name on record."""
@@ -304,19 +324,23 @@ class NetworkBroker:
         self._listener.finish(n.id, error)
 
     def sendto(self, n: Notification) -> None:
-        """Perform a datagram to an address inside; refuse one that would leave."""
+        """Perform a datagram to an address inside, or a question to the kernel; refuse what would leave."""
         task = self._tasks.get(n.tid)
         taken = self._take(n, n.args[4], n.args[5])
         if taken is None:
             return
-        sock, _raw, address = taken
-        if sock.type != socket.SOCK_DGRAM or address is None or address.family != sock.family:
+        sock, raw, address = taken
+        if sock.family == socket.AF_NETLINK and not any(raw[4:]):
+            self._send(n, task, sock, None)
+        elif sock.type != socket.SOCK_DGRAM or address is None or address.family != sock.family:
             sock.close()
             self._listener.finish(n.id, errno.EISCONN if sock.type == socket.SOCK_STREAM else errno.EINVAL)
-            return
-        if not is_inside(address.host):
+        elif not is_inside(address.host):
             self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
-            return
+        else:
+            self._send(n, task, sock, address)
+
+    def _send(self, n: Notification, task: Task, sock: socket.socket, address: Address | None) -> None:
         if n.args[2] > _MAX_DATAGRAM:
             sock.close()
             self._listener.finish(n.id, errno.EMSGSIZE)
@@ -326,8 +350,13 @@ class NetworkBroker:
                 payload = self._memory.read(n.tid, n.args[1], n.args[2]) if n.args[2] else b""
                 if not self._listener.is_valid(n.id):
                     return
-                self._note(task, "udp", address, rule="inside")
-                sent = sock.sendto(payload, _int32(n.args[3]) | socket.MSG_DONTWAIT, _inside(sock, address))
+                flags = n.args[3] & _SEND_FLAGS | socket.MSG_DONTWAIT
+                if address is None:
+                    # Without an address the kernel asks for the rights of who opened the socket, not only for ours.
+                    sent = sock.send(payload, flags)
+                else:
+                    self._note(task, "udp", address, rule="inside")
+                    sent = sock.sendto(payload, flags, _inside(sock, address))
             except OSError as refusal:
                 self._listener.finish(n.id, refusal.errno or errno.EIO)
                 return
@@ -339,7 +368,9 @@ class NetworkBroker:
         """Connect on the caller's behalf to something inside; elsewhere if it may block."""
 
         def work() -> None:
+            self._blocked.add(sock)
             error = connect_raw(sock.fileno(), raw)
+            self._blocked.discard(sock)
             self._listener.finish(n.id, error)
             sock.close()
             if held >= 0:
@@ -391,7 +422,7 @@ class NetworkBroker:
         if transport == "tcp" and sock.type == socket.SOCK_DGRAM:
             transport = "udp"
         host, port = (asked.host, asked.port) if asked is not None else ("", 0)
-        if transport != "unix":
+        if transport != "unix" and not (error and asked is not None):
             name = sock.getsockname()
             host, port = str(name[0]), int(name[1])
         elif asked is None:
@@ -410,30 +441,10 @@ class NetworkBroker:
         )
 
 
-def _destination(address: Address) -> tuple[str, int] | tuple[str, int, int, int]:
-    if ":" in address.host:
-        return address.host, address.port, 0, address.scope
-    return ("127.0.0.1" if address.host == HOST_LOOPBACK else address.host), address.port
-
-
 def _inside(sock: socket.socket, address: Address) -> tuple[str, int]:
     mapped = sock.family == socket.AF_INET6 and ":" not in address.host
     return (f"::ffff:{address.host}" if mapped else address.host), address.port
 
 
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
-
-
-def _error_if_ended(sock: socket.socket) -> int:
-    """EINPROGRESS while a connect goes on; else its errno. On loopback it has ended when it returns."""
-    try:
-        sock.getpeername()
-    except OSError:
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return error or errno.EINPROGRESS
-    return 0
+def _tcp_state(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

@@ -86,7 +86,7 @@ class Recorder:
         with self._lock:
             if self._lost:
                 gap = {"lost": self._lost, "reason": "the audit log could not be written"}
-                self._append(Gap, {"verdict": "deny", "basis": "verified", **gap}, sync=True)
+                self._append(Gap, {"verdict": "deny", "basis": "verified", **gap}, sync=False)
                 self._lost = 0
             fields |= {"verdict": verdict, "basis": basis, "step": step, "cell": self._cells.get(step, "")}
             return self._append(kind, fields, sync=sync)

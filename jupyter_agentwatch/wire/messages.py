@@ -201,6 +201,7 @@ ToSupervisor = (
     | UndoStep
     | Answer
 )
+"""Everything that a client may say."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
@@ -329,3 +330,4 @@ class EventNotice(Message, frozen=True, kw_only=True, tag="event"):
 
 
 FromSupervisor = Welcome | Ack | Failed | Started | Output | CommandEnded | Killed | WatchStatus | Changes | EventNotice
+"""Everything that the supervisor may say."""

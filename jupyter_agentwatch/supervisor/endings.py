@@ -1,0 +1,90 @@
+"""How a command ended: told once to the log and once to the client, with the limit that ended it, if one did."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jupyter_agentwatch.audit.log import LogWriteError
+from jupyter_agentwatch.events import LimitHit, Step
+from jupyter_agentwatch.policy import Limits
+from jupyter_agentwatch.supervisor.record import Recorder
+from jupyter_agentwatch.wire.messages import CommandEnded
+
+__all__ = ["Ending", "how_ended", "note_limit", "tell_end"]
+
+_LIMIT_SIGNALS: Final = {int(signal.SIGXCPU): "cpu_s", int(signal.SIGXFSZ): "file_bytes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What is known of a command's end.
+
+    Attributes:
+        step: The command.
+        ended_by: "timeout", "killed", "limit:…", "not-found", "not-executable", or "" where it ended by itself.
+        status: Wait status of its first process.
+        duration_s: Wall time.
+        cpu: User and system time of it and of the children that it waited for, seconds.
+        max_rss_bytes: Largest resident memory of one of these.
+        written: Bytes written to standard output and standard error.
+    """
+
+    step: int
+    ended_by: str
+    status: int
+    duration_s: float
+    cpu: tuple[float, float]
+    max_rss_bytes: int
+    written: tuple[int, int]
+
+
+def how_ended(status: int) -> tuple[int | None, int | None]:
+    """Return exit code and signal of a wait status; one of them is None."""
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    return os.waitstatus_to_exitcode(status), None
+
+
+def note_limit(recorder: Recorder, step: int, fields: dict[str, Any]) -> None:
+    """Record that a limit ended a step; the limit holds also where the record cannot be written."""
+    with contextlib.suppress(LogWriteError):
+        recorder.record(LimitHit, verdict="kill", step=step, sync=True, **fields)
+
+
+def tell_end(ending: Ending, limits: Limits, recorder: Recorder) -> CommandEnded:
+    """Record the end, and return what the client is told."""
+    code, number = how_ended(ending.status)
+    outcome = ending.ended_by or ("exited" if number is None else "signalled")
+    limit = _LIMIT_SIGNALS.get(number or 0)
+    if limit is not None and not ending.ended_by:
+        outcome = f"limit:{limit}"
+        maximum = float(getattr(limits, limit) or 0)
+        note_limit(
+            recorder, ending.step, {"limit": limit, "value": maximum, "maximum": maximum, "action": "command ended"}
+        )
+    out, err = ending.written
+    measured: dict[str, Any] = {
+        "outcome": outcome,
+        "exit_code": code,
+        "signal": number,
+        "duration_s": ending.duration_s,
+        "cpu_user_s": ending.cpu[0],
+        "cpu_system_s": ending.cpu[1],
+        "max_rss_bytes": ending.max_rss_bytes,
+        "stdout_bytes": out,
+        "stderr_bytes": err,
+    }
+    with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
+        recorder.record(Step, op="end", step=ending.step, **measured)
+    cut = limits.output_bytes
+    return CommandEnded(
+        step=ending.step,
+        **measured,
+        stdout_truncated=out > cut,
+        stderr_truncated=err > cut,
+        head=recorder.head,
+    )
