@@ -313,14 +313,19 @@ def test_ask_needs_no_other_connection(client: Client, fake: FakeSupervisor) -> 
     """A single question works beside a connection on which an answer is outstanding."""
     asked = threading.Event()
     fake.answers[Answer] = lambda _: asked.set()
-    waiter = threading.Thread(
-        target=lambda: pytest.raises(SessionEndedError, client.request, Answer(ask=1, allow=True), Ack)
-    )
+    ended = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(SessionEndedError):
+            client.request(Answer(ask=1, allow=True), Ack)
+        ended.set()
+
+    waiter = threading.Thread(target=wait)
     waiter.start()
     assert asked.wait(LONG_S)
     assert ask(fake.path, Kill(reason="enough"), Killed, name="other").survivors == 0
+    assert ended.wait(LONG_S)
     waiter.join(LONG_S)
-    assert not waiter.is_alive()
 
 
 def test_ask_gives_up_on_silence(fake: FakeSupervisor) -> None:
@@ -487,9 +492,9 @@ def test_output_is_kept_once_and_in_order(pieces: list[tuple[int, bytes, bool]],
     for stream, data, read in pieces:
         output.add(stream, data)
         if stream in kept:
-            data = data[: limit - len(kept[stream])]
-            kept[stream] += data
-            order += [stream] * len(data)
+            room = data[: limit - len(kept[stream])]
+            kept[stream] += room
+            order += [stream] * len(room)
         while read and (piece := output.read(early)):
             seen.append(piece)
     while piece := output.read(early):

@@ -98,7 +98,7 @@ def test_a_result_says_all_that_is_known(shared: Watch) -> None:
     assert (result.outcome, result.exit_code, result.signal, result.returncode) == ("exited", 3, None, 3)
     assert (result.stdout, result.stderr) == ("out", "err")
     assert (result.stdout_total, result.stderr_total) == (3, 3)
-    assert not (result.ok or result.stdout_truncated or result.stderr_truncated)
+    assert (result.ok, result.stdout_truncated, result.stderr_truncated) == (False, False, False)
     assert result.duration_s > 0
     assert result.cpu_user_s + result.cpu_system_s > 0
     assert result.max_rss_bytes > 100_000
@@ -480,7 +480,7 @@ def test_a_supervisor_that_dies_has_last_words(tmp_path: Path) -> None:
     """A supervisor that ends without a report leaves its exit code and the end of its standard error, made harmless."""
     with pytest.raises(SessionEndedError, match=r"exit code 3 .*last words were:\n.*\\x1bMemoryError"):
         Watch(workspace=tmp_path, supervisor=fake_supervisor("--die", "\x1bMemoryError\n"))
-    with pytest.raises(SessionEndedError, match="exit code 0 before it was ready$"):
+    with pytest.raises(SessionEndedError, match=r"exit code 0 before it was ready$"):
         Watch(workspace=tmp_path, supervisor=["true"])
     with pytest.raises(ControlError, match="cannot start the supervisor"):
         Watch(workspace=tmp_path, supervisor=["/no/such/program"])
@@ -531,7 +531,7 @@ def test_policies_come_in_every_form(tmp_path: Path) -> None:
 
 
 def test_nothing_planted_in_the_workspace_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules in the workspace, which the agent can write, are not found by the supervisor, whatever the kernel's path."""
+    """The supervisor finds no module in the workspace, which the agent can write, whatever the kernel's path is."""
     for name in ("msgspec", "json", "sitecustomize", "jupyter_agentwatch"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('planted')")
     monkeypatch.chdir(tmp_path)
@@ -652,7 +652,7 @@ def test_background_output_belongs_to_the_command_during_which_it_comes(shared: 
 
 
 def test_a_shells_output_limit_ends_it(tmp_path: Path) -> None:
-    """A shell whose output is used up is over, with the limit's name, instead of waiting for a mark that cannot come."""
+    """A shell whose output is used up is over and names the limit; it does not wait for a mark that cannot come."""
     with Watch(Policy(limits=Limits(output_bytes=5000)), tmp_path, supervisor=fake_supervisor()) as watch:
         shell = watch.shell()
         with pytest.raises(ShellEndedError, match=r"standard output reached limits\.output_bytes"):

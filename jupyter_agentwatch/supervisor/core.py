@@ -37,6 +37,7 @@ from jupyter_agentwatch.supervisor.census import count_in_namespace, namespace_o
 from jupyter_agentwatch.supervisor.commands import Commands
 from jupyter_agentwatch.supervisor.control import Connection, serve
 from jupyter_agentwatch.supervisor.dialer import Dialer
+from jupyter_agentwatch.supervisor.fan import EventFan
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
 from jupyter_agentwatch.supervisor.network import NetworkBroker
@@ -98,13 +99,9 @@ class Supervisor:
         self.started = time.monotonic()
         self.started_wall_ns = time.time_ns()
         self._connections: set[Connection] = set()
-        self._killed: messages.Killed | None = None
         self._killing: asyncio.Future[messages.Killed] | None = None
         self._stopped_before: list[int] = []
         self._expiry: asyncio.TimerHandle | None = None
-        self._over = threading.Event()
-        self._unsent: list[bytes] = []
-        self._unsent_lock = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(self)
@@ -206,7 +203,7 @@ class Supervisor:
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._ended = asyncio.Event()
-        self.recorder.listener = self._queue_event
+        self.recorder.listener = EventFan(self._loop, self._connections).put
         server = await serve(self.launch.socket, self._connect)
         owner = os.pidfd_open(self.launch.owner_pid)
         self._loop.add_reader(owner, self._owner_ended, owner)
@@ -362,12 +359,10 @@ class Supervisor:
         await self._gateway.wait_closed()
         self._move(cause, by, reason)
         self._close_log(reason, living, survivors)
-        self._killed = messages.Killed(
-            killed=living, survivors=survivors, latency_ms=latency_ms, head=self.recorder.head
-        )
-        self._killing.set_result(self._killed)
+        killed = messages.Killed(killed=living, survivors=survivors, latency_ms=latency_ms, head=self.recorder.head)
+        self._killing.set_result(killed)
         self._loop.call_soon(self._finish)
-        return self._killed
+        return killed
 
     def _close_log(self, reason: str, killed: int, survivors: int) -> None:
         with contextlib.suppress(LogWriteError):
@@ -404,23 +399,6 @@ class Supervisor:
     async def _more_sockets(self, ipv6: bool, count: int) -> list[socket.socket]:
         _, fds = await self._init.ask({"op": "sockets", "ipv6": ipv6, "count": count})
         return [socket.socket(fileno=fd) for fd in fds]
-
-    def _queue_event(self, body: bytes) -> None:
-        # Under the recorder's lock and on any thread: only queue, and wake the loop for the first of a batch.
-        if not any(connection.is_subscribed for connection in tuple(self._connections)):
-            return
-        with self._unsent_lock:
-            self._unsent.append(body)
-            first = len(self._unsent) == 1
-        if first:
-            self._loop.call_soon_threadsafe(self._send_events)
-
-    def _send_events(self) -> None:
-        with self._unsent_lock:
-            batch, self._unsent = self._unsent, []
-        for connection in tuple(self._connections):
-            if connection.is_subscribed:
-                connection.send_events(batch)
 
     async def _watch_memory(self) -> None:
         """Hold the bound on memory where no cgroup does: look at 10 Hz while commands run."""

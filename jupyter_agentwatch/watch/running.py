@@ -104,8 +104,9 @@ class Running:
         self._error: AgentwatchError | None = None
         self._result: CommandResult | None = None
         self._result_lock = threading.Lock()
-        self._at_change: list[Callable[[], None]] = []
+        self._at_begin: list[Callable[[], None]] = []
         self._at_output: list[Callable[[], None]] = []
+        self._at_end: list[Callable[[], None]] = []
 
     @property
     def step(self) -> int:
@@ -210,12 +211,14 @@ class Running:
         return f"<Running step={self._step} {state}>"
 
     @contextmanager
-    def listening(self, ring: Callable[[], None], *, output: bool) -> Iterator[None]:
-        """Have `ring` called at each change of state, and with `output` at each piece of output.
+    def listening(self, ring: Callable[[], None], *, begin: bool = False, output: bool = False) -> Iterator[None]:
+        """Have `ring` called at the command's end, with `begin` when it has begun, with `output` at each piece.
 
-        It is called in the reader thread, and must not block. Look at the state after entering, then wait.
+        It is called in the reader thread, and must not block. Look at the state after entering, then wait. Ask only
+        for what is needed: a thread that is woken for nothing takes the interpreter from the reader.
         """
-        listeners = [self._at_change, self._at_output] if output else [self._at_change]
+        chosen = ((self._at_begin, begin), (self._at_output, output), (self._at_end, True))
+        listeners = [each for each, wanted in chosen if wanted]
         for each in listeners:
             each.append(ring)
         try:
@@ -244,7 +247,7 @@ class Running:
     async def launch_async(self) -> None:
         """As `launch_and_wait`, without blocking the event loop."""
         try:
-            with self._listening_async(output=False) as changed:
+            with self._listening_async(begin=True) as changed:
                 self.launch()
                 while True:
                     changed.clear()
@@ -266,7 +269,8 @@ class Running:
         """
         cursor, handled, fed = Cursor(), 0, False
         try:
-            with self.listening(interrupts.bell.ring, output=on_output is not None):
+            begin, output = self._stdin is not None, on_output is not None
+            with self.listening(interrupts.bell.ring, begin=begin, output=output):
                 self.launch()
                 while True:
                     over = self.has_ended
@@ -280,7 +284,9 @@ class Running:
                         on_output(*piece)
                     if over:
                         return self._take_result()
-                    if interrupts.count <= handled or not self._step:
+                    if interrupts.count > handled:
+                        self._await_step(interrupts.bell)
+                    else:
                         interrupts.bell.wait()
         except BaseException:
             self.abandon()
@@ -300,7 +306,7 @@ class Running:
     def began(self, step: int) -> None:
         """The supervisor gave the command its step number."""
         self._step = step
-        self._ring(self._at_change)
+        self._ring(self._at_begin)
 
     def output(self, stream: int, data: bytes) -> None:
         """A piece of output arrived."""
@@ -310,22 +316,27 @@ class Running:
     def ended(self, message: CommandEnded) -> None:
         """The command ended."""
         self._ended = message
-        self._ring(self._at_change)
+        self._ring(self._at_end)
 
     def failed(self, error: AgentwatchError) -> None:
         """The command was refused, or the watch ended."""
         self._error = error
-        self._ring(self._at_change)
+        self._ring(self._at_end)
 
     def _ring(self, listeners: list[Callable[[], None]]) -> None:
         # A copy in one step: another thread may remove its own entry at any time, and none must be left out.
         for ring in tuple(listeners):
             ring()
 
+    def _await_step(self, bell: Bell) -> None:
+        with self.listening(bell.ring, begin=True):
+            if not self._step:
+                bell.wait()
+
     def _wait_until(self, condition: Callable[[], bool], timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         bell = Bell()
-        with self.listening(bell.ring, output=False):
+        with self.listening(bell.ring, begin=not self._step):
             while not condition():
                 left = None if deadline is None else deadline - time.monotonic()
                 if not bell.wait(left) and not condition():
@@ -333,14 +344,14 @@ class Running:
                     raise TimeoutError(msg)
 
     async def _wait_async(self) -> CommandResult:
-        with self._listening_async(output=False) as changed:
+        with self._listening_async() as changed:
             while not self.has_ended:
                 await changed.wait()
                 changed.clear()
         return self._take_result()
 
     @contextmanager
-    def _listening_async(self, *, output: bool) -> Iterator[asyncio.Event]:
+    def _listening_async(self, *, begin: bool = False, output: bool = False) -> Iterator[asyncio.Event]:
         # Imported here: a command line without an event loop should not pay for one.
         import asyncio
 
@@ -352,7 +363,7 @@ class Running:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(changed.set)
 
-        with self.listening(ring, output=output):
+        with self.listening(ring, begin=begin, output=output):
             yield changed
 
     def _take_result(self) -> CommandResult:
