@@ -30,7 +30,7 @@ from jupyter_agentwatch.errors import (
 from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.testing import event, fake_supervisor
-from jupyter_agentwatch.watch import CommandResult
+from jupyter_agentwatch.watch import CommandResult, Terminal
 from jupyter_agentwatch.watch.process import supervisor_command
 from jupyter_agentwatch.watch.table import event_columns, event_table
 from jupyter_agentwatch.wire.client import ask
@@ -659,19 +659,26 @@ def test_a_shells_output_limit_ends_it(tmp_path: Path) -> None:
             shell.run("head -c 6000 /dev/zero")
 
 
+def read_until(terminal: Terminal, mark: bytes) -> bytes:
+    """Return what a terminal shows up to `mark` and a little beyond."""
+    shown = b""
+    while mark not in shown:
+        shown += terminal.read(LONG_S)
+    return shown
+
+
 def test_a_terminal_is_one(shared: Watch) -> None:
     """With `pty` the shell has a terminal of the size that was asked for, echoes, and takes Ctrl-C."""
-    with shared.shell(pty=True) as terminal:
+    with shared.shell(pty=True, env={"PS1": "ready> "}) as terminal:
         terminal.resize(40, 100)
         terminal.write("stty size; tty; sleep 60\r")
-        shown = b""
-        while b"/dev/pts/" not in shown:
-            shown += terminal.read(LONG_S)
+        shown = read_until(terminal, b"/dev/pts/")
         assert b"40 100" in shown
         terminal.write("\x03")
+        # What is typed before the prompt is back may be flushed, as on every terminal.
+        read_until(terminal, b"ready> ")
         terminal.write("echo over $?\r")
-        while b"over 130" not in shown:
-            shown += terminal.read(LONG_S)
+        read_until(terminal, b"over 130")
         with pytest.raises(ValueError, match="between 1 and 65535"):
             terminal.resize(0, 10)
         terminal.write("exit 6\r")

@@ -51,25 +51,36 @@ class Owner:
         root = str(Path(jupyter_agentwatch.__file__).parents[1])
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROLOGUE + script, str(workspace)],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            text=True,
             env={**os.environ, "PYTHONPATH": root},
         )
+        self._said = b""
 
     def line(self) -> str:
         """Return the next line that it wrote, without the newline."""
-        assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], LONG_S)[0], "nothing was said"
-        return self.process.stdout.readline().rstrip("\n")
+        while b"\n" not in self._said:
+            assert self._hear(), "it ended too early"
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode()
 
     def interrupt(self) -> None:
         """Send SIGINT, as ■ does."""
         self.process.send_signal(signal.SIGINT)
 
-    def rest(self) -> str:
-        """Return all that is still said until its end."""
-        return self.process.communicate(timeout=LONG_S)[0]
+    def rest(self) -> list[str]:
+        """Return all lines that are still written until its end."""
+        while self._hear():
+            pass
+        self.process.wait(LONG_S)
+        return self._said.decode().splitlines()
+
+    def _hear(self) -> bool:
+        assert self.process.stdout is not None
+        assert select.select([self.process.stdout], [], [], LONG_S)[0], f"silence after {self._said!r}"
+        data = os.read(self.process.stdout.fileno(), 65536)
+        self._said += data
+        return bool(data)
 
 
 @pytest.fixture
@@ -122,7 +133,7 @@ say(watch.run("echo alive").stdout.strip(), signal.getsignal(signal.SIGINT) is s
 """)
     assert process.line() == "up"
     process.interrupt()
-    assert process.rest().splitlines() == ["cleaned", "exited 7 ['up', 'cleaned']", "alive True"]
+    assert process.rest() == ["cleaned", "exited 7 ['up', 'cleaned']", "alive True"]
 
 
 def test_a_second_interrupt_kills_the_command_and_spares_the_watch(owner: Callable[[str], Owner]) -> None:
@@ -138,7 +149,7 @@ say(watch.run("echo alive").stdout.strip())
     process.interrupt()
     assert process.line() == "ignored"
     process.interrupt()
-    assert process.rest().splitlines() == ["signalled 9", "alive"]
+    assert process.rest() == ["signalled 9", "alive"]
 
 
 def test_an_interrupt_before_the_command_has_begun_is_not_lost(owner: Callable[[str], Owner]) -> None:
@@ -155,7 +166,7 @@ try:
 except KeyboardInterrupt:
     say(watch.last_result.outcome, watch.last_result.signal)
 """)
-    assert process.rest().splitlines() == ["signalled 2"]
+    assert process.rest() == ["signalled 2"]
 
 
 def test_a_third_interrupt_is_the_way_out(owner: Callable[[str], Owner]) -> None:
@@ -177,7 +188,7 @@ os.kill(pid, signal.SIGCONT)
 say(watch.run("echo alive").stdout.strip())
 """)
     command = int(process.line())
-    assert process.rest().splitlines() == ["interrupt 0", "interrupt 1", "interrupt 2", "out None", "alive"]
+    assert process.rest() == ["interrupt 0", "interrupt 1", "interrupt 2", "out None", "alive"]
     wait_for_end(command)
 
 
@@ -207,7 +218,7 @@ say(shell.run("echo $A").stdout.strip())
 """)
     assert (tmp_path / "up").read_text() == "\n"
     process.interrupt()
-    assert process.rest().splitlines() == ["interrupted 130", "kept"]
+    assert process.rest() == ["interrupted 130", "kept"]
 
 
 def test_a_second_interrupt_ends_the_shell_and_spares_the_watch(owner: Callable[[str], Owner], tmp_path: Path) -> None:
@@ -229,7 +240,7 @@ say(watch.shell().run("echo new").stdout.strip())
     for _ in range(2):
         assert (tmp_path / "up").read_text() == "\n"
         process.interrupt()
-    assert process.rest().splitlines() == ["interrupted", "over", "new"]
+    assert process.rest() == ["interrupted", "over", "new"]
 
 
 # The end of the owner
@@ -294,7 +305,7 @@ if pid == 0:
 os.waitpid(pid, 0)
 say(watch.run("echo alive").stdout.strip())
 """)
-    assert process.rest().splitlines() == ["alive"]
+    assert process.rest() == ["alive"]
 
 
 def test_the_owners_terminal_does_not_reach_the_supervisor(tmp_path: Path) -> None:

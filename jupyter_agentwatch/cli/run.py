@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import queue
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -82,17 +82,21 @@ def _copy_output(running: Running) -> None:
 def _interrupts(running: Running) -> Iterator[None]:
     """Make the first Ctrl-C a SIGINT of the command, and the second its end.
 
-    The handler only queues: it interrupts code that may hold the very lock that sending needs.
+    The news travels by the wakeup descriptor, which C code writes at once: a handler in Python would wait for the main
+    thread, and one that comes just before that thread begins to wait for output would wait for the next output, too.
     """
-    pressed: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    former = signal.signal(signal.SIGINT, lambda *_: pressed.put(True))
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    former_descriptor = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    former = signal.signal(signal.SIGINT, lambda *_: None)
 
     def attend() -> None:
         act = running.interrupt
-        while pressed.get():
-            with contextlib.suppress(AgentwatchError):  # the watch is ending: so is the command
-                act()
-            act = running.kill
+        while number := heard.recv(1):
+            if number == bytes([signal.SIGINT]):
+                with contextlib.suppress(AgentwatchError):  # the watch is ending: so is the command
+                    act()
+                act = running.kill
 
     thread = threading.Thread(target=attend, name="interrupts", daemon=True)
     thread.start()
@@ -100,8 +104,10 @@ def _interrupts(running: Running) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-        pressed.put(False)
+        signal.set_wakeup_fd(former_descriptor)
+        told.close()
         thread.join()
+        heard.close()
 
 
 def _explain(result: CommandResult) -> None:

@@ -114,6 +114,7 @@ class Exec(Event, frozen=True, kw_only=True, tag="exec"):
     Attributes:
         path: What the call named (`claimed` records).
         argv: Arguments, bounded in count and length; `argv_truncated` says when cut.
+        ppid: Parent (`post` records), 0 where the process had ended before it was asked for.
         exe: What `/proc/<pid>/exe` said at the first call after the exec (`post` records).
         claim_seq: The `claimed` record that a `post` record answers; -1 when there was none.
         mismatch: The program that runs is not the one that was claimed: an attack indicator.

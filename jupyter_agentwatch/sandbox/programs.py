@@ -16,7 +16,7 @@ from jupyter_agentwatch.events import from_bytes
 from jupyter_agentwatch.sandbox.notify import Gone, TargetMemory
 from jupyter_agentwatch.sandbox.paths import Root, base_folder
 
-__all__ = ["Claim", "Program", "claimed_exec", "claimed_path", "is_what_was_claimed", "running_program"]
+__all__ = ["Claim", "Program", "claimed_exec", "claimed_path", "is_what_was_claimed", "name_exists", "running_program"]
 
 _MAX_ARGS: Final = 48
 _MAX_ARG: Final = 1024
@@ -33,10 +33,10 @@ class Claim:
         path: Absolute name inside, or "" for a descriptor without a name.
         argv: Arguments as text, bounded.
         truncated: Arguments were cut.
-        exists: The name was there when we looked; PATH searches make many calls for names that are not.
-        before: What ran when the call was made; still running it later means that the exec failed.
+        before: Device and inode of what ran when the call was made; the same later means that the exec failed.
         seq: Its record, -1 while it has none.
         step: Step of the caller.
+        made: Monotonic time of the call.
         due: Monotonic time after which it is looked up without waiting for a call.
         meant: Device and inode, where the name is one of the caller's own (/proc/self/exe, /dev/fd/3).
     """
@@ -44,10 +44,10 @@ class Claim:
     path: str
     argv: list[str]
     truncated: bool
-    exists: bool
-    before: Program
+    before: tuple[int, int]
     seq: int = -1
     step: int = 0
+    made: float = 0.0
     due: float = 0.0
     meant: tuple[int, int] | None = None
 
@@ -64,12 +64,19 @@ def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_
     truncated = len(pointers) > _MAX_ARGS
     raw_args = memory.strings(tid, pointers[:_MAX_ARGS], _MAX_ARG) if pointers else []
     truncated = truncated or any(len(arg) >= _MAX_ARG for arg in raw_args)
-    claim = Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _exists(tid, path), running_program(tid))
+    claim = Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _running_identity(tid))
     own = _OWN.fullmatch(path)
     if own is not None:
         claim.meant = _identity(f"/proc/{tid}/{own[1]}")
-        claim.exists = claim.meant is not None
     return claim
+
+
+def _running_identity(tid: int) -> tuple[int, int]:
+    try:
+        info = os.stat(f"/proc/{tid}/exe")
+    except OSError as error:
+        raise Gone from error
+    return info.st_dev, info.st_ino
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +93,9 @@ def running_program(tid: int) -> Program:
     Raises:
         Gone: The process is gone.
     """
-    link = f"/proc/{tid}/exe"
+    identity = _running_identity(tid)
     try:
-        info = os.stat(link)
-        return Program(os.readlink(link), (info.st_dev, info.st_ino))
+        return Program(os.readlink(f"/proc/{tid}/exe"), identity)
     except OSError as error:
         raise Gone from error
 
@@ -138,7 +144,8 @@ def _identity(path: str) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def _exists(tid: int, path: str) -> bool:
+def name_exists(tid: int, path: str) -> bool:
+    """Say whether an absolute name exists inside; links in its folders are followed as the host would."""
     try:
         os.lstat(f"/proc/{tid}/root{path}")
     except (OSError, ValueError):

@@ -8,6 +8,7 @@ not reuse it while a member lives; nothing that the process can write (environme
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ from jupyter_agentwatch.sandbox.notify import Gone
 __all__ = ["Task", "TaskTable", "parent_of", "umask_of"]
 
 _MANY: Final = 4096
+_FRESH_S: Final = 0.1
 
 
 @dataclass(slots=True)
@@ -48,7 +50,20 @@ class TaskTable:
         self._living_sessions = living_sessions
         self._sessions: dict[int, _Session] = {}
         self._look_again_at = _MANY
+        self._leaders: dict[int, float] = {}
         self.starting = 0
+
+    def step_of(self, tid: int) -> int:
+        """Return the step of a thread id, 0 where it has none.
+
+        Raises:
+            Gone: There is no such thread any more.
+        """
+        try:
+            session = self._sessions.get(os.getsid(tid))  # takes thread ids, too
+        except ProcessLookupError as error:
+            raise Gone from error
+        return session.step if session is not None else 0
 
     def get(self, tid: int) -> Task:
         """Return the task of a thread id.
@@ -56,17 +71,18 @@ class TaskTable:
         Raises:
             Gone: There is no such thread any more.
         """
-        # Two short system calls, where reading /proc/<tid>/status costs 16 µs: `getsid` takes thread ids, and
-        # `pidfd_open` refuses those that lead no thread group.
-        try:
-            session = self._sessions.get(os.getsid(tid))
-        except ProcessLookupError as error:
-            raise Gone from error
-        step = session.step if session is not None else 0
+        step, now = self.step_of(tid), time.monotonic()
+        # Reading /proc/<tid>/status costs 16 µs; `pidfd_open` costs 4 and refuses an id that leads no thread group.
+        # An id is not given to another task within the moment that an answer is reused: ids go round.
+        if self._leaders.get(tid, 0.0) > now:
+            return Task(tid, step)
         try:
             os.close(os.pidfd_open(tid))
         except OSError:
             return Task(int(_status(tid)[b"Tgid"]), step)
+        if len(self._leaders) >= _MANY:
+            self._leaders.clear()
+        self._leaders[tid] = now + _FRESH_S
         return Task(tid, step)
 
     def new_session(self, tid: int) -> None:

@@ -26,16 +26,20 @@ from jupyter_agentwatch.sandbox.programs import (
     claimed_exec,
     claimed_path,
     is_what_was_claimed,
+    name_exists,
     running_program,
 )
 from jupyter_agentwatch.sandbox.syscalls import Machine
-from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, parent_of
+from jupyter_agentwatch.sandbox.tasks import TaskTable, parent_of
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.record import Recorder
 
 __all__ = ["Mediator"]
 
 Handler = Callable[[Notification], None]
+
+_SLOW_EXEC_S: Final = 3.0
+"""An exec after which nothing has changed for so many seconds is taken to have failed."""
 
 _UNVERIFIED_S: Final = 0.05
 """A program that makes no trapped call after its exec (a static one) is looked up after this many seconds."""
@@ -90,6 +94,7 @@ class Mediator:
         self._memory = TargetMemory()
         self._claims: dict[int, Claim] = {}
         self._programs: dict[int, Program] = {}
+        self._known_names: set[str] = set()
         self._count_members = count_members
         self._max_tasks = max_tasks
         self._room = 0
@@ -213,7 +218,9 @@ class Mediator:
     # -- programs ------------------------------------------------------------------------------------------------
 
     def _exec(self, n: Notification, dirfd: int, path_at: int, argv_at: int) -> None:
-        task = self._tasks.get(n.tid)
+        # Everything that can wait until the caller goes on is left to `_record_truth`: this and the two ways between
+        # caller and supervisor are what an exec costs.
+        step = self._tasks.step_of(n.tid)
         try:
             claim = claimed_exec(self._memory, n.tid, dirfd, path_at, argv_at)
         except OSError:
@@ -221,23 +228,24 @@ class Mediator:
             return
         if not self._listener.is_valid(n.id):
             return
-        earlier = self._claims.pop(task.tgid, None)
+        earlier = self._claims.pop(n.tid, None)
         if earlier is not None:
-            self._settle(task.tgid, earlier)
-        claim.step = task.step
-        if claim.exists:
-            claim.seq = self._record_claim(task, claim)
-        claim.due = time.monotonic() + _UNVERIFIED_S
-        self._claims[task.tgid] = claim
+            self._settle(n.tid, earlier)
+        claim.step = step
+        # A search along PATH makes a call for each folder; those for names that are not there are folded.
+        if claim.path in self._known_names or claim.meant is not None or name_exists(n.tid, claim.path):
+            claim.seq = self._record_claim(n.tid, claim)
+        claim.made = time.monotonic()
+        claim.due = claim.made + _UNVERIFIED_S
+        self._claims[n.tid] = claim
         self._listener.proceed(n.id)
 
-    def _record_claim(self, task: Task, claim: Claim) -> int:
+    def _record_claim(self, pid: int, claim: Claim) -> int:
         return self._recorder.record(
             Exec,
             basis="claimed",
             step=claim.step,
-            pid=task.tgid,
-            ppid=parent_of(task.tgid),
+            pid=pid,
             path=_text(claim.path),
             argv=claim.argv,
             argv_truncated=claim.truncated,
@@ -252,36 +260,59 @@ class Mediator:
         if claim is not None:
             self._record_truth(n.tid, claim, program)
         elif self._programs.get(n.tid, program).identity != program.identity:
-            # The claim was used up too early, by a call that another thread made while the exec went on.
-            unknown = Claim("", [], truncated=True, exists=True, before=program, step=self._tasks.get(n.tid).step)
-            self._record_truth(n.tid, unknown, program)
+            self._record_truth(n.tid, self._claim_of_a_thread(n.tid, program), program)
+
+    def _claim_of_a_thread(self, tgid: int, program: Program) -> Claim:
+        """Find the claim of an exec whose caller did not lead its thread group: it has the leader's id now.
+
+        Where none fits, the claim was used up too early by a call that another thread made while the exec went on.
+        """
+        for tid, claim in self._claims.items():
+            if not _is_alive(tid) and is_what_was_claimed(self._root, program, claim):
+                del self._claims[tid]
+                return claim
+        return Claim("", [], truncated=True, before=program.identity, step=self._tasks.step_of(tgid))
 
     def _look_up_late_claims(self) -> None:
         now = time.monotonic()
         for tgid in [tgid for tgid, claim in self._claims.items() if claim.due <= now]:
             with contextlib.suppress(LogWriteError):
-                self._settle(tgid, self._claims.pop(tgid))
+                self._settle_late(tgid, self._claims.pop(tgid), now)
+
+    def _settle_late(self, tgid: int, claim: Claim, now: float) -> None:
+        """Look a claim up without a call; an exec that has not come about by now may be slow, or may have failed."""
+        with contextlib.suppress(Gone):
+            if now - claim.made < _SLOW_EXEC_S and running_program(tgid).identity == claim.before:
+                claim.due = now + (now - claim.made)
+                self._claims[tgid] = claim
+                return
+        self._settle(tgid, claim)
 
     def _settle(self, tgid: int, claim: Claim) -> None:
         """Find out what became of an exec after which the C library did not report (a static program, a failure)."""
         with contextlib.suppress(Gone):
             program = running_program(tgid)
-            if program != claim.before:
+            if program.identity != claim.before:
                 self._record_truth(tgid, claim, program)
 
     def _record_truth(self, tgid: int, claim: Claim, program: Program) -> None:
+        ppid = 0
+        with contextlib.suppress(Gone):  # it may have ended since
+            ppid = parent_of(tgid)
         if claim.seq < 0:
-            claim.seq = self._recorder.record(
-                Exec, basis="claimed", step=claim.step, pid=tgid, path=_text(claim.path), argv=claim.argv
-            )
+            claim.seq = self._record_claim(tgid, claim)
         if len(self._programs) >= _KEPT_PROGRAMS:
             self._programs.clear()
         self._programs[tgid] = program
         exe, mismatch = _text(program.name), not is_what_was_claimed(self._root, program, claim)
         seq = self._recorder.record(
-            Exec, basis="post", step=claim.step, pid=tgid, exe=exe, claim_seq=claim.seq, mismatch=mismatch
+            Exec, basis="post", step=claim.step, pid=tgid, ppid=ppid, exe=exe, claim_seq=claim.seq, mismatch=mismatch
         )
-        if mismatch:
+        if not mismatch:
+            if len(self._known_names) >= _KEPT_PROGRAMS:
+                self._known_names.clear()
+            self._known_names.add(claim.path)
+        else:
             self._recorder.record(
                 Finding,
                 basis="post",
@@ -365,3 +396,11 @@ class Mediator:
             listener.proceed(n.id)
 
         return handle
+
+
+def _is_alive(tid: int) -> bool:
+    try:
+        os.getsid(tid)
+    except ProcessLookupError:
+        return False
+    return True

@@ -45,7 +45,7 @@ class NetworkRecords:
         """Record a dial that failed."""
         reason = f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
         with contextlib.suppress(ValueError):  # the log is closed: the watch has ended meanwhile
-            self._record(spec, "failed", "deny", rule=spec.decision.rule, reason=reason)
+            self._record(spec, "failed", "allow", rule=spec.decision.rule, reason=reason)
 
     def resolved(self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision) -> None:
         """Record a query."""

@@ -12,7 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO
 
 from jupyter_agentwatch.wire.messages import (
     CommandEnded,
@@ -54,6 +54,8 @@ class FakeCommand:
         self._terminal = -1
         self._input: queue.SimpleQueue[StdinData | None] = queue.SimpleQueue()
         self._written = [0, 0]
+        self._early: list[int] = []
+        self._size = (request.rows, request.columns)
         self._outcome = ""
 
     def run(self) -> CommandEnded:
@@ -77,6 +79,7 @@ class FakeCommand:
         self._input.put(None)
         for thread in threads:
             thread.join()
+        self._close(process)
         return self._end(self._outcome, process.returncode, start, usage)
 
     def take(self, request: StdinData | SignalStep | Resize) -> None:
@@ -86,13 +89,16 @@ class FakeCommand:
                 self._input.put(request)
             case SignalStep():
                 self.signal(request.signal)
-            case Resize() if self._terminal >= 0:
-                termios.tcsetwinsize(self._terminal, (request.rows, request.columns))
+            case Resize():
+                self._resize((request.rows, request.columns))
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process group; nothing happens if it has ended."""
+        """Send a signal to the process group, as soon as there is one; nothing happens if it has ended."""
         with self._lock:
-            if self._process is not None and self._process.returncode is None:
+            if self._process is None:
+                self._early.append(number)
+            elif not self.ended.is_set():
+                # Also when the first process has ended: what it left behind in its group holds the pipes.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, number)
 
@@ -101,17 +107,22 @@ class FakeCommand:
         self._outcome = "killed"
         self.signal(signal.SIGKILL)
 
+    def _resize(self, size: tuple[int, int]) -> None:
+        with self._lock:
+            self._size = size
+            if self._process is not None and self._terminal >= 0:
+                termios.tcsetwinsize(self._terminal, size)
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         request, streams = self.request, subprocess.PIPE
         argv, stdin = request.argv, subprocess.PIPE if request.stdin else subprocess.DEVNULL
         inner = -1
         if request.pty:
             self._terminal, inner = os.openpty()
-            termios.tcsetwinsize(inner, (request.rows, request.columns))
             argv, stdin, streams = ["setsid", "--ctty", *argv], inner, inner
         with self._lock:
-            if self._outcome:
-                raise PermissionError
+            if inner >= 0:
+                termios.tcsetwinsize(inner, self._size)
             try:
                 self._process = subprocess.Popen(
                     argv,
@@ -125,44 +136,51 @@ class FakeCommand:
             finally:
                 if inner >= 0:
                     os.close(inner)
+            for number in self._early:
+                os.killpg(self._process.pid, number)
         return self._process
 
     def _pumps(self, process: subprocess.Popen[bytes]) -> list[threading.Thread]:
+        pipes = [(1, process.stdout), (2, process.stderr)]
+        sources = [(stream, pipe.fileno()) for stream, pipe in pipes if pipe]
         if self._terminal >= 0:
-            raw = open(self._terminal, "r+b", buffering=0)  # noqa: SIM115 -- the threads close it
-            pairs: list[tuple[int, Any]] = [(1, raw)]
-            sink: Any = raw
-        else:
-            pairs, sink = [(1, process.stdout), (2, process.stderr)], process.stdin
-        threads = [threading.Thread(target=self._pump, args=pair, daemon=True) for pair in pairs]
-        if sink is not None:
-            threads.append(threading.Thread(target=self._write, args=(sink,), daemon=True))
+            sources = [(1, self._terminal)]
+        threads = [threading.Thread(target=self._pump, args=source, daemon=True) for source in sources]
+        if self.request.stdin or self.request.pty:
+            threads.append(threading.Thread(target=self._write, args=(process.stdin,), daemon=True))
         return threads
 
-    def _pump(self, stream: int, pipe: IO[bytes]) -> None:
+    def _pump(self, stream: int, source: int) -> None:
         # A terminal whose other side is closed fails with EIO.
         with contextlib.suppress(OSError):
-            while data := os.read(pipe.fileno(), _PIECE_BYTES):
+            while data := os.read(source, _PIECE_BYTES):
                 kept = data[: max(0, self._limit - self._written[stream - 1])]
                 self._written[stream - 1] += len(data)
                 if kept:
                     self.send(Output(step=self.step, stream=stream, data=kept))
-        if not self.request.pty:
-            pipe.close()
 
-    def _write(self, pipe: IO[bytes]) -> None:
+    def _write(self, pipe: IO[bytes] | None) -> None:
+        sink = pipe.fileno() if pipe else self._terminal
         with contextlib.suppress(OSError):
             while item := self._input.get():
                 view = memoryview(item.data)
                 while view:
-                    view = view[os.write(pipe.fileno(), view) :]
-                if item.eof and self.request.pty:
-                    os.write(pipe.fileno(), b"\x04")
-                elif item.eof:
+                    view = view[os.write(sink, view) :]
+                if item.eof and pipe:
                     break
-        with contextlib.suppress(OSError):
-            if not self.request.pty:
+                if item.eof:
+                    os.write(sink, b"\x04")
+        if pipe:
+            pipe.close()
+
+    def _close(self, process: subprocess.Popen[bytes]) -> None:
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
                 pipe.close()
+        if self._terminal >= 0:
+            with self._lock:
+                os.close(self._terminal)
+                self._terminal = -1
 
     def _time_out(self) -> None:
         self._outcome = "timeout"

@@ -1,0 +1,105 @@
+"""The benchmark's command line: runs the groups in order, says what it does, and writes the result."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from jupyter_agentwatch.errors import AgentwatchError
+from tests.bench import events, kill, latency, network, overhead
+from tests.bench.figures import FIGURES
+from tests.bench.ground import Ground, MeasureError, machine
+from tests.bench.table import Row, as_json, as_markdown
+
+__all__ = ["GROUPS", "main"]
+
+GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] = {
+    "session": (latency.session, ("session.",)),
+    "true": (latency.true, ("true.",)),
+    "imports": (overhead.imports, ("import.",)),
+    "search": (overhead.search, ("grep.",)),
+    "execs": (overhead.execs, ("exec.",)),
+    "writes": (overhead.writes, ("write.",)),
+    "builds": (overhead.builds, ("build.",)),
+    "connects": (network.connects, ("connect.",)),
+    "transfers": (network.transfers, ("transfer.",)),
+    "kills": (kill.kills, ("kill.",)),
+    "throughput": (events.throughput, ("events.",)),
+    "resting": (events.resting, ("supervisor.",)),
+}
+"""Name → what measures a group, and how the names of its figures begin."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark.
+
+    Args:
+        argv: Arguments of the command line.
+
+    Returns:
+        0 when everything was measured, whether or not the targets were met; 1 when something could not be measured.
+    """
+    options = _parser().parse_args(argv)
+    if options.list:
+        for name in GROUPS:
+            sys.stdout.write(f"{name:12}{', '.join(_figures(name))}\n")
+        return 0
+    chosen = options.only or list(GROUPS)
+    facts, begun = machine(), time.monotonic()
+    rows: list[Row] = []
+    with Ground(quick=options.quick) as ground:
+        for name in chosen:
+            rows += _group(name, ground)
+    result = {"quick": options.quick, "seconds": time.monotonic() - begun}
+    page = as_markdown(rows, facts, **result)
+    sys.stdout.write(page)
+    folder = options.output or (None if options.quick or options.only else Path(__file__).parent)
+    if folder is not None:
+        (folder / "latest.json").write_text(as_json(rows, facts, **result), "utf-8")
+        (folder / "latest.md").write_text("# Latest full run of `make bench`\n\n" + page, "utf-8")
+        _say(f"written: latest.json and latest.md in {folder}")
+    return int(any(row.note.startswith("failed") for row in rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few samples: only shows that each row works")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="only this group; may be repeated")
+    parser.add_argument("--list", action="store_true", help="show the groups and their figures")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where the result goes; default: beside this program for a full run, nowhere otherwise",
+    )
+    return parser
+
+
+def _group(name: str, ground: Ground) -> list[Row]:
+    measure, _ = GROUPS[name]
+    _say(f"{name} …")
+    begun = time.monotonic()
+    try:
+        rows = measure(ground)
+    except (MeasureError, AgentwatchError, OSError) as error:
+        # Only the kind of error: its text may name paths of this machine, and the table is for others, too.
+        _say(f"{name} failed: {error}")
+        return [Row(figure, None, note=f"failed: {type(error).__name__}") for figure in _figures(name)]
+    for row in rows:
+        value = "not measured" if row.value is None else f"{row.value:.4g} {FIGURES[row.name].unit}"
+        verdict = {True: "", False: "  ← misses its target", None: ""}[row.met]
+        _say(f"  {row.name:24}{value}{verdict}")
+    _say(f"  ({time.monotonic() - begun:.1f} s)")
+    return rows
+
+
+def _figures(group: str) -> list[str]:
+    return [name for name in FIGURES if name.startswith(GROUPS[group][1])]
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

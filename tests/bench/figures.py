@@ -1,0 +1,68 @@
+"""The figures that this project wants to reach, and what is known about those that it does not. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+__all__ = ["FIGURES", "Figure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        title: What is measured, for people.
+        unit: Unit of value and target; "x" for a ratio.
+        statistic: How the value comes from the samples.
+        target: Bound, or None where the figure is only for information.
+        sense: Whether the value must stay at or below the bound, or reach it.
+        floor: Why the target is out of reach where it is not met: what was measured, and what costs it.
+    """
+
+    title: str
+    unit: str
+    statistic: str = "median"
+    target: float | None = None
+    sense: Literal["<=", ">="] = "<="
+    floor: str = ""
+
+
+FIGURES: Final = {
+    "session.ready": Figure("session ready after a warm import", "ms", target=150),
+    "true.median": Figure('run(["true"]) in a running session', "ms", target=2.5),
+    "true.p99": Figure('run(["true"]) in a running session', "ms", "p99"),
+    "true.vs_bwrap": Figure('run(["true"]) / fresh bwrap --unshare-all true', "x", "ratio of medians", 0.7),
+    "true.vs_srt_session": Figure('run(["true"]) / sandbox-runtime, session open', "x", "ratio of medians"),
+    "true.vs_srt": Figure('run(["true"]) / sandbox-runtime, command line', "x", "ratio of medians"),
+    "true.as_text": Figure('run("true"), that is bash -c true', "ms"),
+    "import.vs_native": Figure("Python imports its standard library / native", "x", "ratio of medians", 1.05),
+    "import.vs_strace": Figure("Python imports its standard library / strace", "x", "ratio of medians"),
+    "grep.vs_native": Figure("grep -r over a large tree / native", "x", "ratio of medians", 1.05),
+    "exec.vs_native": Figure("500 execs in a shell loop / native", "x", "ratio of medians", 1.4),
+    "exec.vs_strace": Figure("500 execs in a shell loop / strace, same calls", "x", "ratio of medians", 1.0),
+    "write.above_native": Figure("write-open of one file, above native", "µs", "difference of medians", 60),
+    "write.vs_strace": Figure("write-open of one file, above native / strace's", "x", "ratio of differences", 1.0),
+    "write.new_file": Figure("write-open of a new file each, above native", "µs", "difference of medians"),
+    "build.pip": Figure("pip install of a source tree / native", "x", "ratio of medians", 1.1),
+    "build.make": Figure("make of 20 C files / native", "x", "ratio of medians", 1.1),
+    "connect.above_native": Figure("connect by broker and gateway, above native", "µs", "difference of medians", 300),
+    "connect.p99": Figure("connect by broker and gateway, above native", "µs", "difference of p99"),
+    "connect.request": Figure("connect and one HTTP exchange, above native", "µs", "difference of medians"),
+    "transfer.in": Figure("1 GiB into the sandbox: throughput / native loopback", "x", "ratio of medians", 0.5, ">="),
+    "transfer.out": Figure(
+        "1 GiB out of the sandbox: throughput / native loopback", "x", "ratio of medians", 0.5, ">="
+    ),
+    "kill.programs": Figure("kill of 1,000 exec'd programs", "ms", "maximum", 150),
+    "kill.interpreters": Figure("kill of 1,000 forked interpreters", "ms", "maximum", 600),
+    "kill.survivors": Figure("survivors of all these kills", "processes", "sum", 0),
+    "events.one_session": Figure("mediated events per second, one session", "/s", "median of 1 s windows", 8000, ">="),
+    "events.two_sessions": Figure(
+        "mediated events per second, two sessions", "/s", "median of 1 s windows", 40000, ">="
+    ),
+    "events.lost": Figure("events lost in these", "events", "sum", 0),
+    "supervisor.resident": Figure("supervisor resident after 10,000 events", "MiB", "single", 45),
+    "supervisor.idle_cpu": Figure("supervisor's CPU while idle", "%", "mean", 0.3),
+}
+"""Name → figure, in the order of the table. The targets are those of the issue that began the project's core."""
