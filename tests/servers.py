@@ -26,7 +26,7 @@ CERTIFICATE: Final = Path(__file__).parent / "data" / "loopback.pem"
 """Key and self-signed certificate for host.loopback, made for these tests: they protect nothing."""
 
 PRELUDE: Final = f"""
-import asyncio, ctypes, errno, json, os, select, socket, struct, sys, threading, time
+import ctypes, errno, json, os, select, socket, struct, sys, threading, time
 HOST, LONG_S = {HOST_LOOPBACK!r}, {LONG_S}
 def code(number):
     return errno.errorcode.get(number, str(number))
@@ -53,7 +53,7 @@ def network(*rules: dict[str, Any], **settings: Any) -> dict[str, Any]:
 
 def inside(watch: Watch, source: str, *arguments: object) -> Any:
     """Run Python inside, with `PRELUDE` before it, and return the JSON that it printed last."""
-    result = watch.run(["python3", "-c", PRELUDE + source, *map(str, arguments)], timeout=60)
+    result = watch.run(["python3", "-IS", "-c", PRELUDE + source, *map(str, arguments)], timeout=60)
     assert result.ok, (result.outcome, result.exit_code, result.stderr[-2000:])
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -150,6 +150,7 @@ class Slow:
 
     def free(self) -> None:
         """From now on accept every connection, and greet it with a line."""
+        self._listening.listen(64)
         self._thread.start()
 
     def _serve(self) -> None:

@@ -546,7 +546,8 @@ def spawn_ready(workspace: Path, script: str) -> subprocess.Popen[bytes]:
     """Start a script and wait until it has said "ready"."""
     process = spawn("run", "--quiet", "--workspace", str(workspace), "--", "sh", "-c", script, stdin=subprocess.DEVNULL)
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    first = process.stdout.readline()
+    assert (first, b"" if first else process.communicate()[1]) == (b"ready\n", b"")
     return process
 
 

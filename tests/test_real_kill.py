@@ -126,11 +126,12 @@ def test_a_timeout_ends_what_a_command_left_behind(watch: Watch, marker: str) ->
 
 def test_processes_that_never_stay_are_ended_with_their_step(watch: Watch) -> None:
     """Processes that change id and session all the time cannot outrun the end of their step."""
+    namespace = namespace_of(watch)
     running = watch.start(["python3", put(watch, "hopper.py")], timeout=1.5)
     wait_for_line(running, b"hopping")
     assert running.wait(LONG_S).outcome == "timeout"
-    assert watch.status().processes == 0
-    assert watch.run(["true"]).ok
+    assert watch.run(["true"]).ok  # started after the step's end, so that init has seen to all of it
+    assert len(members(namespace)) == 1
 
 
 def test_processes_that_never_stay_are_ended_with_the_watch(watch: Watch) -> None:
@@ -213,7 +214,7 @@ def test_the_end_of_the_supervisor_is_the_end_of_the_sandbox(watch: Watch, marke
     found = verify_log(watch.log)
     assert not found.closed
     assert found.first_bad is None
-    assert found.records > 5
+    assert found.records > 3
 
 
 # Suspension
@@ -346,6 +347,7 @@ def test_a_suspension_that_nobody_ends_expires(tmp_path: Path, way: str) -> None
         if way == "kill":
             with contextlib.suppress(SessionEndedError):
                 assert running.wait(LONG_S).outcome == "killed"
+            watch.close()
             assert closing(watch.log).reason == "frozen for too long"
         else:
             running.write(b"go\n")

@@ -39,6 +39,7 @@ class TaskTable:
     """Finds out who makes calls. Used by the notification thread; `sessions_of` may be asked by another one.
 
     `starting` is the step whose command init is about to start: the next new session of a child of init is its.
+    `doomed` are steps that are being killed, which may make no further session.
 
     Args:
         init_pid: Init as the host sees it.
@@ -52,6 +53,7 @@ class TaskTable:
         self._look_again_at = _MANY
         self._leaders: dict[int, float] = {}
         self.starting = 0
+        self.doomed: set[int] = set()
 
     def step_of(self, tid: int) -> int:
         """Return the step of a thread id, 0 where it has none.
@@ -85,8 +87,10 @@ class TaskTable:
         self._leaders[tid] = now + _FRESH_S
         return Task(tid, step)
 
-    def new_session(self, tid: int) -> None:
+    def new_session(self, tid: int) -> bool:
         """Enter the session that the thread is about to make; call it before the call is let through.
+
+        False where its step is doomed: it must stay in a session that is known, or it could outrun its end.
 
         Raises:
             Gone: There is no such thread any more.
@@ -99,7 +103,10 @@ class TaskTable:
             step, self.starting = self.starting, 0
         if len(self._sessions) >= self._look_again_at:
             self._forget_the_dead()
+        if step in self.doomed:
+            return False
         self._sessions[tgid] = _Session(step, inner)
+        return True
 
     def sessions_of(self, step: int) -> list[int]:
         """Return the step's session ids as init numbers them."""

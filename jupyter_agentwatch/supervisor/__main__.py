@@ -61,7 +61,9 @@ def main() -> int:
     gc.freeze()  # what start-up made lives to the end: keep the collector from walking it in a handler
     gc.set_threshold(50_000)
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
-    return 0
+    # The log is closed and nothing is left to do. A worker thread may still sit in a connect or a name look-up, and the
+    # interpreter would wait for it.
+    os._exit(0)
 
 
 def _refuse_what_cannot_be_held(policy: Policy) -> None:

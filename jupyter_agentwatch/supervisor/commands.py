@@ -103,6 +103,7 @@ class Commands:
         self._running: dict[int, _Command] = {}
         self._leftover: dict[int, int] = {}
         self._spawning = asyncio.Lock()
+        self._is_paused = False
         self.steps = 0
 
     @property
@@ -143,6 +144,8 @@ class Commands:
         }
         try:
             async with self._spawning:
+                if command.ended_by:  # while it waited for its turn
+                    raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))  # noqa: TRY301 -- one way out
                 # One at a time: the next new session of a child of init is this step's.
                 self._tasks.starting = step
                 reply, fds = await self._init.ask(spawn, theirs)
@@ -209,11 +212,27 @@ class Commands:
         command = self._running.get(step)
         if command is not None and not command.ended_by:
             command.ended_by = because
-        sessions = self._tasks.sessions_of(step)
+        self._tasks.doomed.add(step)
         if command is not None:
             self._init.tell({"op": "signal", "step": step, "signal": int(signal.SIGKILL)})
-        reply, _ = await self._init.ask({"op": "kill_sessions", "sessions": sessions})
-        return int(reply["killed"])
+        killed, known, sessions = 0, set[int](), set(self._tasks.sessions_of(step))
+        while not sessions <= known:  # one may have been let through while the step was doomed
+            known = sessions
+            reply, _ = await self._init.ask({"op": "kill_sessions", "sessions": sorted(known)})
+            killed += int(reply["killed"])
+            sessions = set(self._tasks.sessions_of(step))
+        return killed
+
+    async def pause(self) -> None:
+        """Start no command until `go_on`; the one that is just being started is waited for."""
+        await self._spawning.acquire()
+        self._is_paused = True
+
+    def go_on(self) -> None:
+        """Start what has waited, and go on."""
+        if self._is_paused:
+            self._is_paused = False
+            self._spawning.release()
 
     def exited(self, news: dict[str, Any]) -> None:
         """Take init's news of a process that ended."""

@@ -102,6 +102,7 @@ class Supervisor:
         self._killing: asyncio.Future[messages.Killed] | None = None
         self._stopped_before: list[int] = []
         self._expiry: asyncio.TimerHandle | None = None
+        self._freezing = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(self)
@@ -304,15 +305,19 @@ class Supervisor:
             SessionEndedError: Init did not stop them; then the watch has been killed.
         """
         self._move(cause, by, detail)
-        self._mediator.freeze()
-        self._gateway.pause()
-        self._expiry = self._loop.call_later(self._policy.breaker.frozen_s, self._expired)
-        try:
-            reply, _ = await self._init.ask({"op": "freeze"})
-        except SessionEndedError:
-            self._end("init could not freeze the sandbox")
-            raise
-        self._stopped_before = reply["frozen"]
+        async with self._freezing:
+            # Init waits for the exec of what it starts: were that call held, nobody could ask init to freeze.
+            await self.commands.pause()
+            self._mediator.freeze()
+            self._gateway.pause()
+            self._expiry = self._loop.call_later(self._policy.breaker.frozen_s, self._expired)
+            try:
+                reply, _ = await self._init.ask({"op": "freeze"})
+            except SessionEndedError:
+                self.commands.go_on()
+                self._end("init could not freeze the sandbox")
+                raise
+            self._stopped_before = reply["frozen"]
 
     async def thaw(self, cause: Cause, by: str) -> None:
         """Let everything go on.
@@ -321,11 +326,13 @@ class Supervisor:
             ControlError: The watch is not frozen.
         """
         self._move(cause, by)
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self._gateway.resume()
-        self._mediator.thaw()
-        await self._init.ask({"op": "thaw", "keep": self._stopped_before})
+        async with self._freezing:
+            if self._expiry is not None:
+                self._expiry.cancel()
+            self._gateway.resume()
+            self._mediator.thaw()
+            await self._init.ask({"op": "thaw", "keep": self._stopped_before})
+            self.commands.go_on()
 
     def _trip(self, why: str) -> None:
         if self.state == "closed":
@@ -356,6 +363,7 @@ class Supervisor:
         self._network.close()
         self._init.close()
         self.commands.end_all()
+        self.commands.go_on()
         await self._gateway.wait_closed()
         self._move(cause, by, reason)
         self._close_log(reason, living, survivors)

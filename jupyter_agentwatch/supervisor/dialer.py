@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jupyter_agentwatch.policy import HOST_LOOPBACK
+from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address, connect_raw
@@ -231,7 +232,13 @@ class Dialer:
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work, loop=self._loop)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, LogWriteError):  # that one has tripped the breaker already
+            self._loop.call_exception_handler({"message": "a connection failed unforeseen", "exception": error})
 
     async def _finish(self, dial: Dial) -> None:
         try:

@@ -327,8 +327,10 @@ class Mediator:
             )
 
     def _new_session(self, n: Notification) -> None:
-        self._tasks.new_session(n.tid)
-        self._listener.proceed(n.id)
+        if self._tasks.new_session(n.tid):
+            self._listener.proceed(n.id)
+        else:
+            self._listener.finish(n.id, errno.EPERM)
 
     def _clone(self, n: Notification) -> None:
         """Hold the bound on tasks. Only registers and a count take part, so letting the call proceed is safe."""

@@ -32,7 +32,10 @@ __all__ = [
 ]
 
 GONE = "the supervisor is gone ({}); its sandbox ended with it"
+"""Text of the error when the connection ends; the braces take the reason."""
+
 RECEIVE_BYTES = 256 * 1024
+"""Bytes read from a control socket at once."""
 
 M = TypeVar("M", bound=Message)
 

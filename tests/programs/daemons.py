@@ -22,7 +22,7 @@ for _ in range(count):
         os.write(writer, b".")
         os.close(writer)
         if way == "exec":
-            os.execv("/bin/sh", [marker, "-c", f": {marker}; exec sleep 1000 1000"])
+            os.execv("/usr/bin/sleep", [marker, "1000"])
         while True:
             signal.pause()
     os.waitpid(child, 0)

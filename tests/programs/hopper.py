@@ -1,15 +1,15 @@
 """Never stays: each process lives for one fork, in a session of its own. Several of them run at once."""
 
 import os
+import signal
 
 for _ in range(4):
     if os.fork() == 0:
         break
 else:
     print("hopping", flush=True)
-    os.set_blocking(0, True)
     while True:
-        os.wait()
+        signal.pause()
 while True:
     if os.fork():
         os._exit(0)
