@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_agentwatch.policy import HOST_LOOPBACK, Decision, Network, NetworkMatcher, NetworkRule
-from jupyter_agentwatch.sandbox.dns import TTL_S, DnsStub, HostResolver, NameMemory, Resolution
+from jupyter_agentwatch.sandbox.dns import TTL_S, DnsStub, HostResolver, Resolution
+from jupyter_agentwatch.sandbox.resolved import NameMemory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

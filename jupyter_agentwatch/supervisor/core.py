@@ -23,13 +23,13 @@ from jupyter_agentwatch.errors import SessionEndedError
 from jupyter_agentwatch.events import BreakerChanged, LimitHit, Session
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
 from jupyter_agentwatch.sandbox.cgroup import Leaf
-from jupyter_agentwatch.sandbox.dns import DnsStub, HostResolver, NameMemory
 from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.launch import Sandbox
 from jupyter_agentwatch.sandbox.mounts import HOME
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.paths import Root
+from jupyter_agentwatch.sandbox.resolved import NameMemory
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.asks import Asks
@@ -208,13 +208,7 @@ class Supervisor:
         server = await serve(self.launch.socket, self._connect)
         owner = os.pidfd_open(self.launch.owner_pid)
         self._loop.add_reader(owner, self._owner_ended, owner)
-        stub = DnsStub(
-            self._matcher.decide_name, HostResolver(), self._network_records.resolved, self._names, ask=self.asks.name
-        )
-        for sock in (self.sandbox.dns_udp, self.sandbox.dns_tcp):
-            sock.setblocking(False)
-        self._spawn(stub.serve_udp(self.sandbox.dns_udp))
-        self._spawn(stub.serve_tcp(self.sandbox.dns_tcp))
+        self._spawn(self._serve_names())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
         if self._watches_memory:
@@ -230,6 +224,22 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve_names(self) -> None:
+        """Answer DNS queries. The stub and its parser cost 25 ms to load: only once somebody asks."""
+        sockets = (self.sandbox.dns_udp, self.sandbox.dns_tcp)
+        asked = asyncio.Event()
+        for sock in sockets:
+            sock.setblocking(False)
+            self._loop.add_reader(sock, asked.set)
+        await asked.wait()
+        for sock in sockets:
+            self._loop.remove_reader(sock)
+        from jupyter_agentwatch.sandbox.dns import DnsStub, HostResolver
+
+        records = self._network_records.resolved
+        stub = DnsStub(self._matcher.decide_name, HostResolver(), records, self._names, ask=self.asks.name)
+        await asyncio.gather(stub.serve_udp(sockets[0]), stub.serve_tcp(sockets[1]))
 
     def _connect(self) -> Connection:
         connection = Connection(self._requests.handle, self._client_lost, self.commands.resume_output)

@@ -25,8 +25,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from jupyter_agentwatch.policy import HOST_LOOPBACK
 from jupyter_agentwatch.audit.log import LogWriteError
+from jupyter_agentwatch.policy import HOST_LOOPBACK
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address, connect_raw

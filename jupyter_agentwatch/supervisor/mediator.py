@@ -45,6 +45,8 @@ _UNVERIFIED_S: Final = 0.05
 """A program that makes no trapped call after its exec (a static one) is looked up after this many seconds."""
 
 _COUNT_AGAIN_S: Final = 0.05
+_FORK_S: Final = 1.0
+"""A fork that was let through so many seconds ago has happened, however busy the machine is."""
 _KEPT_PROGRAMS: Final = 8192
 _REPORT_AGAIN_S: Final = 1.0
 
@@ -99,6 +101,7 @@ class Mediator:
         self._max_tasks = max_tasks
         self._room = 0
         self._full_until = 0.0
+        self._forking: dict[int, float] = {}
         self._limit_told: set[int] = set()
         self._frozen = False
         self._held: list[Notification] = []
@@ -334,7 +337,9 @@ class Mediator:
 
     def _clone(self, n: Notification) -> None:
         """Hold the bound on tasks. Only registers and a count take part, so letting the call proceed is safe."""
+        self._forking.pop(n.tid, None)
         if self._max_tasks is None or self._has_room():
+            self._forking[n.tid] = time.monotonic()
             self._listener.proceed(n.id)
             return
         self._listener.finish(n.id, errno.EAGAIN)
@@ -360,8 +365,9 @@ class Mediator:
         now = time.monotonic()
         if now < self._full_until or self._max_tasks is None:
             return False
-        # Half of what is left: forks that were let through before may not have happened yet when we count.
-        self._room = (self._max_tasks - self._count_members() + 1) // 2
+        # Forks that were let through may not have happened yet when we count; half of what is left, to count again.
+        self._forking = {tid: since for tid, since in self._forking.items() if now - since < _FORK_S}
+        self._room = (self._max_tasks - len(self._forking) - self._count_members() + 1) // 2
         if self._room <= 0:
             self._full_until = now + _COUNT_AGAIN_S
             return False
