@@ -238,6 +238,39 @@ tell([*got, asyncio.run(ask_async()), nobody])
     assert all(e.verdict == "allow" for e in offered)
 
 
+def test_a_socket_bears_the_name_that_it_was_given(closed: Watch) -> None:
+    """getsockname of a UNIX socket gives the path that was bound, so that multiprocessing can pass it on."""
+    source = """
+import multiprocessing
+os.umask(0o077)
+names = []
+for name in ("short.sock", "/tmp/long.sock", chr(0) + "abstract"):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(name)
+        got = s.getsockname()
+        names.append(got.decode() if isinstance(got, bytes) else got)
+        with socket.socket(socket.AF_UNIX) as early:
+            names.append(attempt(early.connect, name))
+with socket.socket(socket.AF_UNIX) as s, multiprocessing.Manager() as manager:
+    shared = manager.dict()
+    shared["key"] = "value"
+    names += [dict(shared), oct(os.stat("short.sock").st_mode & 0o777), attempt(s.bind, "short.sock")]
+    names += [attempt(s.bind, "/usr/new.sock"), attempt(s.bind, "missing/x"), attempt(s.bind, "x" * 107)]
+tell(names)
+"""
+    assert inside(closed, source) == [
+        *("short.sock", "ECONNREFUSED", "/tmp/long.sock", "ECONNREFUSED", "\0abstract", "ECONNREFUSED"),
+        *({"key": "value"}, "0o700", "EADDRINUSE", "EROFS", "ENOENT", "OK"),
+    ]
+    offered = recorded(closed, Listen, last_step(closed))
+    assert {(e.op, e.addr, e.basis) for e in offered if "sock" in e.addr or "@" in e.addr} == {
+        ("bind", "short.sock", "claimed"),
+        ("bind", "/tmp/long.sock", "claimed"),
+        ("bind", "/usr/new.sock", "claimed"),
+        ("bind", "@abstract", "verified"),
+    }
+
+
 def test_datagrams_stay_inside(closed: Watch) -> None:
     """UDP works inside, with and without connect; to the outside it gets EACCES on record, and no way round leaves."""
     source = """
@@ -376,7 +409,7 @@ for family, bound, where in (
     s.setblocking(False)
     got.append([code(s.connect_ex(where)), code(s.connect_ex(where)), attempt(s.getpeername), attempt(s.send, b"x")])
     poll.register(s, select.EPOLLOUT)
-    pending[s.fileno()] = s
+    pending[s.fileno()] = (s, where)
 blocked = socket.socket()
 blocking = threading.Thread(target=blocked.connect, args=(there,))
 blocking.start()
@@ -388,8 +421,8 @@ while len(ready) < 4:
         ready[fd] = events
         poll.modify(fd, 0)
 got = [[bool(events & select.EPOLLOUT), bool(events & select.EPOLLERR)] for events in ready.values()]
-for s in pending.values():
-    got.append([code(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)), code(s.connect_ex(there)) ])
+for s, where in pending.values():
+    got.append([code(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)), attempt(s.connect, where)])
     s.settimeout(LONG_S)
     got[-1].append(s.recv(100).decode())
 blocking.join()
@@ -407,7 +440,7 @@ tell(got)
         said = result.stdout.splitlines()[-1]
         assert said.count("[true, false]") == 4
         assert said.count(GREETING.decode().replace("\r\n", "\\r\\n")) == 5
-        assert said.count('"0"') + said.count("EISCONN") + said.count("EAFNOSUPPORT") == 8
+        assert said.count('["0", "OK", ') + said.count('["0", "EISCONN", ') == 4
         assert [e.protocol for e in follow(watch, "named", 5)] == ["ssh"] * 5
         assert len([e for e in recorded(watch, Connect) if e.verdict == "allow"]) == 5
 

@@ -379,6 +379,7 @@ def test_kill_is_final_and_says_what_it_did(watch: Watch) -> None:
 
 def test_a_watch_that_somebody_else_killed_knows_the_result(watch: Watch) -> None:
     """After a kill from another client nothing can be run, and `kill` tells what the log says of it."""
+    supervisor = pid_of(watch)
     started = threading.Event()
     errors: list[BaseException] = []
 
@@ -395,6 +396,7 @@ def test_a_watch_that_somebody_else_killed_knows_the_result(watch: Watch) -> Non
     ask(control_socket(watch.id), Kill(reason="from the shell"), Killed)
     thread.join(LONG_S)
     assert len(errors) == 1
+    wait_for_end(supervisor)
     killed = watch.kill("too late")
     assert (killed.killed, killed.survivors, killed.note) == (1, 0, "had ended before: from the shell")
 
@@ -671,7 +673,7 @@ def test_a_terminal_is_one(shared: Watch) -> None:
     """With `pty` the shell has a terminal of the size that was asked for, echoes, and takes Ctrl-C."""
     with shared.shell(pty=True, env={"PS1": "ready> "}) as terminal:
         terminal.resize(40, 100)
-        terminal.write("stty size; tty; sleep 60\r")
+        terminal.write("stty size; sh -c 'tty; exec sleep 60'\r")
         shown = read_until(terminal, b"/dev/pts/")
         assert b"40 100" in shown
         terminal.write("\x03")

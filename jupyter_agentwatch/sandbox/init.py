@@ -48,7 +48,8 @@ def main(control_fd: int) -> None:
     _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"])
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
     for name, bound in setup["rlimits"].items():
-        resource.setrlimit(getattr(resource, name), (bound, bound))
+        # At the hard limit of CPU time the kernel sends SIGKILL; a second before, SIGXCPU says why.
+        resource.setrlimit(getattr(resource, name), (bound, bound + (name == "RLIMIT_CPU")))
     listener = _install_filter(setup["numbers"]["seccomp"], bytes.fromhex(setup["filter"]))
     # sendmsg is not trapped on this rung, so the listener can travel by the filtered thread itself.
     fds = [listener, *(s.fileno() for s in sockets)]

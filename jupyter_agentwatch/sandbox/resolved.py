@@ -1,4 +1,4 @@
-"""Which names led to an address. Apart from the DNS stub, so that a session that asks for no name does not load that."""
+"""Which names led to an address. Apart from the DNS stub, so that a session that asks for no name does not load it."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Standard output carries exactly one JSON line (`LaunchReport`); standard error g
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import resource
@@ -21,7 +22,7 @@ import msgspec
 
 from jupyter_agentwatch import __version__
 from jupyter_agentwatch.audit.chain import FORMAT
-from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError
+from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError, WorkspaceError
 from jupyter_agentwatch.policy import Limits, Policy, check_policy, policy_digest
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.launch import Starting
@@ -117,10 +118,32 @@ def _report(report: LaunchReport) -> None:
     os.close(quiet)
 
 
+def _take(workspace: Path, watch: str) -> None:
+    """Hold a lock on the workspace, by its inode, until this process ends: two histories of one folder would both lie.
+
+    Raises:
+        WorkspaceError: Another watch holds it.
+    """
+    info = workspace.stat()
+    # Left open on purpose, and closed on exec: the lock lasts as long as this process.
+    lock = os.open(
+        runtime_dir() / f"{info.st_dev:x}-{info.st_ino:x}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        other = os.pread(lock, 64, 0).decode(errors="replace") or "that is just starting"
+        msg = f"workspace {workspace} is in use by watch {other}; close that one, or choose another folder"
+        raise WorkspaceError(msg) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, watch.encode(), 0)
+
+
 def _stand_up(launch: Launch) -> Supervisor:
     policy = check_policy(launch.policy, "the policy")  # whoever started us may not have checked it
     _refuse_what_cannot_be_held(policy)
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
+    _take(workspace, launch.watch)
     python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
     package = Path(__file__).resolve().parent.parent
     layout = plan_layout(policy, workspace, python, package)

@@ -67,6 +67,7 @@ class _Command:
     news: dict[str, Any] | None = None
     timer: asyncio.TimerHandle | None = None
     unsent: list[bytes] = field(default_factory=list)
+    size: tuple[int, int] | None = None
 
 
 class Commands:
@@ -193,6 +194,9 @@ class Commands:
             ControlError: It has no terminal, or does not run.
         """
         command = self._get(step)
+        if command.is_pty and not command.pid:
+            command.size = (rows, columns)  # for when init has sent the terminal
+            return
         if not command.is_pty or command.stdin_fd < 0:
             msg = f"step {step} has no terminal"
             raise ControlError(msg)
@@ -286,6 +290,8 @@ class Commands:
     def _attach_terminal(self, command: _Command, master: int) -> None:
         os.set_blocking(master, False)
         command.stdin_fd = os.dup(master)
+        if command.size is not None:
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("=HHHH", *command.size, 0, 0))
         self._listen(command, _Stream(master, 1))
         self._feed(command)
 

@@ -182,7 +182,8 @@ class Supervisor:
         control.start()
         self._mediator.run()
         # The mediator leaves when no task is left: on a kill, or because the sandbox died under us.
-        self._loop.call_soon_threadsafe(self._sandbox_ended)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: all has ended already
+            self._loop.call_soon_threadsafe(self._sandbox_ended)
         control.join()
 
     @property
@@ -199,6 +200,9 @@ class Supervisor:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._serve(ready))
+        except BaseException:
+            self.sandbox.destroy()  # nobody could end it any more
+            raise
         finally:
             self._loop.close()
 
@@ -206,7 +210,10 @@ class Supervisor:
         self._ended = asyncio.Event()
         self.recorder.listener = EventFan(self._loop, self._connections).put
         server = await serve(self.launch.socket, self._connect)
-        owner = os.pidfd_open(self.launch.owner_pid)
+        try:
+            owner = os.pidfd_open(self.launch.owner_pid)
+        except ProcessLookupError:
+            owner = os.eventfd(1)  # readable at once, as the pidfd of a process that has ended
         self._loop.add_reader(owner, self._owner_ended, owner)
         self._spawn(self._serve_names())
         if self._policy.limits.session_s is not None:

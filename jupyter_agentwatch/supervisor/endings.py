@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def tell_end(ending: Ending, limits: Limits, recorder: Recorder) -> CommandEnded
     code, number = how_ended(ending.status)
     outcome = ending.ended_by or ("exited" if number is None else "signalled")
     limit = _LIMIT_SIGNALS.get(number or 0)
+    if number == signal.SIGKILL and sum(ending.cpu) >= (limits.cpu_s or math.inf):
+        limit = "cpu_s"  # it had ignored SIGXCPU
     if limit is not None and not ending.ended_by:
         outcome = f"limit:{limit}"
         maximum = float(getattr(limits, limit) or 0)

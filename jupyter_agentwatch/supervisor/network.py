@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.events import Connect, Listen
+from jupyter_agentwatch.events import Basis, Connect, Listen
 from jupyter_agentwatch.policy import Decision, NetworkMatcher, unix_allowed
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
 from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, duplicate_socket
@@ -34,7 +34,7 @@ from jupyter_agentwatch.sandbox.sockaddr import (
     listen_raw,
     parse_address,
 )
-from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, umask_of
+from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -103,6 +103,7 @@ class NetworkBroker:
         self._memory = TargetMemory()
         # Each with a descriptor of it: while that is open, no other file can get its inode.
         self._bound_inside: dict[tuple[int, int], int] = {}
+        self._just_bound: list[socket.socket] = []
         self._flows = itertools.count(1)
         self._waiting = threading.Semaphore(_WAITING)
         self._workers = ThreadPoolExecutor(_WAITING, thread_name_prefix="blocking-connect")
@@ -174,7 +175,7 @@ class NetworkBroker:
             self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
 
     def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
-        if _tcp_state(sock) != _TCP_CLOSE:
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE:
             self._perform(n, sock, raw)  # in use: the kernel says how (EALREADY, EISCONN), and goes nowhere
             return
         names = tuple(self._names_for(address.host))
@@ -236,6 +237,7 @@ class NetworkBroker:
             sock.close()
             self._listener.finish(n.id, refusal.errno or errno.ENOENT)
             return
+        self._learn()
         rule = self._unix_rule(held)
         if not rule:
             os.close(held)
@@ -269,44 +271,34 @@ class NetworkBroker:
             if address is None:
                 self._listener.finish(n.id, errno.EINVAL)
                 return
-            if sock.family == socket.AF_UNIX:
-                is_path = address.path[:1] not in {b"", b"\0"}
-                error = self._bind_path(n.tid, sock, address) if is_path else bind_raw(sock.fileno(), raw)
-            elif sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
+            if sock.family == socket.AF_UNIX and address.path[:1] not in {b"", b"\0"}:
+                # The kernel, in the caller's own place: from ours the socket would bear a name that leads nowhere
+                # inside, and programs pass on what getsockname says. Mounts decide where a name can be made.
+                self._note_listen(task, "bind", sock, address, 0, basis="claimed")
+                self._learn()
+                self._just_bound.append(sock.dup())
+                self._listener.proceed(n.id)
+                return
+            if sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
                 error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
             else:
                 error = bind_raw(sock.fileno(), raw)
             self._note_listen(task, "bind", sock, address, error)
         self._listener.finish(n.id, error)
 
-    def _bind_path(self, tid: int, sock: socket.socket, address: Address) -> int:
-        path = os.fsdecode(address.path)
-        if not path.startswith("/"):
-            path = os.path.join(base_folder(tid, AT_FDCWD), path)
-        folder, name = os.path.split(path)
-        try:
-            held = self._root.open_path(folder or "/", os.O_DIRECTORY)
-        except OSError as refusal:
-            return refusal.errno or errno.ENOENT
-        try:
-            through = f"/proc/self/fd/{held}/".encode() + os.fsencode(name) + b"\0"
-            if not name or len(through) > 108:
-                return errno.ENAMETOOLONG if name else errno.EINVAL
-            error = bind_raw(sock.fileno(), socket.AF_UNIX.to_bytes(2, "little") + through)
-            if error == 0:
+    def _learn(self) -> None:
+        """Remember which files the sockets are that were bound by path, once the kernel has made them."""
+        while self._just_bound:
+            with self._just_bound.pop() as sock, contextlib.suppress(OSError):
                 # By the socket and never by its name, which may stand for something else by now.
-                made = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
-                os.chmod(f"/proc/self/fd/{made}", 0o777 & ~umask_of(tid))
-                self._remember_bound(made)
-            return error
-        finally:
-            os.close(held)
-
-    def _remember_bound(self, held: int) -> None:
-        info = os.fstat(held)
-        self._bound_inside[info.st_dev, info.st_ino] = held
-        if len(self._bound_inside) > _BOUND_NAMES:
-            os.close(self._bound_inside.pop(next(iter(self._bound_inside))))
+                held = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
+                info = os.fstat(held)
+                before = self._bound_inside.pop((info.st_dev, info.st_ino), -1)
+                self._bound_inside[info.st_dev, info.st_ino] = held
+                if before < 0 and len(self._bound_inside) > _BOUND_NAMES:
+                    before = self._bound_inside.pop(next(iter(self._bound_inside)))
+                if before >= 0:
+                    os.close(before)
 
     def listen(self, n: Notification) -> None:
         """Perform a listen, and put the name on record."""
@@ -320,6 +312,9 @@ class NetworkBroker:
             if not self._listener.is_valid(n.id):
                 return
             error = listen_raw(sock.fileno(), _int32(n.args[1]))
+            if sock.family == socket.AF_UNIX:
+                self._just_bound.append(sock.dup())
+                self._learn()
             self._note_listen(task, "listen", sock, None, error)
         self._listener.finish(n.id, error)
 
@@ -416,7 +411,13 @@ class NetworkBroker:
             self._listener.finish(n.id, error)
 
     def _note_listen(
-        self, task: Task, op: Literal["bind", "listen"], sock: socket.socket, asked: Address | None, error: int
+        self,
+        task: Task,
+        op: Literal["bind", "listen"],
+        sock: socket.socket,
+        asked: Address | None,
+        error: int,
+        basis: Basis = "verified",
     ) -> None:
         transport: Transport = "unix" if sock.family == socket.AF_UNIX else "tcp"
         if transport == "tcp" and sock.type == socket.SOCK_DGRAM:
@@ -431,6 +432,7 @@ class NetworkBroker:
         self._record(
             Listen,
             verdict="allow" if error == 0 else "deny",
+            basis=basis,
             step=task.step,
             pid=task.tgid,
             op=op,
@@ -444,7 +446,3 @@ class NetworkBroker:
 def _inside(sock: socket.socket, address: Address) -> tuple[str, int]:
     mapped = sock.family == socket.AF_INET6 and ":" not in address.host
     return (f"::ffff:{address.host}" if mapped else address.host), address.port
-
-
-def _tcp_state(sock: socket.socket) -> int:
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]

@@ -111,6 +111,8 @@ class FakeSupervisor:
         self._commands: dict[int, FakeCommand] = {}
         self._closed = False
         self._killing = False
+        self._killed: Killed | None = None
+        self._kill_lock = threading.Lock()
         self._steps = 0
         self._connections: list[_Connection] = []
         self._subscribers: list[_Connection] = []
@@ -163,23 +165,11 @@ class FakeSupervisor:
             connection.send(EventNotice(event=encode_event(item)))
 
     def kill(self, reason: str) -> Killed:
-        """End every command and close the log; idempotent."""
-        start = time.monotonic()
-        with self._lock:
-            self._killing = True
-            running = list(self._commands.values())
-            self._going.set()
-            for command in running:
-                command.kill()
-        survivors = sum(not command.ended.wait(_PATIENCE_S) for command in running)
-        with self._lock:
-            self.record("session", op="close", reason=reason, killed=len(running) - survivors, survivors=survivors)
-            if self._log and not self._closed:
-                self._log.sync()
-                self._log.close()
-            self._closed = True
-        latency = (time.monotonic() - start) * 1000
-        return Killed(killed=len(running) - survivors, survivors=survivors, latency_ms=latency, head=self.head)
+        """End every command and close the log; a further call returns what the first one did."""
+        with self._kill_lock:
+            if self._killed is None:
+                self._killed = self._kill(reason)
+            return self._killed
 
     def record(self, kind: str, **fields: Any) -> None:
         """Write an event to the log, where there is one, with its place and the time now."""
@@ -262,6 +252,24 @@ class FakeSupervisor:
             del self._commands[command.step]
         command.send(msgspec.structs.replace(ended, head=self.head))
         command.ended.set()
+
+    def _kill(self, reason: str) -> Killed:
+        start = time.monotonic()
+        with self._lock:
+            self._killing = True
+            running = list(self._commands.values())
+            self._going.set()
+            for command in running:
+                command.kill()
+        survivors = sum(not command.ended.wait(_PATIENCE_S) for command in running)
+        with self._lock:
+            self.record("session", op="close", reason=reason, killed=len(running) - survivors, survivors=survivors)
+            if self._log and not self._closed:
+                self._log.sync()
+                self._log.close()
+            self._closed = True
+        latency = (time.monotonic() - start) * 1000
+        return Killed(killed=len(running) - survivors, survivors=survivors, latency_ms=latency, head=self.head)
 
     def _suspend(self, frozen: bool, by: str) -> None:
         with self._lock:

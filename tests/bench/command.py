@@ -51,9 +51,13 @@ def main(argv: Sequence[str]) -> int:
     chosen = options.only or list(GROUPS)
     facts, begun = machine(), time.monotonic()
     rows: list[Row] = []
-    with Ground(quick=options.quick) as ground:
-        for name in chosen:
-            rows += _group(name, ground)
+    try:
+        with Ground(quick=options.quick) as ground:
+            for name in chosen:
+                rows += _group(name, ground)
+    except AgentwatchError as error:
+        _say(f"no session can be opened here: {error}")
+        return 1
     result = {"quick": options.quick, "seconds": time.monotonic() - begun}
     page = as_markdown(rows, facts, **result)
     sys.stdout.write(page)

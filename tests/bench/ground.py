@@ -93,8 +93,12 @@ class Ground:
     @contextlib.contextmanager
     def session(self, policy: Policy | None = None, workspace: Path | None = None) -> Iterator[Watch]:
         """Open a watch, on the common workspace where none is given, and close it."""
-        with Watch(policy or Policy(limits=Limits(processes=4096)), workspace or self.workspace) as watch:
+        with self.open(policy, workspace) as watch:
             yield watch
+
+    def open(self, policy: Policy | None = None, workspace: Path | None = None) -> Watch:
+        """Open a watch, on the common workspace where none is given; the caller closes it."""
+        return Watch(policy or Policy(limits=Limits(processes=4096)), workspace or self.workspace)
 
     def timed(self, watch: Watch, command: Sequence[str] | str, *, code: int = 0) -> float:
         """Run a command inside; return its wall time in seconds, seen from outside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
 
 import psutil
@@ -30,8 +31,10 @@ class _Kill(NamedTuple):
 def kills(ground: Ground) -> list[Row]:
     """Kill crowds of both kinds, each in a session of its own."""
     n = ground.n(200, 5)
-    programs = [_one(ground, "programs") for _ in range(n)]
-    interpreters = [_one(ground, "interpreters") for _ in range(n)]
+    # What is left of a session after its kill is closed while the next crowd comes together.
+    with ThreadPoolExecutor(1) as closing:
+        programs = [_one(ground, "programs", closing) for _ in range(n)]
+        interpreters = [_one(ground, "interpreters", closing) for _ in range(n)]
     left = sum(kill.left for kill in (*programs, *interpreters))
     return [
         _row("kill.programs", programs),
@@ -51,8 +54,9 @@ def _row(name: str, taken: list[_Kill]) -> Row:
     return Row(name, max(outside), len(taken), beside)
 
 
-def _one(ground: Ground, kind: str) -> _Kill:
-    with ground.session() as watch:
+def _one(ground: Ground, kind: str, closing: Executor) -> _Kill:
+    watch = ground.open()
+    try:
         _await_crowd(watch, kind)
         namespace = _namespace(watch)
         if processes_in(namespace) <= _CROWD:
@@ -62,6 +66,8 @@ def _one(ground: Ground, kind: str) -> _Kill:
         killed = ask(control_socket(watch.id), Kill(reason="bench", by="bench"), Killed, name="bench", timeout=30)
         outside_ms = (time.perf_counter() - begun) * 1000
         left = processes_in(namespace)
+    finally:
+        closing.submit(watch.close)
     if left != killed.survivors:
         msg = f"{left} are left, but the supervisor said {killed.survivors}"
         raise MeasureError(msg)
