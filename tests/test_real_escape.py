@@ -190,7 +190,7 @@ def test_nobody_outside_can_be_signalled(shared: Watch) -> None:
 
 
 def test_init_and_siblings_cannot_be_taken_over(shared: Watch) -> None:
-    """ptrace and process_vm_* give EPERM, init's memory cannot be opened, and no signal stops or ends init."""
+    """Ptrace and process_vm_* give EPERM, init's memory cannot be opened, and no signal stops or ends init."""
     numbers = {name: NUMBER[name] for name in ("ptrace", "process_vm_readv", "process_vm_writev")}
     found = answer_of(shared, "siblings.py", numbers)
     signals = {key: value for key, value in found.items() if key.endswith("to init")}

@@ -126,6 +126,8 @@ with Watch(workspace=sys.argv[1]) as watch:
     except AgentwatchError as error:
         told["refused"] = type(error).__name__
     watch.resume()
+    while watch.status().state == "closed":
+        pass
     told["full"] = []
     for _ in range(20):
         try:
@@ -154,7 +156,7 @@ def test_a_full_disk_denies_and_freezes_and_is_said(tmp_path: Path) -> None:
     workspace, logs = tmp_path / "project", tmp_path / "logs"
     workspace.mkdir()
     logs.mkdir()
-    script = f'mount -t tmpfs -o size=64k,mode=700 tmpfs {logs}\nexec "$@"'
+    script = f'mount -t tmpfs -o size=256k,mode=700 tmpfs {logs}\nexec "$@"'
     argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script, "sh"]
     environment = {**os.environ, "AGENTWATCH_LOG_DIR": str(logs), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

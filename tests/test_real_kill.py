@@ -237,7 +237,9 @@ def test_a_suspended_process_makes_no_progress(watch: Watch) -> None:
     wait_for_line(running, b"counting")
     watch.suspend()
     before = (watch.workspace / "count").read_bytes()
-    states = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in members(namespace_of(watch))}
+    states = {
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in members(namespace_of(watch))
+    }
     with pytest.raises(ControlError, match="frozen"):
         watch.run(["true"])
     assert (watch.workspace / "count").read_bytes() == before

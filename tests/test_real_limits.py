@@ -58,7 +58,7 @@ def test_one_process_cannot_hold_more_memory_than_allowed(limited: Callable[...,
 def test_all_processes_together_cannot_hold_more_memory_than_allowed(limited: Callable[..., Watch]) -> None:
     """Several that hold too much between them are killed, and it is on record."""
     watch = limited(memory_bytes=200 * MIB)
-    program = f"for n in 1 2 3 4; do python3 -c \"{ALLOCATE}\" {80 * MIB} <&3 & done 3<&0; wait"
+    program = f'for n in 1 2 3 4; do python3 -c "{ALLOCATE}" {80 * MIB} <&3 & done 3<&0; wait'
     running = watch.start(program, stdin=True)
     result = running.wait(LONG_S)
     assert result.outcome == "limit:memory_bytes"

@@ -113,7 +113,9 @@ def test_a_bound_name_cannot_be_swapped_for_something_outside(tmp_path: Path, wh
         target = str(beyond) if what == "link" else "docker.sock"
         assert answer_of(watch, "race_bind.py", what, target, RACE_S, timeout=30) > 10
         names = [name for name in ("docker.sock", "bound.sock") if (workspace / name).exists()]
-        seen = {os.stat(workspace / name).st_ino: name for name in names if stat.S_ISSOCK(os.stat(workspace / name).st_mode)}
+        seen = {
+            os.stat(workspace / name).st_ino: name for name in names if stat.S_ISSOCK(os.stat(workspace / name).st_mode)
+        }
         host.settimeout(0)
         for name in seen.values():
             answer_of(watch, "unix.py", "connect", [name])

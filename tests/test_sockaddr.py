@@ -60,7 +60,11 @@ def test_ipv4_is_read_as_the_kernel_does(host: ipaddress.IPv4Address, port: int,
     assert parse_address(inet(str(host), port)[:8] + rest) == Address(INET, str(host), port)
 
 
-@given(st.ip_addresses(v=6), st.integers(0, 65535), st.integers(0, 2**32 - 1))
+@given(
+    st.one_of(st.ip_addresses(v=6), st.ip_addresses(v=6, network="::/64"), st.ip_addresses(v=6, network="::ffff:0:0/96")),
+    st.integers(0, 65535),
+    st.integers(0, 2**32 - 1),
+)
 def test_ipv6_is_read_as_the_kernel_does(host: ipaddress.IPv6Address, port: int, scope: int) -> None:
     """Address, port and scope are read; a mapped address is judged as the IPv4 address that it means."""
     address = parse_address(inet6(str(host), port, scope))
@@ -86,6 +90,7 @@ def test_ipv6_is_read_as_the_kernel_does(host: ipaddress.IPv6Address, port: int,
         (struct.pack("=H", UNIX) + b"\0a\0b", Address(UNIX, "@a\\x00b", path=b"\0a\0b")),
         (inet6("::ffff:127.0.0.1", 1), Address(INET6, "127.0.0.1", 1)),
         (inet6("::ffff:0:1", 1), Address(INET6, "0.0.0.1", 1)),
+        (inet6("::ffff:1:2:3", 1), Address(INET6, "::ffff:1:2:3", 1)),
         (inet6("::127.0.0.1", 1), Address(INET6, "::127.0.0.1", 1)),
     ],
 )

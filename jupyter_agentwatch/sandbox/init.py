@@ -2,24 +2,28 @@
 
 It runs inside, so nothing that matters may rest on it: the filter is inherited and cannot be taken off, the kernel
 ends the PID namespace with it, and its reports are only news. It is handed over as a marshalled code object, must
-import nothing of ours, and answers one request at a time on a SOCK_SEQPACKET socket.
+import nothing of ours, and answers one request at a time on a SOCK_SEQPACKET socket. Its imports are a good part of a
+session's start: hence the bare `_socket` and `_signal`, and no JSON library.
 """
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]
+import _socket as socket
 import array
 import ctypes
 import errno
-import json
+import marshal
 import os
 import resource
 import select
-import signal
-import socket
 import stat
 import struct
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["main"]
 
@@ -42,7 +46,7 @@ def main(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     # Python's own handler would let a command interrupt PID 1; by default the kernel drops it for PID 1.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    setup = json.loads(control.recv(_MAX_MESSAGE))
+    setup = marshal.loads(control.recv(_MAX_MESSAGE))  # noqa: S302 -- from the supervisor, of the same Python
     sockets, ports = _make_sockets()
     _guard_devices()
     _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"])
@@ -50,7 +54,7 @@ def main(control_fd: int) -> None:
     for name, bound in setup["rlimits"].items():
         # At the hard limit of CPU time the kernel sends SIGKILL; a second before, SIGXCPU says why.
         resource.setrlimit(getattr(resource, name), (bound, bound + (name == "RLIMIT_CPU")))
-    listener = _install_filter(setup["numbers"]["seccomp"], bytes.fromhex(setup["filter"]))
+    listener = _install_filter(setup["numbers"]["seccomp"], setup["filter"])
     # sendmsg is not trapped on this rung, so the listener can travel by the filtered thread itself.
     fds = [listener, *(s.fileno() for s in sockets)]
     _send(control, {"ready": os.getpid(), "ports": ports}, fds)
@@ -69,7 +73,9 @@ def _check(result: int) -> int:
 
 def _send(control: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    control.sendmsg([json.dumps(message).encode()], rights)
+    # JSON, because the supervisor must not unmarshal what comes from inside. All keys are ours, all values numbers.
+    text = repr(message).replace("'", '"').replace("True", "true").replace("False", "false")
+    control.sendmsg([text.encode()], rights)
 
 
 def _make_sockets() -> tuple[list[socket.socket], list[int]]:
@@ -173,7 +179,7 @@ class _Server:
         for _, _, rights in ancillary:
             fds.frombytes(rights)
         try:
-            request = json.loads(data)
+            request = marshal.loads(data)  # noqa: S302 -- as in `main`
             getattr(self, "do_" + request["op"])(request, list(fds))
         finally:
             for fd in fds:

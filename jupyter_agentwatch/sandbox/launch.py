@@ -18,16 +18,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.bpf import FilterOptions, compile_filter
-from jupyter_agentwatch.sandbox.cgroup import Leaf
 from jupyter_agentwatch.sandbox.mounts import HOST_NAME, Layout, inner_gid, inner_uid
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
+
+if TYPE_CHECKING:
+    from jupyter_agentwatch.sandbox.cgroup import Leaf
 
 __all__ = ["Sandbox", "Starting", "find_bwrap"]
 
@@ -150,7 +151,7 @@ class Starting:
             msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
             raise RungError(msg)
         self._setup = {
-            "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks)).hex(),
+            "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks)),
             "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
             "rlimits": _rlimits(limits),
@@ -161,14 +162,15 @@ class Starting:
         self._status, status_write = os.pipe()
         code_fd = _memfd(marshal.dumps(_init_code()))
         files = {path: _memfd(content) for path, content in layout.files.items()}
-        keep = (theirs.fileno(), status_write, code_fd, *files.values())
+        covers = {path: _memfd(b"") for path in layout.hidden}
+        keep = (theirs.fileno(), status_write, code_fd, *files.values(), *covers.values())
         try:
-            command = _command(layout, files, code_fd, theirs.fileno(), status_write)
+            command = _command(layout, files, covers, (code_fd, theirs.fileno(), status_write))
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, pass_fds=keep, env={}
             )
         finally:
-            for fd in (status_write, code_fd, *files.values()):
+            for fd in (status_write, code_fd, *files.values(), *covers.values()):
                 os.close(fd)
             theirs.close()
 
@@ -195,10 +197,14 @@ class Starting:
         return sandbox
 
 
-def _command(layout: Layout, files: dict[str, int], code_fd: int, control_fd: int, status_fd: int) -> list[str]:
+def _command(layout: Layout, files: dict[str, int], covers: dict[str, int], fds: tuple[int, int, int]) -> list[str]:
+    code_fd, control_fd, status_fd = fds
     python = os.path.realpath(sys.executable)
     loader = f"import marshal,os;exec(marshal.loads(os.pread({code_fd},1<<20,0)))"
-    made_up = [argument for path, fd in files.items() for argument in ("--ro-bind-data", str(fd), path)]
+    # Copies into the root's own tmpfs, which becomes read-only: a mount for each of them would cost far more.
+    made_up = [argument for path, fd in files.items() for argument in ("--perms", "0444", "--file", str(fd), path)]
+    # Never a copy here: it would overwrite the host's own file.
+    made_up += [argument for path, fd in covers.items() for argument in ("--ro-bind-data", str(fd), path)]
     return [
         find_bwrap(),
         *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
@@ -233,8 +239,8 @@ def _before_root_is_read_only(arguments: tuple[str, ...], made_up: list[str]) ->
 
 
 def _init_code() -> Any:
-    source = resources.files("jupyter_agentwatch.sandbox").joinpath("init.py").read_text("utf-8")
-    return compile(source, "<agentwatch init>", "exec")
+    source = Path(__file__).with_name("init.py").read_text("utf-8")
+    return compile(source, "<agentwatch init>", "exec", optimize=2)
 
 
 def _memfd(content: bytes) -> int:
@@ -264,7 +270,7 @@ def _handshake(
 ) -> Sandbox:
     ours.settimeout(_START_TIMEOUT_S)
     try:
-        ours.send(json.dumps(setup).encode())
+        ours.send(marshal.dumps(setup))
         data, ancillary, _, _ = ours.recvmsg(
             _MAX_MESSAGE, socket.CMSG_SPACE((_SOCKETS + 1) * 4), socket.MSG_CMSG_CLOEXEC
         )

@@ -6,6 +6,7 @@ place inside the workspace (a `.venv`, our own package) stays read-only.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -51,12 +52,14 @@ class Layout:
 
     Attributes:
         arguments: Mount arguments, in order.
-        files: Small made-up files: path inside → content; each becomes a read-only file.
+        files: Small files below /etc: path inside → content; each becomes a read-only copy.
+        hidden: Files of the host that are covered by an empty one.
         writable: Host paths that can be written inside.
     """
 
     arguments: tuple[str, ...]
     files: dict[str, bytes] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
 
 
@@ -133,17 +136,17 @@ def plan_layout(policy: Policy, workspace: Path, python: tuple[Path, ...], packa
             places[_existing(name, workspace, "unix_sockets")] = "rw"
     for name in fs.hide:
         places[_absolute(name, workspace)] = "hide"
-    files = _made_up_files()
+    hidden: list[str] = []
     arguments = [*_base(fs.tmp_bytes)]
     for path, mode in sorted((places | _pinned(places)).items(), key=lambda item: len(item[0].parts)):
         if mode == "hide" and path.is_file():
-            files[str(path)] = b""
+            hidden.append(str(path))
         elif mode != "hide" or path.is_dir():
             arguments += _mount(path, mode)
     arguments += _gpus(policy)
     arguments += ["--remount-ro", "/dev", "--remount-ro", "/"]
     writable = tuple(str(path) for path, mode in places.items() if mode == "rw")
-    return Layout(tuple(arguments), files, writable)
+    return Layout(tuple(arguments), _copied_files() | _made_up_files(), tuple(hidden), writable)
 
 
 def clean_environment(policy: Policy, passed: dict[str, str], python: tuple[Path, ...]) -> dict[str, str]:
@@ -172,7 +175,8 @@ def _base(tmp_bytes: int) -> list[str]:
         elif path.is_dir():
             arguments += ["--ro-bind", name, name]
     for name in _ETC:
-        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+        if os.path.isdir(f"/etc/{name}"):
+            arguments += ["--ro-bind", f"/etc/{name}", f"/etc/{name}"]
     size = ("--size", str(tmp_bytes), "--tmpfs")
     # Where root runs us, its user id owns the machine's settings inside, too, and could set the core_pattern.
     proc = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
@@ -233,6 +237,17 @@ def _gpu_minor(uuid: str) -> int | None:
         if rows.get("GPU UUID", "").strip() == uuid:
             return int(rows["Device Minor"])
     return None
+
+
+def _copied_files() -> dict[str, bytes]:
+    """Return the system's small files of `_ETC`: a copy costs a tenth of a mount."""
+    copies: dict[str, bytes] = {}
+    for name in _ETC:
+        path = f"/etc/{name}"
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.stat(path).st_mode):
+                copies[path] = Path(path).read_bytes()
+    return copies
 
 
 def _made_up_files() -> dict[str, bytes]:

@@ -19,6 +19,8 @@ __all__ = ["MAX_SIZE", "Address", "bind_raw", "connect_raw", "is_inside", "liste
 MAX_SIZE: Final = 128
 """sizeof(struct sockaddr_storage); the kernel refuses more."""
 
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,7 +52,9 @@ def parse_address(raw: bytes) -> Address | None:
         return Address(family, socket.inet_ntop(socket.AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big"))
     if family == socket.AF_INET6 and len(raw) >= 24:
         scope = struct.unpack_from("=I", raw, 24)[0] if len(raw) >= 28 else 0
-        host = socket.inet_ntop(socket.AF_INET6, raw[8:24]).removeprefix("::ffff:")
+        # By its bytes: the text of ::ffff:1:2:3, which is no mapped address, has the same prefix.
+        is_mapped = raw[8:20] == _MAPPED
+        host = socket.inet_ntop(socket.AF_INET, raw[20:24]) if is_mapped else socket.inet_ntop(family, raw[8:24])
         return Address(family, host, int.from_bytes(raw[2:4], "big"), scope)
     return None
 

@@ -21,13 +21,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jupyter_agentwatch import __version__
-from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError, WorkspaceError
 from jupyter_agentwatch.policy import Limits, Policy, check_policy, policy_digest
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.launch import Starting
 from jupyter_agentwatch.sandbox.mounts import check_workspace, clean_environment, plan_layout
-from jupyter_agentwatch.supervisor.record import Recorder, open_log
 from jupyter_agentwatch.wire.framing import FrameDecoder
 from jupyter_agentwatch.wire.messages import Launch, LaunchReport
 from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
@@ -155,6 +153,12 @@ def _stand_up(launch: Launch) -> Supervisor:
     leaf = _make_leaf(delegation, launch.watch, policy.limits)
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
+    starting = Starting(layout, policy.limits, count_tasks=count_tasks, stderr=2)
+    # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side.
+    from jupyter_agentwatch.audit.chain import FORMAT
+    from jupyter_agentwatch.supervisor.core import Supervisor
+    from jupyter_agentwatch.supervisor.record import Recorder, open_log
+
     log = open_log(
         Path(launch.log),
         watch=launch.watch,
@@ -168,10 +172,6 @@ def _stand_up(launch: Launch) -> Supervisor:
         limits_by=by,
         owner_pid=launch.owner_pid,
     )
-    starting = Starting(layout, policy.limits, count_tasks=count_tasks, stderr=2)
-    # Half of a session's start is bubblewrap's and init's, the other half these imports: they run side by side.
-    from jupyter_agentwatch.supervisor.core import Supervisor
-
     supervisor: Supervisor | None = None
 
     def log_failed(why: str) -> None:

@@ -342,6 +342,7 @@ class Supervisor:
         Raises:
             ControlError: The watch is not frozen.
         """
+        self.recorder.rearm()
         self._move(cause, by)
         async with self._freezing:
             if self._expiry is not None:

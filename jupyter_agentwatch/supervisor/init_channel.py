@@ -6,6 +6,7 @@ import array
 import asyncio
 import errno
 import json
+import marshal
 import os
 import socket
 from collections import deque
@@ -72,7 +73,7 @@ class InitChannel:
     def tell(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a request that init does not answer."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._control.sendmsg([json.dumps(request).encode()], rights)
+        self._control.sendmsg([marshal.dumps(request)], rights)
 
     def close(self) -> None:
         """Stop listening to init; whoever waits is told that the session ended."""

@@ -97,7 +97,9 @@ class NetworkBroker:
         self._matcher = matcher
         self._names_for = names_for
         self._unix_sockets = tuple(unix_sockets)
-        self._private = frozenset(root.identity(folder)[0] for folder in private_folders)
+        # Where the policy grants one of these folders, it is the host's.
+        outer = {os.stat(folder).st_dev for folder in private_folders if os.path.exists(folder)}
+        self._private = frozenset(root.identity(folder)[0] for folder in private_folders) - outer
         self._dialer = dialer
         self._ask = ask
         self._memory = TargetMemory()

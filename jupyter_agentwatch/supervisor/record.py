@@ -31,7 +31,8 @@ class Recorder:
     Args:
         log: Opened log.
         watch: Id of the watch.
-        on_failure: Called once, from the recording thread, when the log cannot be written.
+        on_failure: Called once, from the recording thread, when the log cannot be written; again after `rearm`, or
+            after a record that could be written.
     """
 
     def __init__(self, log: AuditLog, watch: str, on_failure: Callable[[str], None]) -> None:
@@ -55,6 +56,10 @@ class Recorder:
     def lost(self) -> int:
         """Records that could not be written and are not yet on record as a gap."""
         return self._lost
+
+    def rearm(self) -> None:
+        """Tell of the next failure again: somebody let the watch go on, perhaps before there was room."""
+        self._failing = False
 
     def step_belongs_to(self, step: int, cell: str) -> None:
         """Make every record of a step bear the cell that started it."""
