@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_agentwatch.policy import HOST_LOOPBACK, Decision, Network, NetworkMatcher, NetworkRule
-from jupyter_agentwatch.sandbox.dns import TTL_S, DnsStub, HostResolver, Resolution
+from jupyter_agentwatch.sandbox.dns import TTL_S, Client, DnsStub, HostResolver, Resolution
 from jupyter_agentwatch.sandbox.resolved import NameMemory
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class Bench:
     memory: NameMemory = field(default_factory=lambda: NameMemory(lambda: 0.0))
     is_full: bool = False
 
-    def record(self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision) -> None:
+    def record(
+        self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision, client: Client
+    ) -> None:
         """Keep a record, or refuse."""
         if self.is_full:
             raise OSError(28, "the log is full")
@@ -257,7 +259,7 @@ async def test_answers_fit_the_transport(payload: int | None, is_udp: bool, limi
     edns = {"use_edns": False} if payload is None else {"use_edns": 0, "payload": payload}
     query = dns.message.make_query("many.example.org", "A", **edns)
     bench = Bench()
-    reply = await bench.stub().answer(query.to_wire(), is_udp=is_udp)
+    reply = await bench.stub().answer(query.to_wire(), Client(is_udp=is_udp))
     assert reply is not None
     message = dns.message.from_wire(reply)
     assert len(reply) <= limit
@@ -269,7 +271,7 @@ async def test_answers_fit_the_transport(payload: int | None, is_udp: bool, limi
 @given(st.binary(max_size=600), st.booleans())
 def test_no_bytes_raise(wire: bytes, is_udp: bool) -> None:
     """Random bytes are dropped or answered with their id."""
-    reply = asyncio.run(Bench().stub().answer(wire, is_udp=is_udp))
+    reply = asyncio.run(Bench().stub().answer(wire, Client(is_udp=is_udp)))
     assert reply is None or reply[:2] == wire[:2]
 
 

@@ -28,7 +28,7 @@ from jupyter_agentwatch.sandbox.resolved import NameMemory
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["TTL_S", "DnsRecorder", "DnsStub", "HostResolver", "Resolution", "Resolver"]
+__all__ = ["TTL_S", "Client", "DnsRecorder", "DnsStub", "HostResolver", "Resolution", "Resolver"]
 
 TTL_S: Final = 60
 """Seconds that the sandbox may keep an answer; the host's resolver does not say how long its own holds."""
@@ -66,13 +66,24 @@ class Resolver(Protocol):
     async def __call__(self, name: str) -> Resolution: ...  # noqa: D102 -- the class says it
 
 
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a query came from: a source port of the sandbox's loopback, 0 where it is not known."""
+
+    port: int = 0
+    is_udp: bool = True
+
+
 class DnsRecorder(Protocol):
     """Puts a query on record. Called in the stub's thread; where it raises, nothing is looked up or answered.
 
-    `qname` is hostile text, "" where no name could be read; `rcode` is "PENDING" for the record before a lookup.
+    `qname` is hostile text, "" where no name could be read; `rcode` is "PENDING" for the record before a lookup;
+    `client` is where the query came from.
     """
 
-    def __call__(self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision) -> None: ...  # noqa: D102
+    def __call__(  # noqa: D102 -- the class says it
+        self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision, client: Client
+    ) -> None: ...
 
 
 class HostResolver:
@@ -155,7 +166,7 @@ class _Outcome:
 
 
 class DnsStub:
-    """Answers the sandbox's queries. Which process asked is not known: the stub serves the sandbox as a whole.
+    """Answers the sandbox's queries. Which process asked is not known here: the recorder is told the source port.
 
     "localhost" is the sandbox's own; `host.loopback` gets a stand-in address that only the egress broker knows; the
     names of addresses that are not public do not exist. A denied name is REFUSED. Of an allowed name only addresses
@@ -186,12 +197,13 @@ class DnsStub:
         self._ask = ask
         self._slots = asyncio.Semaphore(_MAX_QUERIES)
 
-    async def answer(self, wire: bytes, *, is_udp: bool = True) -> bytes | None:
+    async def answer(self, wire: bytes, client: Client = Client()) -> bytes | None:
         """Answer one message.
 
         Args:
             wire: Hostile bytes.
-            is_udp: Cut the answer to what the client takes in a datagram; it then asks again over TCP.
+            client: Where they came from. Over UDP the answer is cut to what it takes in a datagram; it then asks again
+                over TCP.
 
         Returns:
             The reply, or None where there is nobody to reply to: no header, or not a query.
@@ -200,13 +212,13 @@ class DnsStub:
         if query is None:
             return None
         try:
-            outcome = await self._outcome(query)
-            self._record(query.qname, query.qtype, outcome.rcode, outcome.addresses, outcome.decision)
+            outcome = await self._outcome(query, client)
+            self._record(query.qname, query.qtype, outcome.rcode, outcome.addresses, outcome.decision, client)
         except Exception:  # noqa: BLE001 -- what cannot be put on record is not answered; the recorder has raised the alarm
             outcome = _Outcome("SERVFAIL", Decision.refuse("record-failed"))
         if outcome.addresses and outcome.decision.rule != "localhost":
             self._memory.remember(outcome.decision.host, outcome.addresses, TTL_S)
-        return _reply(query, outcome, is_udp=is_udp)
+        return _reply(query, outcome, is_udp=client.is_udp)
 
     async def serve_udp(self, sock: socket.socket) -> None:
         """Answer datagrams until cancelled; the socket stays the caller's.
@@ -240,25 +252,25 @@ class DnsStub:
             while True:
                 await free.acquire()
                 try:
-                    connection, _ = await loop.sock_accept(listener)
+                    connection, peer = await loop.sock_accept(listener)
                 except OSError as error:
                     free.release()
                     if error.errno not in _PASSING:
                         raise
                     await asyncio.sleep(_BACKOFF_S)
                     continue
-                children.create_task(self._answer_connection(connection, free))
+                children.create_task(self._answer_connection(connection, Client(peer[1], is_udp=False), free))
 
     async def _answer_datagram(self, sock: socket.socket, wire: bytes, peer: Any) -> None:
         try:
-            reply = await self.answer(wire)
+            reply = await self.answer(wire, Client(peer[1]))
             if reply is not None:
                 with contextlib.suppress(OSError):  # the client has gone
                     await asyncio.get_running_loop().sock_sendto(sock, reply, peer)
         finally:
             self._slots.release()
 
-    async def _answer_connection(self, connection: socket.socket, free: asyncio.Semaphore) -> None:
+    async def _answer_connection(self, connection: socket.socket, client: Client, free: asyncio.Semaphore) -> None:
         loop = asyncio.get_running_loop()
         try:
             connection.setblocking(False)
@@ -266,7 +278,7 @@ class DnsStub:
                 async with asyncio.timeout(_IDLE_S):
                     size = int.from_bytes(await _receive(connection, 2), "big")
                     wire = await _receive(connection, size) if size <= _QUERY_BYTES else b""
-                reply = await self.answer(wire, is_udp=False)
+                reply = await self.answer(wire, client)
                 if reply is None:
                     return
                 async with asyncio.timeout(_IDLE_S):
@@ -277,7 +289,7 @@ class DnsStub:
             connection.close()
             free.release()
 
-    async def _outcome(self, query: _Query) -> _Outcome:
+    async def _outcome(self, query: _Query, client: Client) -> _Outcome:
         if query.fault:
             return _Outcome(query.fault, Decision.refuse("malformed"))
         name = normal_name(query.qname) or ""
@@ -288,7 +300,7 @@ class DnsStub:
             return _Outcome("NXDOMAIN", Decision("allow", "private-reverse", host=name))
         decision = self._decide_name(query.qname) if name else Decision.refuse("invalid-name")
         if decision.verdict == "ask" and self._ask is not None:
-            self._record(query.qname, query.qtype, "PENDING", (), decision)
+            self._record(query.qname, query.qtype, "PENDING", (), decision, client)
             decision = replace(decision, verdict="allow" if await self._ask(name) else "deny")
         if decision.verdict != "allow":
             return _Outcome("REFUSED", replace(decision, verdict="deny"))
@@ -296,7 +308,7 @@ class DnsStub:
             return _Outcome("NOERROR", decision)
         if name == LOOPBACK_NAME:
             return _Outcome("NOERROR", decision, _of_type((HOST_LOOPBACK,), query.qtype))
-        self._record(query.qname, query.qtype, "PENDING", (), decision)
+        self._record(query.qname, query.qtype, "PENDING", (), decision, client)
         found = await self._resolve(name)
         return _Outcome(found.rcode, replace(decision, host=name), _of_type(found.addresses, query.qtype))
 

@@ -32,6 +32,7 @@ from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.resolved import NameMemory
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.sandbox.tasks import TaskTable
+from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.asks import Asks
 from jupyter_agentwatch.supervisor.census import count_in_namespace, namespace_of
 from jupyter_agentwatch.supervisor.commands import Commands
@@ -106,7 +107,8 @@ class Supervisor:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(self)
-        self._network_records = NetworkRecords(recorder)
+        self._askers = DnsAskers()
+        self._network_records = NetworkRecords(recorder, self._askers)
         self.asks = Asks(self._loop, policy.network.ask_timeout_s)
         self._store = Path(launch.socket).with_suffix(".store")
         self.history = self._make_history()
@@ -158,6 +160,7 @@ class Supervisor:
             unix_sockets=self._policy.unix_sockets,
             private_folders=("/tmp", "/dev/shm", HOME),  # noqa: S108 -- the sandbox's own
             dialer=self._dialer,
+            askers=self._askers,
             ask=self.asks.put_from_thread,
         )
 

@@ -35,6 +35,7 @@ from jupyter_agentwatch.sandbox.sockaddr import (
     parse_address,
 )
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
+from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -73,6 +74,7 @@ class NetworkBroker:
         unix_sockets: Host paths of UNIX sockets that may be connected to.
         private_folders: Folders inside that only the sandbox has, for sockets that cannot be the host's.
         dialer: Ends allowed connects.
+        askers: Told whose socket a query will come from.
         ask: Holds a connect for a person: (what it is, what to do with the answer).
     """
 
@@ -88,6 +90,7 @@ class NetworkBroker:
         unix_sockets: Sequence[str],
         private_folders: Sequence[str],
         dialer: Dialer,
+        askers: DnsAskers,
         ask: Callable[[str, int, Callable[[bool, str], None]], None],
     ) -> None:
         self._listener = listener
@@ -101,6 +104,7 @@ class NetworkBroker:
         outer = {os.stat(folder).st_dev for folder in private_folders if os.path.exists(folder)}
         self._private = frozenset(root.identity(folder)[0] for folder in private_folders) - outer
         self._dialer = dialer
+        self._askers = askers
         self._ask = ask
         self._memory = TargetMemory()
         # Each with a descriptor of it: while that is open, no other file can get its inode.
@@ -163,12 +167,12 @@ class NetworkBroker:
             self._deny(n, task, sock, ("tcp", address), Decision.refuse("gateway-port"), errno.ECONNREFUSED)
             return
         self._note(task, "tcp", address, rule="inside")
-        self._perform(n, sock, raw)
+        self._perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
 
     def _connect_datagram(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         if is_inside(address.host):
             self._note(task, "udp", address, rule="inside")
-            self._perform(n, sock, raw)
+            self._perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
         elif self._names_for(address.host):
             # The C library orders a name's addresses by a trial connect that sends nothing.
             refusal = Decision.refuse("udp-address-selection")
@@ -353,6 +357,10 @@ class NetworkBroker:
                     sent = sock.send(payload, flags)
                 else:
                     self._note(task, "udp", address, rule="inside")
+                    if address.port == DNS_PORT:
+                        if sock.getsockname()[1] == 0:
+                            sock.bind(("", 0))  # as the send would: the stub must know the port before the query
+                        self._askers.note(sock, task)
                     sent = sock.sendto(payload, flags, _inside(sock, address))
             except OSError as refusal:
                 self._listener.finish(n.id, refusal.errno or errno.EIO)
@@ -361,13 +369,20 @@ class NetworkBroker:
 
     # -- common --------------------------------------------------------------------------------------------------
 
-    def _perform(self, n: Notification, sock: socket.socket, raw: bytes, held: int = -1) -> None:
-        """Connect on the caller's behalf to something inside; elsewhere if it may block."""
+    def _perform(
+        self, n: Notification, sock: socket.socket, raw: bytes, held: int = -1, asker: Task | None = None
+    ) -> None:
+        """Connect on the caller's behalf to something inside, where `asker` will ask for names.
+
+        On a thread of its own where that may block.
+        """
 
         def work() -> None:
             self._blocked.add(sock)
             error = connect_raw(sock.fileno(), raw)
             self._blocked.discard(sock)
+            if asker is not None:
+                self._askers.note(sock, asker)
             self._listener.finish(n.id, error)
             sock.close()
             if held >= 0:

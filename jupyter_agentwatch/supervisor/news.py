@@ -6,12 +6,16 @@ import contextlib
 import errno
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_agentwatch.events import Dns, Flow, from_bytes
 from jupyter_agentwatch.policy import Decision
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.record import Recorder
+
+if TYPE_CHECKING:  # the stub is loaded when somebody asks it
+    from jupyter_agentwatch.sandbox.dns import Client
 
 __all__ = ["NetworkRecords"]
 
@@ -19,7 +23,8 @@ __all__ = ["NetworkRecords"]
 class NetworkRecords:
     """Puts names and flows on record; raises where the log cannot be written, so that nothing passes unrecorded."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, askers: DnsAskers) -> None:
+        self._askers = askers
         self._recorder = recorder
         self._refused: dict[int, str] = {}
 
@@ -47,11 +52,15 @@ class NetworkRecords:
         with contextlib.suppress(ValueError):  # the log is closed: the watch has ended meanwhile
             self._record(spec, "failed", "allow", rule=spec.decision.rule, reason=reason)
 
-    def resolved(self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision) -> None:
+    def resolved(
+        self, qname: str, qtype: str, rcode: str, answers: Sequence[str], decision: Decision, client: Client
+    ) -> None:
         """Record a query."""
+        asker = self._askers.who(client.port, is_udp=client.is_udp)
         name = from_bytes(os.fsencode(qname))
         found: dict[str, Any] = {"qname": name, "qtype": qtype, "rcode": rcode, "answers": list(answers)}
-        self._recorder.record(Dns, verdict=decision.verdict, rule=decision.rule, **found)
+        who: dict[str, Any] = {"step": asker.step, "pid": asker.tgid}
+        self._recorder.record(Dns, verdict=decision.verdict, rule=decision.rule, **who, **found)
 
     def _record(self, spec: FlowSpec, op: str, verdict: str, **fields: Any) -> None:
         where: dict[str, Any] = {"flow": spec.flow, "addr": spec.addr, "port": spec.port, "host": spec.host}

@@ -25,7 +25,7 @@ _LIBRARY = (
     "unittest unittest.mock urllib.request uuid wave weakref xml.dom.minidom xml.etree.ElementTree zipfile"
 )
 _EXECS = 500
-_OPENS = 2000
+_OPENS = {"same": 2000, "new": 500}
 
 
 def imports(ground: Ground) -> list[Row]:
@@ -77,27 +77,28 @@ def writes(ground: Ground) -> list[Row]:
     rows: dict[str, dict[str, list[float]]] = {}
     with ground.session() as watch:
         for mode in ("same", "new"):
-            argv = (PYTHON, "-I", "-S", "opens.py", mode, str(_OPENS))
+            count = _OPENS[mode]
+            argv = (PYTHON, "-I", "-S", "opens.py", mode, str(count))
             ways: dict[str, Callable[[], float]] = {
-                "native": partial(_per_open, partial(ground.answer_native, argv)),
-                "ours": partial(_per_open, partial(ground.answer, watch, argv)),
+                "native": partial(_per_open, count, partial(ground.answer_native, argv)),
+                "ours": partial(_per_open, count, partial(ground.answer, watch, argv)),
             }
             if not missing:
                 traced = strace(argv, ground.folder("tmp") / "trace", opens=True)
-                ways["strace"] = partial(_per_open, partial(ground.answer_native, traced))
+                ways["strace"] = partial(_per_open, count, partial(ground.answer_native, traced))
             rows[mode] = alternate(n, ways)
     same, new = rows["same"], rows["new"]
     ours, peer = _above(same, "ours"), 0.0 if missing else _above(same, "strace")
     shown = {way: spread(times, "µs") for way, times in same.items()}
     return [
-        Row("write.above_native", ours, n, shown, f"{_OPENS} opens and closes in each sample"),
+        Row("write.above_native", ours, n, shown, f"{_OPENS['same']} opens and closes in each sample"),
         Row("write.vs_strace", None if missing else ours / peer, n, shown, missing),
         Row("write.new_file", _above(new, "ours"), n, {way: spread(times, "µs") for way, times in new.items()}),
     ]
 
 
-def _per_open(answer: Callable[[], str]) -> float:
-    return int(answer()) / _OPENS / 1000
+def _per_open(count: int, answer: Callable[[], str]) -> float:
+    return int(answer()) / count / 1000
 
 
 def _above(taken: dict[str, list[float]], way: str) -> float:

@@ -1,0 +1,183 @@
+"""Which step a process belongs to: real processes, real sessions, and nothing that a process says of itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jupyter_agentwatch.sandbox.notify import Gone
+from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, parent_of
+from tests.outside import LONG_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CHILD = """
+import ctypes, os, sys, threading
+def say(value):
+    print(value, flush=True)
+def child():
+    say(os.getpid())
+    for line in iter(sys.stdin.readline, ""):
+        exec(line)
+child()
+"""
+
+
+class Child:
+    """A process that does what it is told, line by line, and answers."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = int(self.hear())
+
+    def tell(self, line: str) -> str:
+        """Send a line of Python that says something, and return what it says."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def hear(self) -> str:
+        """Return the next line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        """Kill it and wait for its end."""
+        with self.process:
+            self.process.kill()
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[[], Child]]:
+    """Start children; they are ended after the test."""
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(Child())
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+
+
+def table(living: Callable[[], set[int]] = set) -> TaskTable:
+    """Return a table whose init is this process."""
+    return TaskTable(os.getpid(), living)
+
+
+def test_a_command_is_known_by_its_session(child: Callable[[], Child]) -> None:
+    """The first new session of a child of init is the starting step's; before it the process belongs to no step."""
+    tasks, one = table(), child()
+    assert tasks.get(one.pid) == Task(one.pid, 0)
+    tasks.starting = 7
+    assert tasks.new_session(one.pid)
+    assert one.tell("os.setsid(); say(os.getsid(0))") == str(one.pid)
+    assert tasks.get(one.pid) == Task(one.pid, 7)
+    assert tasks.starting == 0
+    assert tasks.sessions_of(7) == [one.pid]
+    assert tasks.sessions_of(8) == []
+
+
+def test_what_a_process_starts_belongs_to_its_step(child: Callable[[], Child]) -> None:
+    """Children, orphans of a double fork and threads are of the step, whatever they call themselves."""
+    tasks, one = table(), child()
+    tasks.starting = 3
+    tasks.new_session(one.pid)
+    one.tell("os.setsid(); say('')")
+    thread = int(one.tell("threading.Thread(target=lambda: (say(threading.get_native_id()), r.wait())).start() "
+                          "if globals().update(r=threading.Event()) is None else 0"))  # fmt: skip
+    assert thread != one.pid
+    assert tasks.get(thread) == Task(one.pid, 3)
+    hang = "os.fork() or os.fork() and os._exit(0) or (say(os.getpid()), os.read(0, 1), os._exit(0))"
+    orphan = int(one.tell(hang))
+    assert tasks.get(orphan) == Task(orphan, 3)
+    one.process.kill()
+    one.process.wait(LONG_S)
+    assert tasks.get(orphan) == Task(orphan, 3)
+    os.kill(orphan, 9)
+
+
+def test_a_session_of_its_own_does_not_leave_the_step(child: Callable[[], Child]) -> None:
+    """A process that makes a new session is entered before it exists, and both sessions are the step's."""
+    tasks, one = table(), child()
+    tasks.starting = 4
+    tasks.new_session(one.pid)
+    one.tell("os.setsid(); say('')")
+    second = int(one.tell("os.fork() or (say(os.getpid()), os.read(0, 1), os.setsid(), say('new'), os.read(0, 1))"))
+    tasks.starting = 5
+    assert tasks.new_session(second)
+    assert one.tell("") == "new"
+    assert os.getsid(second) == second
+    assert tasks.get(second) == Task(second, 4)
+    assert tasks.starting == 5, "only a process without a step takes the next one"
+    assert sorted(tasks.sessions_of(4)) == sorted([one.pid, second])
+    os.kill(second, 9)
+
+
+def test_a_doomed_step_makes_no_further_session(child: Callable[[], Child]) -> None:
+    """While a step is being killed, its processes stay in sessions that are known."""
+    tasks, one = table(), child()
+    tasks.starting = 6
+    assert tasks.new_session(one.pid)
+    one.tell("os.setsid(); say('')")
+    tasks.doomed.add(6)
+    assert not tasks.new_session(one.pid)
+    assert tasks.sessions_of(6) == [one.pid]
+
+
+def test_only_a_child_of_init_starts_a_step(child: Callable[[], Child]) -> None:
+    """A session made by a grandchild without a step gets none, and leaves the next step to its command."""
+    tasks, one = table(), child()
+    grandchild = int(one.tell("os.fork() or (say(os.getpid()), os.read(0, 1), os._exit(0))"))
+    tasks.starting = 9
+    assert tasks.new_session(grandchild)
+    assert tasks.starting == 9
+    assert tasks.sessions_of(9) == []
+    os.kill(grandchild, 9)
+
+
+def test_the_dead_are_gone(child: Callable[[], Child]) -> None:
+    """A thread id that nobody has raises Gone everywhere."""
+    one = child()
+    one.end()
+    for ask in (table().get, table().step_of, table().new_session, parent_of):
+        with pytest.raises(Gone):
+            ask(one.pid)
+
+
+def test_a_name_cannot_change_whose_child_it_is(child: Callable[[], Child]) -> None:
+    """A process that calls itself after the fields of its own record has the parent and the group that it has."""
+    tasks, one = table(), child()
+    for name in (") R 1 1 1 (", "x) S 0", "Tgid:\\t1\\nNSsid:\\t1"):
+        rename = f"say(ctypes.CDLL(None).prctl(15, b{name!r}[:15].replace(b'\\\\n', bytes([10])), 0, 0, 0))"
+        assert one.tell(rename) == "0"
+        assert parent_of(one.pid) == os.getpid()
+        tasks.starting = 2
+        tasks.new_session(one.pid)
+        assert tasks.sessions_of(2) == [one.pid]
+
+
+def test_sessions_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch, child: Callable[[], Child]) -> None:
+    """When many sessions have been made, those without members are dropped, and the living ones are kept."""
+    one: Any = child()
+    tasks = table(lambda: {one.pid})
+    tasks.starting = 1
+    tasks.new_session(one.pid)
+    one.tell("os.setsid(); say('')")
+    monkeypatch.setattr(tasks, "_look_again_at", 2)
+    others = [child() for _ in range(3)]
+    for number, other in enumerate(others, 2):
+        tasks.starting = number
+        tasks.new_session(other.pid)
+    assert tasks.get(one.pid) == Task(one.pid, 1)
+    assert tasks.sessions_of(1) == [one.pid]
+    assert tasks.sessions_of(2) == []
