@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psutil
+import pytest
 
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.audit.verify import verify_log
@@ -63,7 +64,7 @@ def namespace_of(watch: Watch) -> int:
             inode = os.stat(f"/proc/{child.pid}/ns/pid").st_ino
             if inode != own:
                 return inode
-    raise AssertionError("the supervisor has no child in a PID namespace of its own")
+    return pytest.fail("the supervisor has no child in a PID namespace of its own")
 
 
 def members(namespace: int) -> list[int]:
@@ -117,7 +118,7 @@ def wait_for_line(running: Any, line: bytes) -> bytes:
         seen += piece
         if line in seen:
             return seen
-    raise AssertionError(f"the command ended without {line!r}: {seen[-2000:]!r}")
+    return pytest.fail(f"the command ended without {line!r}: {seen[-2000:]!r}")
 
 
 def closing(log: Path) -> Session:

@@ -182,7 +182,14 @@ def test_what_is_granted_inside_the_workspace_cannot_be_moved_away(tmp_path: Pat
 def test_nobody_outside_can_be_signalled(shared: Watch) -> None:
     """Process ids of the machine mean nothing inside; the owner and the supervisor live on."""
     pids = [os.getpid(), shared.status().pid, os.getppid()]
-    program = "import os,sys\nfor pid in map(int, sys.argv[1:]):\n  try: os.kill(pid, 9)\n  except OSError as e: print(e.errno)"
+    program = """
+import os, sys
+for pid in map(int, sys.argv[1:]):
+    try:
+        os.kill(pid, 9)
+    except OSError as error:
+        print(error.errno)
+"""
     outside = [pid for pid in pids if pid > 300]
     got = shared.run(["python3", "-c", program, *map(str, outside)])
     assert got.stdout.split() == ["3"] * len(outside)
@@ -195,7 +202,7 @@ def test_init_and_siblings_cannot_be_taken_over(shared: Watch) -> None:
     found = answer_of(shared, "siblings.py", numbers)
     signals = {key: value for key, value in found.items() if key.endswith("to init")}
     assert set(signals.values()) == {"sent"}
-    assert found.pop("sibling's end") == 0
+    assert found.pop("sibling's end") == "0"
     rest = {key: value for key, value in found.items() if key not in signals}
     assert set(rest.values()) <= {"EPERM", "EACCES"}, rest
     assert shared.run(["true"]).ok
@@ -258,7 +265,7 @@ def test_unshare_program_fails(shared: Watch) -> None:
 
 
 def test_an_ordinary_filter_works_and_a_listener_does_not(shared: Watch) -> None:
-    """A program may filter itself; a second listener, which would take our calls away, gets EBUSY; no rights are left."""
+    """A program may filter itself; a second listener, which would take our calls, gets EBUSY; no rights are left."""
     found = answer_of(shared, "seccomp.py", {"getppid": GETPPID, "seccomp": NUMBER["seccomp"]})
     assert (found["before"], found["own filter"], found["after"]) == ("ok", "ok", "EPERM")
     assert (found["listener"], found["listener with others"]) == ("EBUSY", "EBUSY")

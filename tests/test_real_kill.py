@@ -181,7 +181,7 @@ def owned(workspace: Path, marker: str, way: str) -> Iterator[tuple[subprocess.P
 
 @pytest.mark.parametrize("way", ["alone", "forked"])
 def test_the_end_of_the_owner_is_the_end_of_the_watch(tmp_path: Path, marker: str, way: str) -> None:
-    """The owner is killed in mid-command: all is gone within 2 s and the log is closed, also if a child holds its fds."""
+    """The owner is killed in mid-command: all is gone in 2 s and the log closed, also if a child holds its fds."""
     with owned(tmp_path, marker, way) as (owner, told):
         inside = [pid for pid in marked(marker) if pid not in {owner.pid, told["child"]}]
         held = hold([told["supervisor"], *inside])

@@ -115,7 +115,7 @@ def test_the_size_of_a_file_is_bounded(limited: Callable[..., Watch]) -> None:
 
 
 def test_output_is_counted_and_its_memory_is_bounded(limited: Callable[..., Watch]) -> None:
-    """1 GiB of output: all counted, the first part kept, marked as truncated, and neither side's memory grows with it."""
+    """1 GiB of output: all is counted, the first part kept and marked as cut, and no memory grows with it."""
     watch = limited(output_bytes=4 * MIB)
     supervisor = psutil.Process(watch.status().pid)
     before, own = supervisor.memory_info().rss, psutil.Process().memory_info().rss

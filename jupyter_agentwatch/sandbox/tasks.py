@@ -55,6 +55,10 @@ class TaskTable:
         self.starting = 0
         self.doomed: set[int] = set()
 
+    def is_init(self, tid: int) -> bool:
+        """Say whether init makes the call: it forks what we tell it to, however full the sandbox is."""
+        return tid == self._init
+
     def step_of(self, tid: int) -> int:
         """Return the step of a thread id, 0 where it has none.
 

@@ -153,10 +153,11 @@ def _stand_up(launch: Launch) -> Supervisor:
     leaf = _make_leaf(delegation, launch.watch, policy.limits)
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
+    watch_memory = policy.limits.memory_bytes is not None and "memory" not in holds
     starting = Starting(layout, policy.limits, count_tasks=count_tasks, stderr=2)
     # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side.
     from jupyter_agentwatch.audit.chain import FORMAT
-    from jupyter_agentwatch.supervisor.core import Supervisor
+    from jupyter_agentwatch.supervisor.core import Machine, Supervisor
     from jupyter_agentwatch.supervisor.record import Recorder, open_log
 
     log = open_log(
@@ -186,12 +187,7 @@ def _stand_up(launch: Launch) -> Supervisor:
         sandbox=sandbox,
         recorder=recorder,
         environment=clean_environment(policy, launch.environ, python),
-        rung="A",
-        limits_by=by,
-        notes=[],
-        count_tasks=count_tasks,
-        watches_memory="memory" not in holds,
-        leaf=leaf,
+        machine=Machine("A", by, count_tasks=count_tasks, watch_memory=watch_memory, leaf=leaf),
     )
     return supervisor
 

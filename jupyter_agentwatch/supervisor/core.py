@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,11 +49,30 @@ from jupyter_agentwatch.supervisor.requests import Requests
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import Launch
 
-__all__ = ["Supervisor"]
+__all__ = ["Machine", "Supervisor"]
 
 _SAMPLE_S: Final = 0.1
 _ENDED_GRACE_S: Final = 0.2
 _STOP_PATIENCE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine gives a watch.
+
+    Attributes:
+        rung: Letter of the rung.
+        limits_by: Who holds which limit, for people.
+        count_tasks: The supervisor holds the bound on tasks.
+        watch_memory: The supervisor holds the bound on memory.
+        leaf: The watch's cgroup, if one was delegated.
+    """
+
+    rung: str
+    limits_by: str
+    count_tasks: bool
+    watch_memory: bool
+    leaf: Leaf | None
 
 
 class Supervisor:
@@ -64,11 +84,7 @@ class Supervisor:
         sandbox: Standing, no command run yet.
         recorder: Where records go.
         environment: Environment of every command.
-        rung: Letter of the rung.
-        limits_by: Who holds which limit, for people.
-        notes: What the user should know of this machine.
-        count_tasks: The supervisor holds the bound on tasks.
-        leaf: The watch's cgroup, if one was delegated.
+        machine: What this machine gives the watch.
     """
 
     def __init__(
@@ -79,22 +95,14 @@ class Supervisor:
         sandbox: Sandbox,
         recorder: Recorder,
         environment: dict[str, str],
-        rung: str,
-        limits_by: str,
-        notes: list[str],
-        count_tasks: bool,
-        watches_memory: bool,
-        leaf: Leaf | None,
+        machine: Machine,
     ) -> None:
         self.launch = launch
         self._policy = policy
         self.sandbox = sandbox
         self.recorder = recorder
-        self.rung = rung
-        self.limits_by = limits_by
-        self.notes = notes
-        self._watches_memory = watches_memory and policy.limits.memory_bytes is not None
-        self._leaf = leaf
+        self.machine = machine
+        self.notes: list[str] = []
         self._namespace = namespace_of(sandbox.init_pid)
         self.state: BreakerState = "closed"
         self.started = time.monotonic()
@@ -121,7 +129,7 @@ class Supervisor:
         self._gateway = Gateway(policy.network, self._network_records)
         self._dialer = self._make_dialer()
         self._network = self._make_broker()
-        self._mediator = self._make_mediator(count_tasks=count_tasks)
+        self._mediator = self._make_mediator()
         self.commands = Commands(
             loop=self._loop,
             init=self._init,
@@ -164,7 +172,7 @@ class Supervisor:
             ask=self.asks.put_from_thread,
         )
 
-    def _make_mediator(self, *, count_tasks: bool) -> Mediator:
+    def _make_mediator(self) -> Mediator:
         return Mediator(
             machine=MACHINES[os.uname().machine],
             listener=self._listener,
@@ -174,7 +182,7 @@ class Supervisor:
             history=self.history,
             network=self._network,
             count_members=self.sandbox.tasks,
-            max_tasks=self._policy.limits.processes if count_tasks else None,
+            max_tasks=self._policy.limits.processes if self.machine.count_tasks else None,
         )
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -221,7 +229,7 @@ class Supervisor:
         self._spawn(self._serve_names())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
-        if self._watches_memory:
+        if self.machine.watch_memory:
             self._spawn(self._watch_memory())
         ready()
         await self._ended.wait()
@@ -405,8 +413,8 @@ class Supervisor:
             os.unlink(self.launch.socket)
         self.history.close()
         shutil.rmtree(self._store, ignore_errors=True)
-        if self._leaf is not None:
-            self._leaf.remove()
+        if self.machine.leaf is not None:
+            self.machine.leaf.remove()
         self._ended.set()
 
     async def wait_stopped(self) -> None:

@@ -259,22 +259,28 @@ class Mediator:
         # so what /proc says of it is the truth, and the answer does not wait for the log.
         claim = self._claims.pop(n.tid, None)
         program = running_program(n.tid)
+        if claim is None:
+            claim = self._claim_of_a_thread(n, program)
         self._listener.proceed(n.id)
         if claim is not None:
             self._record_truth(n.tid, claim, program)
-        elif self._programs.get(n.tid, program).identity != program.identity:
-            self._record_truth(n.tid, self._claim_of_a_thread(n.tid, program), program)
 
-    def _claim_of_a_thread(self, tgid: int, program: Program) -> Claim:
+    def _claim_of_a_thread(self, n: Notification, program: Program) -> Claim | None:
         """Find the claim of an exec whose caller did not lead its thread group: it has the leader's id now.
 
-        Where none fits, the claim was used up too early by a call that another thread made while the exec went on.
+        One that fits comes first, then the oldest of the same step whose thread is gone: the exec ran something else.
+        Without any, a program that is not the one we know of has come about in a way that we did not see.
         """
-        for tid, claim in self._claims.items():
-            if not _is_alive(tid) and is_what_was_claimed(self._root, program, claim):
-                del self._claims[tid]
-                return claim
-        return Claim("", [], truncated=True, before=program.identity, step=self._tasks.step_of(tgid))
+        if not self._listener.is_valid(n.id):
+            return None  # a leader that the exec has just ended: what /proc says is not about it
+        step = self._tasks.step_of(n.tid)
+        gone = [tid for tid, claim in self._claims.items() if claim.step == step and not _is_alive(tid)]
+        fitting = [tid for tid in gone if is_what_was_claimed(self._root, program, self._claims[tid])]
+        for tid in (*fitting, *gone):
+            return self._claims.pop(tid)
+        if self._programs.get(n.tid, program).identity == program.identity:
+            return None
+        return Claim("", [], truncated=True, before=program.identity, step=step)
 
     def _look_up_late_claims(self) -> None:
         now = time.monotonic()
@@ -338,7 +344,7 @@ class Mediator:
     def _clone(self, n: Notification) -> None:
         """Hold the bound on tasks. Only registers and a count take part, so letting the call proceed is safe."""
         self._forking.pop(n.tid, None)
-        if self._max_tasks is None or self._has_room():
+        if self._max_tasks is None or self._tasks.is_init(n.tid) or self._has_room():
             self._forking[n.tid] = time.monotonic()
             self._listener.proceed(n.id)
             return

@@ -29,6 +29,8 @@ __all__ = ["Interrupts", "OnOutput", "Running"]
 OnOutput = Callable[[int, bytes], None]
 """Receives (stream, piece): stream 1 is standard output, 2 is standard error."""
 
+_GLANCE_S = 0.2
+"""A signal that comes just before a lock is waited for is not seen until the wait ends: so no wait lasts longer."""
 _PIECE_BYTES = 64 * 1024
 _POSTED_BYTES = 8 * 1024
 _ANSWER_S = 10.0
@@ -287,7 +289,7 @@ class Running:
                     if interrupts.count > handled:
                         self._await_step(interrupts.bell)
                     else:
-                        interrupts.bell.wait()
+                        interrupts.bell.wait(_GLANCE_S)
         except BaseException:
             self.abandon()
             raise
@@ -338,8 +340,9 @@ class Running:
         bell = Bell()
         with self.listening(bell.ring, begin=not self._step):
             while not condition():
-                left = None if deadline is None else deadline - time.monotonic()
-                if not bell.wait(left) and not condition():
+                left = _GLANCE_S if deadline is None else deadline - time.monotonic()
+                bell.wait(min(left, _GLANCE_S))
+                if left <= 0 and not condition():
                     msg = f"command {self._step} still runs after {timeout:g} s"
                     raise TimeoutError(msg)
 

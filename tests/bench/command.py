@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Final
 from jupyter_agentwatch.errors import AgentwatchError
 from tests.bench import events, kill, latency, network, overhead
 from tests.bench.figures import FIGURES
-from tests.bench.ground import Ground, MeasureError, machine
+from tests.bench.ground import Ground, MeasureError, load, machine
 from tests.bench.table import Row, as_json, as_markdown
 
 __all__ = ["GROUPS", "main"]
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     except AgentwatchError as error:
         _say(f"no session can be opened here: {error}")
         return 1
+    facts["load after"] = load()
     result = {"quick": options.quick, "seconds": time.monotonic() - begun}
     page = as_markdown(rows, facts, **result)
     sys.stdout.write(page)
@@ -89,7 +91,7 @@ def _group(name: str, ground: Ground) -> list[Row]:
     begun = time.monotonic()
     try:
         rows = measure(ground)
-    except (MeasureError, AgentwatchError, OSError) as error:
+    except (MeasureError, AgentwatchError, OSError, ValueError, subprocess.SubprocessError) as error:
         # Only the kind of error: its text may name paths of this machine, and the table is for others, too.
         _say(f"{name} failed: {error}")
         return [Row(figure, None, note=f"failed: {type(error).__name__}") for figure in _figures(name)]

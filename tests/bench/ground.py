@@ -27,6 +27,7 @@ __all__ = [
     "Ground",
     "MeasureError",
     "alternate",
+    "load",
     "machine",
     "on_core",
     "processes_in",
@@ -60,6 +61,8 @@ class Ground:
     def __init__(self, *, quick: bool) -> None:
         self.quick = quick
         self._scratch = Path(tempfile.mkdtemp(prefix="aw-bench-"))
+        # An installed package has its bytecode; a checkout gets it at the first start, unless this forbids it.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for variable, name in {"AGENTWATCH_LOG_DIR": "log", "AGENTWATCH_RUNTIME_DIR": "run"}.items():
             os.environ[variable] = str(self.folder(name))
         self.native = self.folder("native")
@@ -199,8 +202,13 @@ def machine() -> dict[str, Any]:
         "strace": _version("strace", "--version"),
         "Node.js": _version("node", "--version"),
         "user": "root" if os.getuid() == 0 else "ordinary",
-        "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "load before": load(),
     }
+
+
+def load() -> str:
+    """Return the load averages over 1, 5 and 15 minutes: on a busy machine the figures mean little."""
+    return " ".join(f"{each:.2f}" for each in os.getloadavg())
 
 
 def _version(*argv: str) -> str:

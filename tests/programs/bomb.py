@@ -1,5 +1,7 @@
 """A fork bomb: every process forks for ever. What bounds it is not in here."""
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import contextlib
 import os
 

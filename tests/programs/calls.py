@@ -5,6 +5,8 @@ Argument: JSON list of [number, argument, …]; an argument is a number, a text 
 reported as its signal.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import ctypes
 import errno
 import json

@@ -4,6 +4,8 @@ Arguments: how many, "fork" (they stay copies of this interpreter) or "exec" (ea
 and a text that marks their command lines.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import os
 import signal
 import sys
@@ -22,7 +24,7 @@ for _ in range(count):
         os.write(writer, b".")
         os.close(writer)
         if way == "exec":
-            os.execv("/usr/bin/sleep", [marker, "1000"])
+            os.execv("/usr/bin/sleep", [marker, "1000"])  # noqa: S606 -- no shell is wanted
         while True:
             signal.pause()
     os.waitpid(child, 0)

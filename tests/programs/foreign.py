@@ -1,5 +1,7 @@
-"""Makes one system call by a way that our table does not know: "x32" (bit 30) or "int80" (the 32-bit entry, by code in
-an executable page). Whatever follows the call is reached only if nothing stopped it.
+"""Makes one system call by a way that our table does not know.
+
+Argument: "x32" (bit 30 of the number) or "int80" (the 32-bit entry, by code in an executable page). Whatever follows the
+call is reached only if nothing stopped it.
 """
 
 import ctypes

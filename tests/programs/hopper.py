@@ -1,5 +1,7 @@
 """Never stays: each process lives for one fork, in a session of its own. Several of them run at once."""
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import os
 import signal
 

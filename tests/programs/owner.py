@@ -1,7 +1,9 @@
-"""Owns a watch on the folder that it is told, runs a command in it, tells what an observer needs, and waits for its end.
+"""Owns a watch on the folder that it is told, runs a command in it, tells what an observer needs, and waits.
 
-Arguments: the workspace, the command's marker, and "alone" or "forked" (a child keeps all descriptors open and lives on).
+Arguments: the workspace, the command's marker, and "alone" or "forked" (a child keeps all descriptors open).
 """
+
+# ruff: noqa: T201 -- it answers on standard output
 
 import json
 import os

@@ -4,6 +4,8 @@ Arguments: what is renamed, as "link" (a symbolic link to the target) or "socket
 back), the target, and seconds. Prints how often the bind succeeded.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import contextlib
 import json
 import os

@@ -6,6 +6,8 @@ succeeded and how many were refused.
 A child process flips one byte pair of the address in a shared page, so that no interpreter lock is in its way.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import ctypes
 import errno
 import json

@@ -5,6 +5,8 @@ that are trapped, too) or "silent" (a filter of the program's own answers set_ti
 on for a moment).
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import ctypes
 import json
 import mmap

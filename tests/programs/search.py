@@ -1,8 +1,10 @@
-"""Looks for a text wherever a process can look: its own and all others' environment, memory maps, files in /tmp, HOME
-and /dev/shm, and names in /. Prints the places where it was found.
+"""Looks for a text wherever a process can look, and prints the places where it was found.
 
-Argument: the text, reversed, so that this program's own command line does not hold it.
+These are all environments, command lines and memory maps, and the files in /tmp, HOME, /dev/shm and /etc. Argument: the
+text, reversed, so that this program's own command line does not hold it.
 """
+
+# ruff: noqa: T201 -- it answers on standard output
 
 import json
 import os

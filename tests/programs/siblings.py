@@ -3,6 +3,8 @@
 Argument: JSON object of call numbers.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import ctypes
 import errno
 import json
@@ -47,7 +49,7 @@ if sibling == 0:
 local = ctypes.create_string_buffer(8)
 vector = (ctypes.c_ulong * 2)(ctypes.addressof(local), 8)
 remote = (ctypes.c_ulong * 2)(ctypes.addressof(target), 8)
-found = {}
+found: dict[str, str] = {}
 for who, pid in (("init", 1), ("sibling", sibling)):
     found[f"attach {who}"] = call("ptrace", ctypes.c_long(PTRACE_ATTACH), ctypes.c_long(pid), None, None)
     found[f"seize {who}"] = call("ptrace", ctypes.c_long(PTRACE_SEIZE), ctypes.c_long(pid), None, None)
@@ -61,5 +63,5 @@ found["write mem of init"] = opened("/proc/1/mem", os.O_WRONLY)
 for name in ("KILL", "STOP", "INT", "TERM", "HUP", "CHLD", "PIPE", "SEGV", "USR1", "ALRM"):
     found[f"{name} to init"] = signalled(1, getattr(signal, f"SIG{name}"))
 os.close(writer)
-found["sibling's end"] = os.waitstatus_to_exitcode(os.waitpid(sibling, 0)[1])
+found["sibling's end"] = str(os.waitstatus_to_exitcode(os.waitpid(sibling, 0)[1]))
 print(json.dumps(found))

@@ -4,6 +4,8 @@ Arguments: JSON list of [family, type, protocol]; with a fourth member, [level, 
 "pair" a pair is made.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import errno
 import json
 import socket

@@ -1,5 +1,7 @@
 """Types into a terminal of its own by TIOCSTI, which could type into a user's. Prints what it got."""
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import errno
 import fcntl
 import json

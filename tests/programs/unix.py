@@ -3,6 +3,8 @@
 Arguments: "connect" and a JSON list of names ("@…" is abstract), or "serve" and such a list.
 """
 
+# ruff: noqa: T201 -- it answers on standard output
+
 import errno
 import json
 import socket
