@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CHILD = """
-import ctypes, os, sys, threading
+import ctypes, os, signal, sys, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 def say(value):
     print(value, flush=True)
-def child():
-    say(os.getpid())
-    for line in iter(sys.stdin.readline, ""):
-        exec(line)
-child()
+def fork(*, twice=False):
+    if os.fork() == 0:
+        if twice and os.fork():
+            os._exit(0)
+        say(os.getpid())
+        signal.sigwait({signal.SIGUSR1})
+        os.setsid()
+        say("new session")
+        signal.sigwait({signal.SIGUSR1})
+        os._exit(0)
+def thread():
+    threading.Thread(target=lambda: (say(threading.get_native_id()), signal.sigwait({signal.SIGUSR1})), daemon=True).start()
+def rename(name):
+    say(ctypes.CDLL(None).prctl(15, name, 0, 0, 0))
+def session():
+    os.setsid()
+    say(os.getsid(0))
+say(os.getpid())
+for line in iter(sys.stdin.readline, ""):
+    exec(line)
 """
 
 
@@ -80,7 +97,7 @@ def test_a_command_is_known_by_its_session(child: Callable[[], Child]) -> None:
     assert tasks.get(one.pid) == Task(one.pid, 0)
     tasks.starting = 7
     assert tasks.new_session(one.pid)
-    assert one.tell("os.setsid(); say(os.getsid(0))") == str(one.pid)
+    assert one.tell("session()") == str(one.pid)
     assert tasks.get(one.pid) == Task(one.pid, 7)
     assert tasks.starting == 0
     assert tasks.sessions_of(7) == [one.pid]
@@ -92,18 +109,16 @@ def test_what_a_process_starts_belongs_to_its_step(child: Callable[[], Child]) -
     tasks, one = table(), child()
     tasks.starting = 3
     tasks.new_session(one.pid)
-    one.tell("os.setsid(); say('')")
-    thread = int(one.tell("threading.Thread(target=lambda: (say(threading.get_native_id()), r.wait())).start() "
-                          "if globals().update(r=threading.Event()) is None else 0"))  # fmt: skip
+    one.tell("session()")
+    thread = int(one.tell("thread()"))
     assert thread != one.pid
     assert tasks.get(thread) == Task(one.pid, 3)
-    hang = "os.fork() or os.fork() and os._exit(0) or (say(os.getpid()), os.read(0, 1), os._exit(0))"
-    orphan = int(one.tell(hang))
+    orphan = int(one.tell("fork(twice=True)"))
     assert tasks.get(orphan) == Task(orphan, 3)
     one.process.kill()
     one.process.wait(LONG_S)
     assert tasks.get(orphan) == Task(orphan, 3)
-    os.kill(orphan, 9)
+    os.kill(orphan, signal.SIGKILL)
 
 
 def test_a_session_of_its_own_does_not_leave_the_step(child: Callable[[], Child]) -> None:
@@ -111,16 +126,17 @@ def test_a_session_of_its_own_does_not_leave_the_step(child: Callable[[], Child]
     tasks, one = table(), child()
     tasks.starting = 4
     tasks.new_session(one.pid)
-    one.tell("os.setsid(); say('')")
-    second = int(one.tell("os.fork() or (say(os.getpid()), os.read(0, 1), os.setsid(), say('new'), os.read(0, 1))"))
+    one.tell("session()")
+    second = int(one.tell("fork()"))
     tasks.starting = 5
     assert tasks.new_session(second)
-    assert one.tell("") == "new"
+    os.kill(second, signal.SIGUSR1)
+    assert one.hear() == "new session"
     assert os.getsid(second) == second
     assert tasks.get(second) == Task(second, 4)
     assert tasks.starting == 5, "only a process without a step takes the next one"
     assert sorted(tasks.sessions_of(4)) == sorted([one.pid, second])
-    os.kill(second, 9)
+    os.kill(second, signal.SIGKILL)
 
 
 def test_a_doomed_step_makes_no_further_session(child: Callable[[], Child]) -> None:
@@ -128,7 +144,7 @@ def test_a_doomed_step_makes_no_further_session(child: Callable[[], Child]) -> N
     tasks, one = table(), child()
     tasks.starting = 6
     assert tasks.new_session(one.pid)
-    one.tell("os.setsid(); say('')")
+    one.tell("session()")
     tasks.doomed.add(6)
     assert not tasks.new_session(one.pid)
     assert tasks.sessions_of(6) == [one.pid]
@@ -137,12 +153,12 @@ def test_a_doomed_step_makes_no_further_session(child: Callable[[], Child]) -> N
 def test_only_a_child_of_init_starts_a_step(child: Callable[[], Child]) -> None:
     """A session made by a grandchild without a step gets none, and leaves the next step to its command."""
     tasks, one = table(), child()
-    grandchild = int(one.tell("os.fork() or (say(os.getpid()), os.read(0, 1), os._exit(0))"))
+    grandchild = int(one.tell("fork()"))
     tasks.starting = 9
     assert tasks.new_session(grandchild)
     assert tasks.starting == 9
     assert tasks.sessions_of(9) == []
-    os.kill(grandchild, 9)
+    os.kill(grandchild, signal.SIGKILL)
 
 
 def test_the_dead_are_gone(child: Callable[[], Child]) -> None:
@@ -157,9 +173,8 @@ def test_the_dead_are_gone(child: Callable[[], Child]) -> None:
 def test_a_name_cannot_change_whose_child_it_is(child: Callable[[], Child]) -> None:
     """A process that calls itself after the fields of its own record has the parent and the group that it has."""
     tasks, one = table(), child()
-    for name in (") R 1 1 1 (", "x) S 0", "Tgid:\\t1\\nNSsid:\\t1"):
-        rename = f"say(ctypes.CDLL(None).prctl(15, b{name!r}[:15].replace(b'\\\\n', bytes([10])), 0, 0, 0))"
-        assert one.tell(rename) == "0"
+    for name in (b") R 1 1 1 (", b"x) S 0", b"\nTgid:\t1\nPPid:"):
+        assert one.tell(f"rename({name!r})") == "0"
         assert parent_of(one.pid) == os.getpid()
         tasks.starting = 2
         tasks.new_session(one.pid)
@@ -172,7 +187,7 @@ def test_sessions_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch,
     tasks = table(lambda: {one.pid})
     tasks.starting = 1
     tasks.new_session(one.pid)
-    one.tell("os.setsid(); say('')")
+    one.tell("session()")
     monkeypatch.setattr(tasks, "_look_again_at", 2)
     others = [child() for _ in range(3)]
     for number, other in enumerate(others, 2):

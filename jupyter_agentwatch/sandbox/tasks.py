@@ -116,6 +116,10 @@ class TaskTable:
         """Return the step's session ids as init numbers them."""
         return [session.inner for session in list(self._sessions.values()) if session.step == step]
 
+    def steps(self) -> set[int]:
+        """Return the steps that have made sessions, some of which may have ended."""
+        return {session.step for session in list(self._sessions.values())}
+
     def _forget_the_dead(self) -> None:
         living = self._living_sessions()
         self._sessions = {sid: session for sid, session in self._sessions.items() if session.inner in living}

@@ -112,6 +112,10 @@ class Commands:
         """Steps whose first process lives."""
         return list(self._running)
 
+    def with_processes(self) -> list[int]:
+        """Return the steps that run, or may have left processes behind."""
+        return sorted({*self._running, *self._tasks.steps()})
+
     async def start(self, request: RunCommand, client: Subscriber) -> None:
         """Start a command; `Started`, `Output` and `CommandEnded` go to the client.
 

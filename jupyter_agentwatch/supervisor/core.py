@@ -42,6 +42,7 @@ from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.fan import EventFan
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
+from jupyter_agentwatch.supervisor.memory import watch_memory
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.news import NetworkRecords
 from jupyter_agentwatch.supervisor.record import Recorder
@@ -49,15 +50,14 @@ from jupyter_agentwatch.supervisor.requests import Requests
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import Launch
 
-__all__ = ["Machine", "Supervisor"]
+__all__ = ["Host", "Supervisor"]
 
-_SAMPLE_S: Final = 0.1
 _ENDED_GRACE_S: Final = 0.2
 _STOP_PATIENCE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Host:
     """What this machine gives a watch.
 
     Attributes:
@@ -84,7 +84,7 @@ class Supervisor:
         sandbox: Standing, no command run yet.
         recorder: Where records go.
         environment: Environment of every command.
-        machine: What this machine gives the watch.
+        host: What this machine gives the watch.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Supervisor:
         sandbox: Sandbox,
         recorder: Recorder,
         environment: dict[str, str],
-        machine: Machine,
+        host: Host,
     ) -> None:
         self.launch = launch
         self._policy = policy
         self.sandbox = sandbox
         self.recorder = recorder
-        self.machine = machine
+        self.host = host
         self.notes: list[str] = []
         self._namespace = namespace_of(sandbox.init_pid)
         self.state: BreakerState = "closed"
@@ -182,7 +182,7 @@ class Supervisor:
             history=self.history,
             network=self._network,
             count_members=self.sandbox.tasks,
-            max_tasks=self._policy.limits.processes if self.machine.count_tasks else None,
+            max_tasks=self._policy.limits.processes if self.host.count_tasks else None,
         )
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -229,8 +229,9 @@ class Supervisor:
         self._spawn(self._serve_names())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
-        if self.machine.watch_memory:
-            self._spawn(self._watch_memory())
+        if self.host.watch_memory:
+            bound = self._policy.limits.memory_bytes or 0
+            self._spawn(watch_memory(bound, self.sandbox, self.commands, self.recorder))
         ready()
         await self._ended.wait()
         server.close()
@@ -413,8 +414,8 @@ class Supervisor:
             os.unlink(self.launch.socket)
         self.history.close()
         shutil.rmtree(self._store, ignore_errors=True)
-        if self.machine.leaf is not None:
-            self.machine.leaf.remove()
+        if self.host.leaf is not None:
+            self.host.leaf.remove()
         self._ended.set()
 
     async def wait_stopped(self) -> None:
@@ -436,25 +437,3 @@ class Supervisor:
     async def _more_sockets(self, ipv6: bool, count: int) -> list[socket.socket]:
         _, fds = await self._init.ask({"op": "sockets", "ipv6": ipv6, "count": count})
         return [socket.socket(fileno=fd) for fd in fds]
-
-    async def _watch_memory(self) -> None:
-        """Hold the bound on memory where no cgroup does: look at 10 Hz while commands run."""
-        bound = self._policy.limits.memory_bytes or 0
-        while True:
-            await asyncio.sleep(_SAMPLE_S)
-            if not self.commands.running and self.sandbox.members() == 0:
-                continue
-            used = await self._loop.run_in_executor(None, self.sandbox.resident_bytes)
-            if used > bound:
-                with contextlib.suppress(LogWriteError):
-                    self.recorder.record(
-                        LimitHit,
-                        verdict="kill",
-                        limit="memory_bytes",
-                        value=float(used),
-                        maximum=float(bound),
-                        action="running steps killed",
-                        sync=True,
-                    )
-                for step in self.commands.running:
-                    await self.commands.kill(step, "limit:memory_bytes")

@@ -268,7 +268,7 @@ class Mediator:
     def _claim_of_a_thread(self, n: Notification, program: Program) -> Claim | None:
         """Find the claim of an exec whose caller did not lead its thread group: it has the leader's id now.
 
-        One that fits comes first, then the oldest of the same step whose thread is gone: the exec ran something else.
+        One that fits comes first, then the newest of the same step whose thread is gone: the exec ran something else.
         Without any, a program that is not the one we know of has come about in a way that we did not see.
         """
         if not self._listener.is_valid(n.id):
@@ -276,8 +276,8 @@ class Mediator:
         step = self._tasks.step_of(n.tid)
         gone = [tid for tid, claim in self._claims.items() if claim.step == step and not _is_alive(tid)]
         fitting = [tid for tid in gone if is_what_was_claimed(self._root, program, self._claims[tid])]
-        for tid in (*fitting, *gone):
-            return self._claims.pop(tid)
+        if gone:
+            return self._claims.pop(max(fitting or gone, key=lambda tid: self._claims[tid].made))
         if self._programs.get(n.tid, program).identity == program.identity:
             return None
         return Claim("", [], truncated=True, before=program.identity, step=step)
@@ -289,13 +289,19 @@ class Mediator:
                 self._settle_late(tgid, self._claims.pop(tgid), now)
 
     def _settle_late(self, tgid: int, claim: Claim, now: float) -> None:
-        """Look a claim up without a call; an exec that has not come about by now may be slow, or may have failed."""
-        with contextlib.suppress(Gone):
-            if now - claim.made < _SLOW_EXEC_S and running_program(tgid).identity == claim.before:
-                claim.due = now + (now - claim.made)
-                self._claims[tgid] = claim
-                return
-        self._settle(tgid, claim)
+        """Look a claim up without a call; an exec that has not come about by now may be slow, or may have failed.
+
+        A caller that is gone may have been a thread whose exec has made it the leader (see `_claim_of_a_thread`).
+        """
+        try:
+            is_open = running_program(tgid).identity == claim.before
+        except Gone:
+            is_open = True
+        if is_open and now - claim.made < _SLOW_EXEC_S:
+            claim.due = now + (now - claim.made)
+            self._claims[tgid] = claim
+        else:
+            self._settle(tgid, claim)
 
     def _settle(self, tgid: int, claim: Claim) -> None:
         """Find out what became of an exec after which the C library did not report (a static program, a failure)."""

@@ -62,7 +62,7 @@ class Requests:
         return messages.Welcome(
             protocol=messages.PROTOCOL,
             watch=self._watch.launch.watch,
-            rung=self._watch.machine.rung,
+            rung=self._watch.host.rung,
             log=self._watch.launch.log,
             head=self._watch.recorder.head,
             notes=self._watch.notes,
@@ -108,7 +108,7 @@ class Requests:
     def _status(self, _request: messages.Status, _connection: Connection) -> FromSupervisor:
         return messages.WatchStatus(
             watch=self._watch.launch.watch,
-            rung=self._watch.machine.rung,
+            rung=self._watch.host.rung,
             state=self._watch.state,
             workspace=self._watch.launch.workspace,
             log=self._watch.launch.log,
@@ -122,7 +122,7 @@ class Requests:
             steps=self._watch.commands.steps,
             counts=dict(self._watch.recorder.counts),
             asks=self._watch.asks.texts(),
-            limits_by=self._watch.machine.limits_by,
+            limits_by=self._watch.host.limits_by,
             notes=self._watch.notes,
         )
 

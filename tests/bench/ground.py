@@ -73,8 +73,12 @@ class Ground:
 
     def __enter__(self) -> Self:
         """Learn the environment inside."""
-        with self.session() as watch:
-            lines = watch.run(["env", "-0"], check=True).stdout.split("\0")
+        try:
+            with self.session() as watch:
+                lines = watch.run(["env", "-0"], check=True).stdout.split("\0")
+        except BaseException:
+            self.__exit__()
+            raise
         inside = dict(line.split("=", 1) for line in lines if "=" in line)
         self.env = inside | {"HOME": str(self.folder("home")), "TMPDIR": str(self.folder("tmp"))}
         return self

@@ -1,6 +1,6 @@
 """Makes one system call by a way that our table does not know.
 
-Argument: "x32" (bit 30 of the number) or "int80" (the 32-bit entry, by code in an executable page). Whatever follows the
+Argument: "x32" (bit 30 of the number) or "int80" (the 32-bit entry, by code in an executable page). What follows the
 call is reached only if nothing stopped it.
 """
 
