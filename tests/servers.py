@@ -12,7 +12,9 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pytest
 
 from jupyter_agentwatch.policy import HOST_LOOPBACK
 from tests.outside import LONG_S
@@ -78,7 +80,7 @@ class Server:
         self._more = threading.Condition()
         self._thread = threading.Thread(target=self._serve)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         """Begin to accept."""
         self._thread.start()
         return self
@@ -132,7 +134,7 @@ class Slow:
         self._accepted: list[socket.socket] = []
         self._thread = threading.Thread(target=self._serve)
 
-    def __enter__(self) -> Slow:
+    def __enter__(self) -> Self:
         """Fill the backlog."""
         for each in self._filling:
             each.setblocking(False)
@@ -256,4 +258,4 @@ def wait_descriptors(watch: Watch, most: int) -> None:
         count = descriptors(watch)
         if count <= most:
             return
-    raise AssertionError(f"the supervisor keeps {count} descriptors open, not {most}")
+    pytest.fail(f"the supervisor keeps {count} descriptors open, not {most}")

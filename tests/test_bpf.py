@@ -173,7 +173,7 @@ def test_what_only_receives_is_allowed(machine: Machine, name: str) -> None:
     ],
 )
 def test_only_opens_that_can_write_are_trapped(name: str, flags: int, expected: Verdict) -> None:
-    """Reading opens are free; each flag that can change a file traps, and the unused half of the register is ignored."""
+    """Reading opens are free, each flag that can change a file traps, and the register's upper half is ignored."""
     at = 2 if name == "openat" else 1
     args = [MINUS_100, POINTER, 0, 0]
     args[at] = flags
@@ -205,7 +205,7 @@ def test_a_send_with_an_address_is_trapped(machine: Machine, flags: int, address
 @on_both
 @pytest.mark.parametrize(("name", "index"), [("sendmsg", 2), ("sendmmsg", 3)])
 def test_a_message_that_would_connect_is_refused(machine: Machine, name: str, index: int) -> None:
-    """sendmsg and sendmmsg are free but for MSG_FASTOPEN, which connects without a connect."""
+    """Messages (sendmsg, sendmmsg) are free but for MSG_FASTOPEN, which connects without a connect."""
     for flags, expected in ((0, ALLOW), (0x4040, ALLOW), (0x20000000, refuses(errno.EOPNOTSUPP)), (HIGH, ALLOW)):
         args = [3, POINTER, 1, 0]
         args[index] = flags
@@ -265,7 +265,7 @@ def test_a_socket_is_judged_as_the_kernel_reads_it(machine: Machine, args: tuple
 
 @on_both
 def test_pairs_are_streams(machine: Machine) -> None:
-    """socketpair gives streams and seqpackets with any flags, and no datagrams, whose ends could be re-connected."""
+    """A pair is of streams or seqpackets with any flags; of datagrams it could be re-connected, so there is none."""
     for extra in (0, CLOEXEC, NONBLOCK, CLOEXEC | NONBLOCK):
         assert action(machine, "socketpair", 1, STREAM | extra, 0) == ALLOW
         assert action(machine, "socketpair", 1, SEQPACKET | extra, 0) == ALLOW
@@ -275,7 +275,7 @@ def test_pairs_are_streams(machine: Machine) -> None:
 
 @on_both
 def test_a_fork_is_free_and_a_namespace_is_not(machine: Machine) -> None:
-    """clone gets EPERM with any flag that makes a namespace; else it is free, or trapped where tasks are counted."""
+    """A clone gets EPERM with any flag that makes a namespace; else it is free, or trapped where tasks are counted."""
     plain, threads = 0x1200011, 0x3D0F00
     new = {0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000}
     for flags in new:

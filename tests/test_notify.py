@@ -158,7 +158,7 @@ def test_a_socket_of_another_process_is_the_same_one() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fd = theirs.fileno()
-        child = subprocess.Popen(["sleep", "600"], pass_fds=[fd])
+        child = subprocess.Popen(["sleep", "600"], pass_fds=[fd], stdin=subprocess.DEVNULL)
         try:
             for tid in (child.pid, int(os.listdir(f"/proc/{child.pid}/task")[0])):
                 with duplicate_socket(tid, fd) as copy:
@@ -167,9 +167,8 @@ def test_a_socket_of_another_process_is_the_same_one() -> None:
                     ours.send(b"for the child")
                     assert copy.recv(100) == b"for the child"
             for bad, expected in ((999, errno.EBADF), (-1, errno.EBADF), (0, errno.ENOTSOCK)):
-                with pytest.raises(OSError, match="") as raised:
+                with pytest.raises(OSError, match=os.strerror(expected)):
                     duplicate_socket(child.pid, bad)
-                assert raised.value.errno == expected
         finally:
             child.kill()
             child.wait(LONG_S)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +28,11 @@ SIZE: Final = 20 << 20
 class Echo(Quiet):
     """Answers a GET with its path, a POST with the digest of its body and its headers' Host."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 -- the name is the base class's
         """Answer with the path."""
         self.reply(f"you asked for {self.path}".encode())
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 -- as above
         """Answer with what came."""
         body = self.read_body()
         self.reply(f"{len(body)} {hashlib.sha256(body).hexdigest()} {self.headers['Host']}".encode())
@@ -42,23 +43,24 @@ class Bulk(Quiet):
 
     content = hashlib.shake_256(b"bulk").digest(SIZE)
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 -- the name is the base class's
         """Answer with all of it."""
         self.reply(self.content)
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802 -- as above
         """Answer with the digest of what came."""
         self.reply(hashlib.sha256(self.read_body()).hexdigest().encode())
 
 
 def ended(watch: Watch, count: int) -> list[Flow]:
     """Wait until this many flows have ended, and return their last records."""
+    found: list[Flow] = []
     for _ in range(2000):
         found = [event for event in recorded(watch, Flow) if event.op == "closed"]
         if len(found) >= count:
             return found
         watch.status()
-    raise AssertionError(f"only {len(found)} flows have ended")
+    pytest.fail(f"only {len(found)} flows have ended")
 
 
 def named(watch: Watch) -> list[tuple[str, str, str]]:
@@ -131,18 +133,21 @@ def test_curl_speaks_tls(tmp_path: Path) -> None:
 
 
 def test_twenty_mebibytes_arrive_as_they_were_sent(tmp_path: Path) -> None:
-    """Both directions are byte-exact with curl over HTTP and over TLS, and the counts on record are those of the bytes."""
+    """Both directions are byte-exact with curl over HTTP and over TLS, and the counts on record are right."""
     expected = hashlib.sha256(Bulk.content).hexdigest()
     (tmp_path / "bulk").write_bytes(Bulk.content)
-    with http_server(Bulk) as plain, http_server(Bulk, tls=True) as secure:
-        with Watch(network(rule(plain, "http"), rule(secure, "tls")), tmp_path) as watch:
-            for scheme, port in (("http", plain), ("https", secure)):
-                curl = f"curl -sS --insecure --max-time 60 {scheme}://host.loopback:{port}/"
-                assert watch.run(f"{curl} | sha256sum").stdout.split()[0] == expected
-                assert watch.run(f"{curl} -H Expect: --data-binary @bulk").stdout == expected
-            got, sent, _, _ = ended(watch, 4)
-            assert SIZE < got.bytes_in < SIZE + 1000
-            assert SIZE < sent.bytes_out < SIZE + 1000
+    with (
+        http_server(Bulk) as plain,
+        http_server(Bulk, tls=True) as secure,
+        Watch(network(rule(plain, "http"), rule(secure, "tls")), tmp_path) as watch,
+    ):
+        for scheme, port in (("http", plain), ("https", secure)):
+            curl = f"curl -sS --insecure --max-time 60 {scheme}://host.loopback:{port}/"
+            assert watch.run(f"{curl} | sha256sum").stdout.split()[0] == expected
+            assert watch.run(f"{curl} -H Expect: --data-binary @bulk").stdout == expected
+        got, sent, _, _ = ended(watch, 4)
+        assert SIZE < got.bytes_in < SIZE + 1000
+        assert SIZE < sent.bytes_out < SIZE + 1000
 
 
 def test_both_directions_at_once_are_exact(tmp_path: Path) -> None:
@@ -170,7 +175,7 @@ tell(got.hexdigest() == hashlib.sha256(data).hexdigest())
 
 
 def test_two_hundred_connections_at_once(tmp_path: Path) -> None:
-    """asyncio opens 200 connections in parallel, each gets its own answer, and each is a flow of its own."""
+    """With asyncio a program opens 200 connections in parallel, each gets its own answer, and each is its own flow."""
     source = """
 import asyncio
 async def one(index):
@@ -194,7 +199,7 @@ tell(asyncio.run(main()))
 
 
 def test_urllib_and_ssl_work_unmodified(tmp_path: Path) -> None:
-    """urllib over HTTP and HTTPS with a checked certificate; a denied port raises PermissionError from the socket."""
+    """Python's clients work over HTTP and HTTPS with a checked certificate; a denied port raises PermissionError."""
     source = """
 import ssl, urllib.error, urllib.request
 plain, secure, denied = sys.argv[1:4]
@@ -209,15 +214,19 @@ except urllib.error.URLError as error:
 tell(got)
 """
     shutil.copy(CERTIFICATE, tmp_path / "ca.pem")
-    with http_server(Echo) as plain, http_server(Echo, tls=True) as secure, http_server(Echo) as denied:
-        with Watch(network(rule(plain, "http"), rule(secure, "tls")), tmp_path) as watch:
-            digest = hashlib.sha256(b"x" * 70000).hexdigest()
-            assert inside(watch, source, plain, secure, denied) == [
-                "you asked for /a",
-                f"70000 {digest} host.loopback:{plain}",
-                "you asked for /b",
-                "PermissionError",
-            ]
+    with (
+        http_server(Echo) as plain,
+        http_server(Echo, tls=True) as secure,
+        http_server(Echo) as denied,
+        Watch(network(rule(plain, "http"), rule(secure, "tls")), tmp_path) as watch,
+    ):
+        digest = hashlib.sha256(b"x" * 70000).hexdigest()
+        assert inside(watch, source, plain, secure, denied) == [
+            "you asked for /a",
+            f"70000 {digest} host.loopback:{plain}",
+            "you asked for /b",
+            "PermissionError",
+        ]
 
 
 def test_a_websocket_is_upgraded(tmp_path: Path) -> None:
@@ -235,7 +244,7 @@ with socket.create_connection((HOST, int(sys.argv[1]))) as s:
     tell([head.split(b"\\r\\n")[0].decode(), s.recv(7, socket.MSG_WAITALL).hex(), head.decode().count("Accept")])
 """
 
-    def serve(connection) -> bytes:
+    def serve(connection: socket.socket) -> bytes:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             head += connection.recv(1)
@@ -245,7 +254,7 @@ with socket.create_connection((HOST, int(sys.argv[1]))) as s:
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
         )
-        frame = connection.recv(11, 0x100)
+        frame = connection.recv(11, socket.MSG_WAITALL)
         text = bytes(a ^ b for a, b in zip(frame[6:], frame[2:6] * 2, strict=False))
         connection.sendall(b"\x82\x05" + text)
         return text + read_all(connection)
@@ -264,7 +273,7 @@ with socket.create_connection((HOST, int(sys.argv[1]))) as s:
 
 
 def test_git_clones_fetches_and_pushes(tmp_path: Path) -> None:
-    """git over smart HTTP works inside: clone, commit, push, fetch what somebody else pushed; content is the same."""
+    """Over smart HTTP git works inside: clone, commit, push, fetch what somebody else pushed; content is the same."""
     remote, project, seed = tmp_path / "remote", tmp_path / "project", tmp_path / "seed"
     project.mkdir()
     blob = os.urandom(3 << 20)

@@ -159,7 +159,7 @@ def test_a_full_disk_denies_and_freezes_and_is_said(tmp_path: Path) -> None:
     logs.mkdir()
     script = f'mount -t tmpfs -o size=256k,mode=700 tmpfs {logs}\nexec "$@"'
     argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script, "sh"]
-    environment = {**os.environ, "AGENTWATCH_LOG_DIR": str(logs), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "AGENTWATCH_LOG_DIR": str(logs), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(
         [*argv, sys.executable, "-c", FULL_DISK, str(workspace)],
         capture_output=True,

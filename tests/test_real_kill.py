@@ -151,6 +151,7 @@ def test_a_fork_bomb_is_bounded(tmp_path: Path) -> None:
         counts = [len(members(namespace)) for _ in range(30)]
         assert max(counts) <= 202
         assert watch.status().state == "closed"
+        counted_by_us = "counted at clone" in watch.status().limits_by
         running.kill()
         assert running.wait(LONG_S).outcome == "killed"
         assert watch.run(["true"]).ok
@@ -159,7 +160,9 @@ def test_a_fork_bomb_is_bounded(tmp_path: Path) -> None:
         assert watch.kill().survivors == 0
         assert members(namespace) == []
     limits = recorded(watch, LimitHit)
-    assert {(limit.limit, limit.maximum, limit.verdict) for limit in limits} == {("processes", 200.0, "deny")}
+    # Where the kernel holds this limit, a fork fails without a word to anybody else.
+    expected = {("processes", 200.0, "deny")} if counted_by_us else set()
+    assert {(limit.limit, limit.maximum, limit.verdict) for limit in limits} == expected
     closing(watch.log)
 
 
@@ -170,7 +173,7 @@ def test_a_fork_bomb_is_bounded(tmp_path: Path) -> None:
 def owned(workspace: Path, marker: str, way: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
     """Start a process that owns a watch; yields it and what it told."""
     argv = [sys.executable, str(PROGRAMS / "owner.py"), str(workspace), marker, way]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as owner:
         assert owner.stdout is not None
         try:
@@ -311,7 +314,7 @@ def test_what_was_stopped_before_stays_stopped(watch: Watch) -> None:
 
 
 def test_suspending_while_commands_start_loses_nothing(watch: Watch) -> None:
-    """Suspensions that fall into the start of commands neither break the watch nor a command: it runs, or is refused."""
+    """Suspensions that fall into the start of commands break neither: each command runs, or is refused."""
     over = threading.Event()
     outcomes: list[str] = []
 

@@ -1,10 +1,11 @@
-"""What sockets inside a real sandbox get: verdicts, errnos, connections in progress, names, questions, and the record."""
+"""What sockets inside a real sandbox get: verdicts, errnos, connections in progress, names, questions, records."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import struct
+import tempfile
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,13 @@ def flows(watch: Watch, op: str) -> list[Flow]:
 
 def follow(watch: Watch, op: str, count: int = 1) -> list[Flow]:
     """Wait until this many flow records with this `op` are there: each request is a round of the supervisor's loop."""
+    found: list[Flow] = []
     for _ in range(2000):
         found = flows(watch, op)
         if len(found) >= count:
             return found
         watch.status()
-    raise AssertionError(f"only {len(found)} flows are {op}")
+    pytest.fail(f"only {len(found)} flows are {op}")
 
 
 # Refusals
@@ -239,7 +241,7 @@ tell([*got, asyncio.run(ask_async()), nobody])
 
 
 def test_a_socket_bears_the_name_that_it_was_given(closed: Watch) -> None:
-    """getsockname of a UNIX socket gives the path that was bound, so that multiprocessing can pass it on."""
+    """The name of a UNIX socket is the path that was bound, so that multiprocessing can pass it on."""
     source = """
 import multiprocessing
 os.umask(0o077)
@@ -269,6 +271,25 @@ tell(names)
         ("bind", "/usr/new.sock", "claimed"),
         ("bind", "@abstract", "verified"),
     }
+
+
+def test_a_granted_folder_does_not_make_its_sockets_ours(tmp_path: Path) -> None:
+    """Where the policy grants /dev/shm, a server of the host there is still refused, and one made inside is not."""
+    source = """
+server, client, s = (socket.socket(socket.AF_UNIX) for _ in range(3))
+with server, client, s:
+    server.bind(sys.argv[1] + ".inner")
+    server.listen()
+    tell([attempt(client.connect, sys.argv[1]), attempt(s.connect, sys.argv[1] + ".inner")])
+"""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, socket.socket(socket.AF_UNIX) as server:
+        name = f"{folder}/host.sock"
+        server.bind(name)
+        server.listen()
+        with Watch({"filesystem": {"write": ["/dev/shm"]}}, tmp_path) as watch:
+            assert inside(watch, source, name) == ["EACCES", "OK"]
+            (denied,) = [event for event in connects(watch) if event[3] == "deny"]
+            assert denied == ("unix", name, 0, "deny", "unix-socket", 13)
 
 
 def test_datagrams_stay_inside(closed: Watch) -> None:
@@ -329,7 +350,7 @@ tell([len(got), got.count(b"A")])
 
 
 def test_interfaces_can_be_listed_and_not_changed(closed: Watch) -> None:
-    """getifaddrs and the like see the loopback alone; a change gets EPERM, also by the supervisor's hand."""
+    """Programs that ask for interfaces see the loopback alone; a change gets EPERM, whichever way."""
     source = """
 DOWN = struct.pack("=IHHII", 32, 16, 5, 1, 0) + struct.pack("=BxHiII", 0, 0, 1, 0, 1)  # RTM_NEWLINK with ACK: lo down
 def change(send):
@@ -374,7 +395,7 @@ tell(got)
 
 
 def test_a_connect_that_nobody_answers_times_out(tmp_path: Path) -> None:
-    """After connect_timeout_s a blocking connect gets ETIMEDOUT; one in progress ends, and its socket is unconnected."""
+    """After connect_timeout_s a blocking connect gets ETIMEDOUT; one in progress ends unconnected."""
     source = """
 there = (HOST, int(sys.argv[1]))
 waiting = socket.socket()
@@ -446,7 +467,7 @@ tell(got)
 
 
 def test_a_caller_that_gives_up_leaves_nothing(tmp_path: Path) -> None:
-    """Sockets closed, reset or re-used while they are in progress cost the supervisor nothing once the dial has ended."""
+    """Sockets closed, reset or re-used while they are in progress cost the supervisor nothing in the end."""
     source = """
 there = (HOST, int(sys.argv[1]))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -521,7 +542,7 @@ tell(got)
 
 
 def test_the_peer_that_is_seen_is_the_gateway(tmp_path: Path) -> None:
-    """getpeername names the gateway's loopback port, not the destination: the record has the true one."""
+    """The peer's name is the gateway's loopback port, not the destination: the record has the true one."""
     source = """
 with socket.create_connection((HOST, int(sys.argv[1]))) as s:
     tell(s.getpeername())
@@ -687,10 +708,11 @@ with socket.create_connection(there) as t:
     t.sendall(b"SSH-2.0-y")
     tell([got, t.recv(100).decode()])
 """
-    go, sent = threading.Event(), threading.Event()
+    heard, go, sent = threading.Event(), threading.Event(), threading.Event()
 
     def serve(connection: socket.socket) -> bytes:
         first = connection.recv(100)
+        heard.set()
         if first.endswith(b"x"):
             go.wait(LONG_S)
         connection.sendall(b"late")
@@ -700,6 +722,7 @@ with socket.create_connection(there) as t:
     with Server(serve) as server, Watch(network(rule(server.port)), tmp_path) as watch:
         running = watch.start(["python3", "-IS", "-c", PRELUDE + source, str(server.port)])
         wait_for_line(running, b"in")
+        assert heard.wait(LONG_S)
         watch.suspend()
         go.set()
         assert sent.wait(LONG_S)
@@ -810,7 +833,7 @@ with socket.create_connection((HOST, int(sys.argv[1]))) as s:
 
 
 def test_names_are_answered_as_the_policy_says(tmp_path: Path) -> None:
-    """An allowed name has its address, a denied one fails with a record, and an allowed one that is none fails cleanly."""
+    """An allowed name has its address, a denied one fails with a record, one that does not exist fails cleanly."""
     source = """
 def look(name):
     try:
@@ -945,17 +968,20 @@ def wait_for_ask(watch: Watch) -> tuple[int, str]:
         asks = watch.status().asks
         if asks:
             return next(iter(asks.items()))
-    raise AssertionError("nothing was asked")
+    pytest.fail("nothing was asked")
 
 
 def test_a_question_that_nobody_answers_is_a_no(tmp_path: Path) -> None:
     """After ask_timeout_s the connect gets EACCES, and the record says that nobody answered; a name likewise."""
-    source = ASK + """
+    source = (
+        ASK
+        + """
 try:
     socket.getaddrinfo("asked.example", 80)
 except socket.gaierror:
     tell("no name")
 """
+    )
     port = free_port()
     rules = rule(port, verdict="ask"), rule(80, verdict="ask", host="asked.example")
     with Watch(network(*rules, ask_timeout_s=0.1), tmp_path) as watch:

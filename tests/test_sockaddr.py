@@ -61,7 +61,9 @@ def test_ipv4_is_read_as_the_kernel_does(host: ipaddress.IPv4Address, port: int,
 
 
 @given(
-    st.one_of(st.ip_addresses(v=6), st.ip_addresses(v=6, network="::/64"), st.ip_addresses(v=6, network="::ffff:0:0/96")),
+    st.one_of(
+        st.ip_addresses(v=6), st.ip_addresses(v=6, network="::/64"), st.ip_addresses(v=6, network="::ffff:0:0/96")
+    ),
     st.integers(0, 65535),
     st.integers(0, 2**32 - 1),
 )

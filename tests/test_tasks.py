@@ -33,7 +33,10 @@ def fork(*, twice=False):
         signal.sigwait({signal.SIGUSR1})
         os._exit(0)
 def thread():
-    threading.Thread(target=lambda: (say(threading.get_native_id()), signal.sigwait({signal.SIGUSR1})), daemon=True).start()
+    def wait():
+        say(threading.get_native_id())
+        signal.sigwait({signal.SIGUSR1})
+    threading.Thread(target=wait, daemon=True).start()
 def rename(name):
     say(ctypes.CDLL(None).prctl(15, name, 0, 0, 0))
 def session():

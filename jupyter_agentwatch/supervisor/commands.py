@@ -25,6 +25,7 @@ from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.endings import Ending, how_ended, note_limit, tell_end
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
+from jupyter_agentwatch.supervisor.leftovers import Leftovers
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.wire.messages import Output, RunCommand, Started
 
@@ -102,7 +103,7 @@ class Commands:
         self._environment = environment
         self._workspace = workspace
         self._running: dict[int, _Command] = {}
-        self._leftover: dict[int, int] = {}
+        self._leftovers = Leftovers(loop)
         self._spawning = asyncio.Lock()
         self._is_paused = False
         self.steps = 0
@@ -259,8 +260,7 @@ class Commands:
             command.ended_by = command.ended_by or "killed"
             command.news = command.news or {"status": int(signal.SIGKILL), "user": 0.0, "system": 0.0, "rss": 0}
             self._finish(command)
-        for fd in list(self._leftover):
-            self._close_leftover(fd)
+        self._leftovers.close()
 
     def resume_output(self, client: Subscriber) -> None:
         """The client has caught up: read its commands' pipes again."""
@@ -402,8 +402,7 @@ class Commands:
                 taken += got
             if stream.is_open:
                 self._loop.remove_reader(stream.fd)
-                self._leftover[stream.fd] = command.step
-                self._loop.add_reader(stream.fd, self._drop_leftover, stream.fd)
+                self._leftovers.take(stream.fd)
         command.is_pty = False
         self._close_stdin(command)
         totals = {1: 0, 2: 0} | {stream.number: stream.total for stream in command.streams}
@@ -417,21 +416,6 @@ class Commands:
             written=(totals[1], totals[2]),
         )
         command.client.send(tell_end(ended, self._limits, self._recorder))
-
-    def _drop_leftover(self, fd: int) -> None:
-        try:
-            if os.read(fd, _CHUNK):
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass  # EIO: the terminal's other side is closed
-        self._close_leftover(fd)
-
-    def _close_leftover(self, fd: int) -> None:
-        self._leftover.pop(fd, None)
-        self._loop.remove_reader(fd)
-        os.close(fd)
 
     def _get(self, step: int) -> _Command:
         command = self._running.get(step)

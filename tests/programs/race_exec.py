@@ -1,8 +1,7 @@
 """Runs ./prog-a or ./prog-b while a child flips the letter under the call; prints the exit codes: 0 for a, 1 for b.
 
-Arguments: how many times, and "plain", "noisy" (the exec is called by a second thread, while the first one makes calls
-that are trapped, too) or "silent" (a filter of the program's own answers set_tid_address, and the second program lives
-on for a moment).
+Arguments: how many times, and "plain" or "noisy" (the exec is called by a second thread, while the first one makes calls
+that are trapped, too).
 """
 
 # ruff: noqa: T201 -- it answers on standard output
@@ -12,14 +11,12 @@ import json
 import mmap
 import os
 import signal
-import struct
 import sys
 import threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 times, way = int(sys.argv[1]), sys.argv[2]
 SET_TID_ADDRESS = {"x86_64": 218, "aarch64": 96}[os.uname().machine]
-SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
 page = mmap.mmap(-1, mmap.PAGESIZE)
 page[:9] = b"./prog-a\0"
 at = ctypes.addressof(ctypes.c_char.from_buffer(page))
@@ -47,14 +44,6 @@ def make_noise() -> None:
         libc.syscall(ctypes.c_long(SET_TID_ADDRESS), None)
 
 
-def hide() -> None:
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, SET_TID_ADDRESS), (0x06, 0, 0, 0x00050000), (0x06, 0, 0, 0x7FFF0000)]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    filt = struct.pack("@HP", len(steps), ctypes.addressof(code))
-    if libc.syscall(ctypes.c_long(SECCOMP), ctypes.c_long(1), ctypes.c_long(0), filt) != 0:
-        os._exit(126)
-
-
 flipper = os.fork()
 if flipper == 0:
     flip_for_ever()
@@ -62,8 +51,6 @@ codes = []
 for _ in range(times):
     child = os.fork()
     if child == 0:
-        if way == "silent":
-            hide()
         if way == "noisy":
             make_noise()
         run()
