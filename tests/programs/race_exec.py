@@ -1,7 +1,7 @@
 """Runs ./prog-a or ./prog-b while a child flips the letter under the call; prints the exit codes: 0 for a, 1 for b.
 
-Arguments: how many times, and "plain" or "noisy" (the exec is called by a second thread, while the first one makes calls
-that are trapped, too).
+Arguments: how many times, and "plain" or "noisy" (a second thread calls exec, while the first one makes calls that are
+trapped, too).
 """
 
 # ruff: noqa: T201 -- it answers on standard output
