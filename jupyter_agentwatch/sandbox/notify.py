@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 
-__all__ = ["Gone", "Listener", "Notification", "TargetMemory", "duplicate_socket"]
+__all__ = ["Gone", "Listener", "Notification", "TargetMemory", "as_int", "duplicate_socket"]
 
 _RECV: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -44,6 +44,11 @@ class Notification(NamedTuple):
     tid: int
     number: int
     args: tuple[int, int, int, int, int, int]
+
+
+def as_int(register: int) -> int:
+    """Return a register as the C `int` that the kernel takes of it: the low word, signed."""
+    return ((register & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 class Listener:

@@ -15,7 +15,7 @@ from typing import Final
 
 from jupyter_agentwatch.sandbox.notify import Gone
 
-__all__ = ["Task", "TaskTable", "parent_of", "umask_of"]
+__all__ = ["Task", "TaskTable", "parent_of"]
 
 _MANY: Final = 4096
 _FRESH_S: Final = 0.1
@@ -143,15 +143,6 @@ def parent_of(tid: int) -> int:
     return int(text[text.rindex(b")") + 4 :].split(b" ", 1)[0])
 
 
-def umask_of(tid: int) -> int:
-    """Return the umask of a thread.
-
-    Raises:
-        Gone: There is no such thread any more.
-    """
-    return int(_status(tid)[b"Umask"], 8)
-
-
 def _status(tid: int) -> dict[bytes, bytes]:
     try:
         fd = os.open(f"/proc/{tid}/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -166,6 +157,6 @@ def _status(tid: int) -> dict[bytes, bytes]:
     for line in text.split(b"\n", 20)[:20]:
         key, _, value = line.partition(b":\t")
         fields[key] = value
-    if not {b"Tgid", b"PPid", b"NStgid", b"NSsid", b"Umask"} <= fields.keys():
+    if not {b"Tgid", b"PPid", b"NStgid", b"NSsid"} <= fields.keys():
         raise Gone
     return fields

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import socket
 import threading
@@ -75,6 +76,12 @@ class Host:
     leaf: Leaf | None
 
 
+def _max_flows() -> int:
+    """Return how many flows there are descriptors for: two each, and a margin for everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(4096, (soft - 1024) // 2))
+
+
 class Supervisor:
     """One watch, from an opened log and a standing sandbox to the closed log.
 
@@ -126,7 +133,7 @@ class Supervisor:
         self._names = NameMemory(time.monotonic)
         self._matcher = NetworkMatcher(policy.network)
         self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._sandbox_ended)
-        self._gateway = Gateway(policy.network, self._network_records)
+        self._gateway = Gateway(policy.network, self._network_records, max_flows=_max_flows())
         self._dialer = self._make_dialer()
         self._network = self._make_broker()
         self._mediator = self._make_mediator()

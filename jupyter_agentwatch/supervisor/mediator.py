@@ -18,7 +18,7 @@ from typing import Final
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Exec, FileOp, Finding, LimitHit, from_bytes
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
-from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory
+from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory, as_int
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
 from jupyter_agentwatch.sandbox.programs import (
     Claim,
@@ -49,10 +49,6 @@ _FORK_S: Final = 1.0
 """A fork that was let through so many seconds ago has happened, however busy the machine is."""
 _KEPT_PROGRAMS: Final = 8192
 _REPORT_AGAIN_S: Final = 1.0
-
-
-def _int32(register: int) -> int:
-    return ((register & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 def _text(path: str) -> str:
@@ -114,7 +110,7 @@ class Mediator:
     def _table(self, machine: Machine) -> dict[int, Handler]:
         handlers: dict[str, Handler] = {
             "execve": lambda n: self._exec(n, AT_FDCWD, n.args[0], n.args[1]),
-            "execveat": lambda n: self._exec(n, _int32(n.args[0]), n.args[1], n.args[2]),
+            "execveat": lambda n: self._exec(n, as_int(n.args[0]), n.args[1], n.args[2]),
             "set_tid_address": self._after_exec,
             "setsid": self._new_session,
             "clone": self._clone,
@@ -398,10 +394,10 @@ class Mediator:
             task, args = tasks.get(n.tid), n.args
             path2 = ""
             try:
-                dirfd = AT_FDCWD if dirfd_index is None else _int32(args[dirfd_index])
+                dirfd = AT_FDCWD if dirfd_index is None else as_int(args[dirfd_index])
                 path = claimed_path(memory, n.tid, dirfd, args[path_index])
                 if path2_index is not None:
-                    dirfd = AT_FDCWD if dirfd2_index is None else _int32(args[dirfd2_index])
+                    dirfd = AT_FDCWD if dirfd2_index is None else as_int(args[dirfd2_index])
                     path2 = claimed_path(memory, n.tid, dirfd, args[path2_index])
             except OSError:
                 listener.proceed(n.id)  # a bad address: the kernel will say so, and changes nothing

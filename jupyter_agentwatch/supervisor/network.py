@@ -13,7 +13,6 @@ import fcntl
 import itertools
 import os
 import socket
-import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,9 @@ from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Basis, Connect, Listen
-from jupyter_agentwatch.policy import Decision, NetworkMatcher, unix_allowed
+from jupyter_agentwatch.policy import Decision, NetworkMatcher
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
-from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, duplicate_socket
+from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, as_int, duplicate_socket
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
 from jupyter_agentwatch.sandbox.sockaddr import (
     MAX_SIZE,
@@ -38,6 +37,7 @@ from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
 from jupyter_agentwatch.supervisor.record import Recorder
+from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
 
 __all__ = ["NetworkBroker"]
 
@@ -47,18 +47,11 @@ _TCP_CLOSE: Final = 7
 
 # Never MSG_ZEROCOPY: a corked datagram would show the sandbox whatever our memory holds by the time it leaves.
 _SEND_FLAGS: Final = socket.MSG_CONFIRM | socket.MSG_DONTROUTE | socket.MSG_MORE | socket.MSG_EOR | socket.MSG_NOSIGNAL
-_BOUND_NAMES: Final = 1024
-_SIOCUNIXFILE: Final = 0x89E0
-"""linux/un.h: gives an O_PATH descriptor of the file that a UNIX socket is bound to."""
 
 _NAME_CACHE: Final = ("/var/run/nscd/socket", "/run/nscd/socket")
 """The C library looks for this daemon before each name or user; where there is none, that is not worth a record."""
 
 Transport = Literal["tcp", "udp", "unix"]
-
-
-def _int32(register: int) -> int:
-    return ((register & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 class NetworkBroker:
@@ -99,17 +92,11 @@ class NetworkBroker:
         self._record = recorder.record
         self._matcher = matcher
         self._names_for = names_for
-        self._unix_sockets = tuple(unix_sockets)
-        # Where the policy grants one of these folders, it is the host's.
-        outer = {os.stat(folder).st_dev for folder in private_folders if os.path.exists(folder)}
-        self._private = frozenset(root.identity(folder)[0] for folder in private_folders) - outer
+        self._unix = UnixSockets(root, unix_sockets, private_folders)
         self._dialer = dialer
         self._askers = askers
         self._ask = ask
         self._memory = TargetMemory()
-        # Each with a descriptor of it: while that is open, no other file can get its inode.
-        self._bound_inside: dict[tuple[int, int], int] = {}
-        self._just_bound: list[socket.socket] = []
         self._flows = itertools.count(1)
         self._waiting = threading.Semaphore(_WAITING)
         self._workers = ThreadPoolExecutor(_WAITING, thread_name_prefix="blocking-connect")
@@ -147,13 +134,13 @@ class NetworkBroker:
 
     def _take(self, n: Notification, address_at: int, size: int) -> tuple[socket.socket, bytes, Address | None] | None:
         """Copy the address and the descriptor, once; answer bad ones as the kernel would."""
-        length = _int32(size)
+        length = as_int(size)
         if not 0 <= length <= MAX_SIZE:
             self._listener.finish(n.id, errno.EINVAL)
             return None
         try:
             raw = self._memory.read(n.tid, address_at, length) if length else b""
-            sock = duplicate_socket(n.tid, _int32(n.args[0]))
+            sock = duplicate_socket(n.tid, as_int(n.args[0]))
         except OSError as refusal:
             self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return None
@@ -243,8 +230,7 @@ class NetworkBroker:
             sock.close()
             self._listener.finish(n.id, refusal.errno or errno.ENOENT)
             return
-        self._learn()
-        rule = self._unix_rule(held)
+        rule = self._unix.rule(held)
         if not rule:
             os.close(held)
             self._deny(n, task, sock, ("unix", address), Decision.refuse("unix-socket"), errno.EACCES)
@@ -252,14 +238,6 @@ class NetworkBroker:
         self._note(task, "unix", address, rule=rule)
         through = socket.AF_UNIX.to_bytes(2, "little") + f"/proc/self/fd/{held}".encode() + b"\0"
         self._perform(n, sock, through, held)
-
-    def _unix_rule(self, held: int) -> str:
-        info = os.fstat(held)
-        if not stat.S_ISSOCK(info.st_mode):
-            return "inside"  # the call gets ECONNREFUSED, as ever
-        if info.st_dev in self._private or (info.st_dev, info.st_ino) in self._bound_inside:
-            return "inside"
-        return "unix_sockets" if unix_allowed(self._unix_sockets, os.readlink(f"/proc/self/fd/{held}")) else ""
 
     # -- bind, listen, sendto ------------------------------------------------------------------------------------
 
@@ -281,8 +259,7 @@ class NetworkBroker:
                 # The kernel, in the caller's own place: from ours the socket would bear a name that leads nowhere
                 # inside, and programs pass on what getsockname says. Mounts decide where a name can be made.
                 self._note_listen(task, "bind", sock, address, 0, basis="claimed")
-                self._learn()
-                self._just_bound.append(sock.dup())
+                self._unix.bound(sock)
                 self._listener.proceed(n.id)
                 return
             if sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
@@ -292,35 +269,20 @@ class NetworkBroker:
             self._note_listen(task, "bind", sock, address, error)
         self._listener.finish(n.id, error)
 
-    def _learn(self) -> None:
-        """Remember which files the sockets are that were bound by path, once the kernel has made them."""
-        while self._just_bound:
-            with self._just_bound.pop() as sock, contextlib.suppress(OSError):
-                # By the socket and never by its name, which may stand for something else by now.
-                held = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
-                info = os.fstat(held)
-                before = self._bound_inside.pop((info.st_dev, info.st_ino), -1)
-                self._bound_inside[info.st_dev, info.st_ino] = held
-                if before < 0 and len(self._bound_inside) > _BOUND_NAMES:
-                    before = self._bound_inside.pop(next(iter(self._bound_inside)))
-                if before >= 0:
-                    os.close(before)
-
     def listen(self, n: Notification) -> None:
         """Perform a listen, and put the name on record."""
         task = self._tasks.get(n.tid)
         try:
-            sock = duplicate_socket(n.tid, _int32(n.args[0]))
+            sock = duplicate_socket(n.tid, as_int(n.args[0]))
         except OSError as refusal:
             self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return
         with sock:
             if not self._listener.is_valid(n.id):
                 return
-            error = listen_raw(sock.fileno(), _int32(n.args[1]))
+            error = listen_raw(sock.fileno(), as_int(n.args[1]))
             if sock.family == socket.AF_UNIX:
-                self._just_bound.append(sock.dup())
-                self._learn()
+                self._unix.bound(sock)
             self._note_listen(task, "listen", sock, None, error)
         self._listener.finish(n.id, error)
 

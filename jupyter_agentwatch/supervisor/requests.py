@@ -146,6 +146,9 @@ class Requests:
 
     def _answer(self, request: messages.Answer, connection: Connection) -> FromSupervisor:
         by = self._who(request.by, connection)
+        if self._watch.state != "closed":
+            msg = f"the watch is {self._watch.state}; resume it before you answer"
+            raise ControlError(msg)
         self._watch.asks.answer(request.ask, by, allow=request.allow)
         self._note_control("answer", connection, f"{request.ask}: {'allow' if request.allow else 'deny'}")
         return messages.Ack()

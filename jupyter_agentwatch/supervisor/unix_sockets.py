@@ -1,0 +1,70 @@
+"""Whose a UNIX socket with a path is: the sandbox's own, one of the host's that the policy names, or neither.
+
+A path can come to mean another file at any time, so files are known by device and inode, and held open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+from jupyter_agentwatch.policy import unix_allowed
+from jupyter_agentwatch.sandbox.paths import Root
+
+__all__ = ["UnixSockets"]
+
+_SIOCUNIXFILE: Final = 0x89E0
+"""linux/un.h: gives an O_PATH descriptor of the file that a UNIX socket is bound to."""
+_BOUND_NAMES: Final = 1024
+
+
+class UnixSockets:
+    """Judges UNIX sockets by path. Used by the notification thread alone.
+
+    Args:
+        root: The sandbox's root.
+        allowed: Host paths that the policy names.
+        private_folders: Folders inside that only the sandbox has, for sockets that cannot be the host's.
+    """
+
+    def __init__(self, root: Root, allowed: Sequence[str], private_folders: Sequence[str]) -> None:
+        self._allowed = tuple(allowed)
+        # Where the policy grants one of these folders, it is the host's.
+        outer = {os.stat(folder).st_dev for folder in private_folders if os.path.exists(folder)}
+        self._private = frozenset(root.identity(folder)[0] for folder in private_folders) - outer
+        # Each with a descriptor of it: while that is open, no other file can get its inode.
+        self._inside: dict[tuple[int, int], int] = {}
+        self._just_bound: list[socket.socket] = []
+
+    def bound(self, sock: socket.socket) -> None:
+        """Note a socket that a caller binds to a path, or listens on: the kernel makes the file after our answer."""
+        self._learn()
+        self._just_bound.append(sock.dup())
+
+    def rule(self, held: int) -> str:
+        """Return why the file of an O_PATH descriptor may be connected to: "inside", "unix_sockets", or "" (not)."""
+        self._learn()
+        info = os.fstat(held)
+        if not stat.S_ISSOCK(info.st_mode):
+            return "inside"  # the call gets ECONNREFUSED, as ever
+        if info.st_dev in self._private or (info.st_dev, info.st_ino) in self._inside:
+            return "inside"
+        return "unix_sockets" if unix_allowed(self._allowed, os.readlink(f"/proc/self/fd/{held}")) else ""
+
+    def _learn(self) -> None:
+        while self._just_bound:
+            with self._just_bound.pop() as sock, contextlib.suppress(OSError):
+                # By the socket and never by its name, which may stand for something else by now.
+                held = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
+                info = os.fstat(held)
+                before = self._inside.pop((info.st_dev, info.st_ino), -1)
+                self._inside[info.st_dev, info.st_ino] = held
+                if before < 0 and len(self._inside) > _BOUND_NAMES:
+                    before = self._inside.pop(next(iter(self._inside)))
+                if before >= 0:
+                    os.close(before)
