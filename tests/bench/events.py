@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,7 @@ from jupyter_agentwatch import Watch
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.events import FileOp
-from tests.bench.ground import INSIDE, PYTHON, Ground, MeasureError, on_core
+from tests.bench.ground import PYTHON, Ground, MeasureError, on_core
 from tests.bench.table import Row, median
 
 __all__ = ["resting", "throughput"]
@@ -68,8 +67,7 @@ def _storm(ground: Ground, cores: list[int]) -> tuple[list[int], int]:
 
 
 def _on_a_core(ground: Ground, stack: contextlib.ExitStack, core: int) -> Watch:
-    workspace = ground.folder(f"storm-{core}")
-    shutil.copytree(INSIDE, workspace, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    workspace = ground.stage(f"storm-{core}")
     with on_core(core):  # the supervisor, and all that it starts, inherit it
         return stack.enter_context(ground.session(workspace=workspace))
 

@@ -65,10 +65,8 @@ class Ground:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for variable, name in {"AGENTWATCH_LOG_DIR": "log", "AGENTWATCH_RUNTIME_DIR": "run"}.items():
             os.environ[variable] = str(self.folder(name))
-        self.native = self.folder("native")
-        self.workspace = self.folder("workspace")
-        for folder in (self.native, self.workspace):
-            shutil.copytree(INSIDE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        self.native = self.stage("native")
+        self.workspace = self.stage("workspace")
         self.env: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -92,6 +90,12 @@ class Ground:
         path = self._scratch / name
         path.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    def stage(self, name: str) -> Path:
+        """Return a folder of the run's own that holds the programs of `INSIDE`."""
+        folder = self.folder(name)
+        shutil.copytree(INSIDE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        return folder
 
     def n(self, full: int, quick: int) -> int:
         """Return how many samples to take."""

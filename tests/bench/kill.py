@@ -33,8 +33,8 @@ def kills(ground: Ground) -> list[Row]:
     n = ground.n(200, 5)
     # What is left of a session after its kill is closed while the next crowd comes together.
     with ThreadPoolExecutor(1) as closing:
-        programs = [_one(ground, "programs", closing) for _ in range(n)]
-        interpreters = [_one(ground, "interpreters", closing) for _ in range(n)]
+        programs = [_one(ground, "programs", number, closing) for number in range(n)]
+        interpreters = [_one(ground, "interpreters", number, closing) for number in range(n)]
     left = sum(kill.left for kill in (*programs, *interpreters))
     return [
         _row("kill.programs", programs),
@@ -54,8 +54,8 @@ def _row(name: str, taken: list[_Kill]) -> Row:
     return Row(name, max(outside), len(taken), beside)
 
 
-def _one(ground: Ground, kind: str, closing: Executor) -> _Kill:
-    watch = ground.open()
+def _one(ground: Ground, kind: str, number: int, closing: Executor) -> _Kill:
+    watch = ground.open(workspace=ground.stage(f"{kind}-{number}"))  # one workspace serves one watch at a time
     try:
         _await_crowd(watch, kind)
         namespace = _namespace(watch)
