@@ -160,7 +160,7 @@ def claimed_path(memory: TargetMemory, tid: int, dirfd: int, path_at: int) -> st
         Gone: The caller is gone.
         OSError: The address is bad.
     """
-    return _absolute(memory.strings(tid, (path_at,), 4096)[0], tid, dirfd)
+    return _absolute(memory.string(tid, path_at, 4096), tid, dirfd)
 
 
 def _absolute(raw: bytes, tid: int, dirfd: int) -> str:
@@ -168,7 +168,7 @@ def _absolute(raw: bytes, tid: int, dirfd: int) -> str:
     if path.startswith("/"):
         return path
     base = base_folder(tid, dirfd)
-    return os.path.join(base, path) if path else base
+    return f"{base}/{path}" if path else base
 
 
 def _path_and_pointers(memory: TargetMemory, tid: int, path_at: int, argv_at: int) -> tuple[bytes, list[int]]:
@@ -181,4 +181,4 @@ def _path_and_pointers(memory: TargetMemory, tid: int, path_at: int, argv_at: in
         values = struct.unpack_from(f"={room // 8}Q", both, name_room)
         if end >= 0 and 0 in values:
             return bytes(both[:end]), list(values[: values.index(0)])
-    return memory.strings(tid, (path_at,), 4096)[0], _pointers(memory, tid, argv_at)
+    return memory.string(tid, path_at, 4096), _pointers(memory, tid, argv_at)

@@ -48,6 +48,8 @@ _COUNT_AGAIN_S: Final = 0.05
 _FORK_S: Final = 1.0
 """A fork that was let through so many seconds ago has happened, however busy the machine is."""
 _KEPT_PROGRAMS: Final = 8192
+_KEPT_NAMES: Final = 4096
+_OPENING: Final = ("open", "openat", "creat", "truncate")
 _REPORT_AGAIN_S: Final = 1.0
 
 
@@ -91,6 +93,7 @@ class Mediator:
         self._network = network
         self._memory = TargetMemory()
         self._claims: dict[int, Claim] = {}
+        self._touched: set[tuple[int, str]] = set()
         self._programs: dict[int, Program] = {}
         self._known_names: set[str] = set()
         self._count_members = count_members
@@ -177,6 +180,7 @@ class Mediator:
     def _woken(self) -> bool:
         if b"q" in os.read(self._wake_read, 64):
             return False
+        self._touched.clear()  # an undo may have forgotten what was kept
         waiting, self._held = self._held, []
         for notification in waiting:
             self._serve(notification)
@@ -388,7 +392,7 @@ class Mediator:
         self, op: str, dirfd_index: int | None, path_index: int, dirfd2_index: int | None, path2_index: int | None
     ) -> Handler:
         listener, memory, tasks, history = self._listener, self._memory, self._tasks, self._history
-        record = self._recorder.record
+        record, touched, opens = self._recorder.record, self._touched, op in _OPENING
 
         def handle(n: Notification) -> None:
             task, args = tasks.get(n.tid), n.args
@@ -406,9 +410,16 @@ class Mediator:
                 return
             shown, shown2 = _text(path), _text(path2)
             record(FileOp, basis="claimed", step=task.step, pid=task.tgid, op=op, path=shown, path2=shown2)
-            history.touch(task.step, path, op=op)
-            if path2:
-                history.touch(task.step, path2, op=op)
+            if not opens:
+                touched.clear()  # a name may lead elsewhere from now on
+                history.touch(task.step, path, op=op)
+                if path2:
+                    history.touch(task.step, path2, op=op)
+            elif (task.step, path) not in touched:
+                if len(touched) >= _KEPT_NAMES:
+                    touched.clear()
+                touched.add((task.step, path))
+                history.touch(task.step, path, op=op)
             listener.proceed(n.id)
 
         return handle

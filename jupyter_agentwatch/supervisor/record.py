@@ -43,7 +43,7 @@ class Recorder:
         self._lost = 0
         self._failing = False
         self._cells: dict[int, str] = {}
-        self.counts: Counter[str] = Counter()
+        self._counts: Counter[tuple[type[Event], str]] = Counter()
         self.listener: Callable[[bytes], None] | None = None
         """Gets every event's JSON after it is in the log, in order, under the lock: it must only queue."""
 
@@ -91,29 +91,39 @@ class Recorder:
         with self._lock:
             if self._lost:
                 gap = {"lost": self._lost, "reason": "the audit log could not be written"}
-                self._append(Gap, {"verdict": "deny", "basis": "verified", **gap}, sync=False)
+                self._append(Gap, "deny", {"basis": "verified", **gap}, sync=False)
                 self._lost = 0
-            fields |= {"verdict": verdict, "basis": basis, "step": step, "cell": self._cells.get(step, "")}
-            return self._append(kind, fields, sync=sync)
+            fields["basis"] = basis
+            if step:
+                fields["step"] = step
+                fields["cell"] = self._cells.get(step, "")
+            return self._append(kind, verdict, fields, sync=sync)
 
-    def _append(self, kind: type[Event], fields: dict[str, Any], *, sync: bool) -> int:
-        seq = self._log.next_seq
-        event = kind(seq=seq, t_mono_ns=time.monotonic_ns(), t_wall_ns=time.time_ns(), watch=self._watch, **fields)
+    def _append(self, kind: type[Event], verdict: str, fields: dict[str, Any], *, sync: bool) -> int:
+        log = self._log
+        seq, mono, wall = log.next_seq, time.monotonic_ns(), time.time_ns()
+        event = kind(seq=seq, t_mono_ns=mono, t_wall_ns=wall, watch=self._watch, verdict=verdict, **fields)  # type: ignore[arg-type]
         try:
-            body = self._log.append(event)
+            body = log.append(event)
             if sync:
-                self._log.sync()
+                log.sync()
         except LogWriteError as error:
-            self._lost += self._log.next_seq == seq
+            self._lost += log.next_seq == seq
             if not self._failing:
                 self._failing = True
                 self._on_failure(str(error))
             raise
         self._failing = False
-        self.counts[f"{kind.__struct_config__.tag}:{event.verdict}"] += 1
+        self._counts[kind, verdict] += 1
         if self.listener is not None:
             self.listener(body)
         return seq
+
+    def counts(self) -> dict[str, int]:
+        """Return how many records there are of each kind and verdict ("connect:deny")."""
+        return {
+            f"{kind.__struct_config__.tag}:{verdict}": count for (kind, verdict), count in self._counts.copy().items()
+        }
 
     def sync(self) -> None:
         """Force all records to the disk."""

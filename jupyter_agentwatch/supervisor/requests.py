@@ -120,7 +120,7 @@ class Requests:
             processes=self._watch.sandbox.members(),
             running_steps=self._watch.commands.running,
             steps=self._watch.commands.steps,
-            counts=dict(self._watch.recorder.counts),
+            counts=self._watch.recorder.counts(),
             asks=self._watch.asks.texts(),
             limits_by=self._watch.host.limits_by,
             notes=self._watch.notes,
