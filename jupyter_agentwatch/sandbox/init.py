@@ -202,9 +202,8 @@ class _Server:
                 actions = [(os.POSIX_SPAWN_OPEN, 0, slave, os.O_RDWR, 0)]
                 actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
             os.chdir(request["cwd"])
-            os.environ["PATH"] = request["env"].get("PATH", os.defpath)  # where posix_spawnp looks
-            pid = os.posix_spawnp(
-                request["argv"][0],
+            pid = os.posix_spawn(
+                _find(request["argv"][0], request["env"].get("PATH", os.defpath)),
                 request["argv"],
                 request["env"],
                 file_actions=actions,
@@ -278,6 +277,20 @@ class _Server:
             news: dict[str, Any] = {"pid": pid, "status": status, "step": self._steps.pop(pid, 0)}
             news |= {"user": usage.ru_utime, "system": usage.ru_stime, "rss": usage.ru_maxrss * 1024}
             _send(self._control, {"exit": news})
+
+
+def _find(name: str, path: str) -> str:
+    """Look a program up in PATH as execvp does, but without a trapped call for each folder."""
+    if "/" in name:
+        return name
+    number = errno.ENOENT
+    for folder in path.split(":"):
+        candidate = f"{folder or '.'}/{name}"
+        if os.path.isfile(candidate):
+            if os.access(candidate, os.X_OK):
+                return candidate
+            number = errno.EACCES
+    raise OSError(number, os.strerror(number))
 
 
 def _kill_all(sign: int) -> None:

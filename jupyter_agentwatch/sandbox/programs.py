@@ -16,7 +16,17 @@ from jupyter_agentwatch.events import from_bytes
 from jupyter_agentwatch.sandbox.notify import Gone, TargetMemory
 from jupyter_agentwatch.sandbox.paths import Root, base_folder
 
-__all__ = ["Claim", "Program", "claimed_exec", "claimed_path", "is_what_was_claimed", "name_exists", "running_program"]
+__all__ = [
+    "Claim",
+    "Program",
+    "claimed_exec",
+    "claimed_path",
+    "is_immutable",
+    "is_what_was_claimed",
+    "name_exists",
+    "running_name",
+    "running_program",
+]
 
 _MAX_ARGS: Final = 48
 _MAX_ARG: Final = 1024
@@ -33,7 +43,7 @@ class Claim:
         path: Absolute name inside, or "" for a descriptor without a name.
         argv: Arguments as text, bounded.
         truncated: Arguments were cut.
-        before: Device and inode of what ran when the call was made; the same later means that the exec failed.
+        before: What ran when the call was made, by name; the same later means that the exec failed.
         seq: Its record, -1 while it has none.
         step: Step of the caller.
         made: Monotonic time of the call.
@@ -44,7 +54,7 @@ class Claim:
     path: str
     argv: list[str]
     truncated: bool
-    before: tuple[int, int]
+    before: str
     seq: int = -1
     step: int = 0
     made: float = 0.0
@@ -64,7 +74,7 @@ def claimed_exec(memory: TargetMemory, tid: int, dirfd: int, path_at: int, argv_
     truncated = len(pointers) > _MAX_ARGS
     raw_args = memory.strings(tid, pointers[:_MAX_ARGS], _MAX_ARG) if pointers else []
     truncated = truncated or any(len(arg) >= _MAX_ARG for arg in raw_args)
-    claim = Claim(path, [from_bytes(arg) for arg in raw_args], truncated, _running_identity(tid))
+    claim = Claim(path, [from_bytes(arg) for arg in raw_args], truncated, running_name(tid))
     own = _OWN.fullmatch(path)
     if own is not None:
         claim.meant = _identity(f"/proc/{tid}/{own[1]}")
@@ -93,9 +103,17 @@ def running_program(tid: int) -> Program:
     Raises:
         Gone: The process is gone.
     """
-    identity = _running_identity(tid)
+    return Program(running_name(tid), _running_identity(tid))
+
+
+def running_name(tid: int) -> str:
+    """Return what a process runs, by the kernel's name alone: half the cost.
+
+    Raises:
+        Gone: The process is gone.
+    """
     try:
-        return Program(os.readlink(f"/proc/{tid}/exe"), identity)
+        return os.readlink(f"/proc/{tid}/exe")
     except OSError as error:
         raise Gone from error
 
@@ -119,6 +137,11 @@ def is_what_was_claimed(root: Root, program: Program, claim: Claim) -> bool:
             return False
         path = os.fsdecode(words[0])
     return False
+
+
+def is_immutable(path: str) -> bool:
+    """Say whether a name lies in the system's folders, which are mounted read-only: it cannot come to mean another."""
+    return path.startswith(("/usr/", "/bin/", "/sbin/", "/lib"))
 
 
 def _pointers(memory: TargetMemory, tid: int, at: int) -> list[int]:

@@ -25,8 +25,10 @@ from jupyter_agentwatch.sandbox.programs import (
     Program,
     claimed_exec,
     claimed_path,
+    is_immutable,
     is_what_was_claimed,
     name_exists,
+    running_name,
     running_program,
 )
 from jupyter_agentwatch.sandbox.syscalls import Machine
@@ -94,7 +96,8 @@ class Mediator:
         self._memory = TargetMemory()
         self._claims: dict[int, Claim] = {}
         self._touched: set[tuple[int, str]] = set()
-        self._programs: dict[int, Program] = {}
+        self._programs: dict[int, str] = {}
+        self._same: set[tuple[str, str]] = set()
         self._known_names: set[str] = set()
         self._count_members = count_members
         self._max_tasks = max_tasks
@@ -258,12 +261,18 @@ class Mediator:
         # The C library calls set_tid_address once after each exec, before main: the caller stands still meanwhile,
         # so what /proc says of it is the truth, and the answer does not wait for the log.
         claim = self._claims.pop(n.tid, None)
+        if claim is not None:
+            name = running_name(n.tid)
+            if name == claim.path or (claim.path, name) in self._same:
+                self._listener.proceed(n.id)
+                self._record_truth(n.tid, claim, name, mismatch=False)
+                return
         program = running_program(n.tid)
         if claim is None:
             claim = self._claim_of_a_thread(n, program)
         self._listener.proceed(n.id)
         if claim is not None:
-            self._record_truth(n.tid, claim, program)
+            self._compare(n.tid, claim, program)
 
     def _claim_of_a_thread(self, n: Notification, program: Program) -> Claim | None:
         """Find the claim of an exec whose caller did not lead its thread group: it has the leader's id now.
@@ -278,9 +287,9 @@ class Mediator:
         fitting = [tid for tid in gone if is_what_was_claimed(self._root, program, self._claims[tid])]
         if gone:
             return self._claims.pop(max(fitting or gone, key=lambda tid: self._claims[tid].made))
-        if self._programs.get(n.tid, program).identity == program.identity:
+        if self._programs.get(n.tid, program.name) == program.name:
             return None
-        return Claim("", [], truncated=True, before=program.identity, step=step)
+        return Claim("", [], truncated=True, before=program.name, step=step)
 
     def _look_up_late_claims(self) -> None:
         now = time.monotonic()
@@ -294,7 +303,7 @@ class Mediator:
         A caller that is gone may have been a thread whose exec has made it the leader (see `_claim_of_a_thread`).
         """
         try:
-            is_open = running_program(tgid).identity == claim.before
+            is_open = running_name(tgid) == claim.before
         except Gone:
             is_open = True
         if is_open and now - claim.made < _SLOW_EXEC_S:
@@ -307,10 +316,19 @@ class Mediator:
         """Find out what became of an exec after which the C library did not report (a static program, a failure)."""
         with contextlib.suppress(Gone):
             program = running_program(tgid)
-            if program.identity != claim.before:
-                self._record_truth(tgid, claim, program)
+            # A caller that has ended may have left its id to a stranger.
+            if program.name != claim.before and self._tasks.step_of(tgid) == claim.step:
+                self._compare(tgid, claim, program)
 
-    def _record_truth(self, tgid: int, claim: Claim, program: Program) -> None:
+    def _compare(self, tgid: int, claim: Claim, program: Program) -> None:
+        same = is_what_was_claimed(self._root, program, claim)
+        if same and is_immutable(claim.path) and is_immutable(program.name):
+            if len(self._same) >= _KEPT_PROGRAMS:
+                self._same.clear()
+            self._same.add((claim.path, program.name))
+        self._record_truth(tgid, claim, program.name, mismatch=not same)
+
+    def _record_truth(self, tgid: int, claim: Claim, name: str, *, mismatch: bool) -> None:
         ppid = 0
         with contextlib.suppress(Gone):  # it may have ended since
             ppid = parent_of(tgid)
@@ -318,8 +336,8 @@ class Mediator:
             claim.seq = self._record_claim(tgid, claim)
         if len(self._programs) >= _KEPT_PROGRAMS:
             self._programs.clear()
-        self._programs[tgid] = program
-        exe, mismatch = _text(program.name), not is_what_was_claimed(self._root, program, claim)
+        self._programs[tgid] = name
+        exe = _text(name)
         seq = self._recorder.record(
             Exec, basis="post", step=claim.step, pid=tgid, ppid=ppid, exe=exe, claim_seq=claim.seq, mismatch=mismatch
         )
