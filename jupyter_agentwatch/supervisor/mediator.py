@@ -16,23 +16,14 @@ from collections.abc import Callable
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.events import Exec, FileOp, Finding, LimitHit, from_bytes
+from jupyter_agentwatch.events import FileOp, Finding, LimitHit, from_bytes
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory, as_int
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
-from jupyter_agentwatch.sandbox.programs import (
-    Claim,
-    Program,
-    claimed_exec,
-    claimed_path,
-    is_immutable,
-    is_what_was_claimed,
-    name_exists,
-    running_name,
-    running_program,
-)
+from jupyter_agentwatch.sandbox.programs import claimed_path
 from jupyter_agentwatch.sandbox.syscalls import Machine
-from jupyter_agentwatch.sandbox.tasks import TaskTable, parent_of
+from jupyter_agentwatch.sandbox.tasks import TaskTable
+from jupyter_agentwatch.supervisor.execs import ExecWatch
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -40,16 +31,9 @@ __all__ = ["Mediator"]
 
 Handler = Callable[[Notification], None]
 
-_SLOW_EXEC_S: Final = 3.0
-"""An exec after which nothing has changed for so many seconds is taken to have failed."""
-
-_UNVERIFIED_S: Final = 0.05
-"""A program that makes no trapped call after its exec (a static one) is looked up after this many seconds."""
-
 _COUNT_AGAIN_S: Final = 0.05
 _FORK_S: Final = 1.0
 """A fork that was let through so many seconds ago has happened, however busy the machine is."""
-_KEPT_PROGRAMS: Final = 8192
 _KEPT_NAMES: Final = 4096
 _OPENING: Final = ("open", "openat", "creat", "truncate")
 _REPORT_AGAIN_S: Final = 1.0
@@ -94,11 +78,8 @@ class Mediator:
         self._history = history
         self._network = network
         self._memory = TargetMemory()
-        self._claims: dict[int, Claim] = {}
+        self._execs = ExecWatch(listener, tasks, root, self._memory, recorder)
         self._touched: set[tuple[int, str]] = set()
-        self._programs: dict[int, str] = {}
-        self._same: set[tuple[str, str]] = set()
-        self._known_names: set[str] = set()
         self._count_members = count_members
         self._max_tasks = max_tasks
         self._room = 0
@@ -115,9 +96,9 @@ class Mediator:
 
     def _table(self, machine: Machine) -> dict[int, Handler]:
         handlers: dict[str, Handler] = {
-            "execve": lambda n: self._exec(n, AT_FDCWD, n.args[0], n.args[1]),
-            "execveat": lambda n: self._exec(n, as_int(n.args[0]), n.args[1], n.args[2]),
-            "set_tid_address": self._after_exec,
+            "execve": lambda n: self._execs.exec(n, AT_FDCWD, n.args[0], n.args[1]),
+            "execveat": lambda n: self._execs.exec(n, as_int(n.args[0]), n.args[1], n.args[2]),
+            "set_tid_address": self._execs.after_exec,
             "setsid": self._new_session,
             "clone": self._clone,
             "fork": self._clone,
@@ -146,7 +127,7 @@ class Mediator:
         poller.register(self._listener.fd, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         while True:
-            for fd, events in poller.poll(50 if self._claims else None):
+            for fd, events in poller.poll(50 if self._execs.has_claims else None):
                 if fd == self._wake_read:
                     if not self._woken():
                         return
@@ -156,8 +137,8 @@ class Mediator:
                         self._serve(notification)
                 elif events & (select.POLLHUP | select.POLLERR):
                     return
-            if self._claims:
-                self._look_up_late_claims()
+            if self._execs.has_claims:
+                self._execs.look_up_late()
 
     def freeze(self) -> None:
         """Hold every call from now on, unanswered."""
@@ -198,8 +179,8 @@ class Mediator:
             if handler is None:
                 self._listener.finish(notification.id, errno.EPERM)
                 return
-            if notification.tid in self._claims and notification.number not in self._exec_numbers:
-                self._settle(notification.tid, self._claims.pop(notification.tid))
+            if notification.number not in self._exec_numbers:
+                self._execs.settle_before(notification.tid)
             handler(notification)
         except Gone:
             # Perhaps only a descriptor or folder of it is gone: a caller that still waits must get an answer.
@@ -221,143 +202,7 @@ class Mediator:
                 Finding, verdict="deny", rule="agentwatch.monitor_error", title=title[:500], severity="high", sync=True
             )
 
-    # -- programs ------------------------------------------------------------------------------------------------
-
-    def _exec(self, n: Notification, dirfd: int, path_at: int, argv_at: int) -> None:
-        # Everything that can wait until the caller goes on is left to `_record_truth`: this and the two ways between
-        # caller and supervisor are what an exec costs.
-        step = self._tasks.step_of(n.tid)
-        try:
-            claim = claimed_exec(self._memory, n.tid, dirfd, path_at, argv_at)
-        except OSError:
-            self._listener.proceed(n.id)  # a bad address: the kernel will say so, and starts nothing
-            return
-        if not self._listener.is_valid(n.id):
-            return
-        earlier = self._claims.pop(n.tid, None)
-        if earlier is not None:
-            self._settle(n.tid, earlier)
-        claim.step = step
-        # A search along PATH makes a call for each folder; those for names that are not there are folded.
-        if claim.path in self._known_names or claim.meant is not None or name_exists(n.tid, claim.path):
-            claim.seq = self._record_claim(n.tid, claim)
-        claim.made = time.monotonic()
-        claim.due = claim.made + _UNVERIFIED_S
-        self._claims[n.tid] = claim
-        self._listener.proceed(n.id)
-
-    def _record_claim(self, pid: int, claim: Claim) -> int:
-        return self._recorder.record(
-            Exec,
-            basis="claimed",
-            step=claim.step,
-            pid=pid,
-            path=_text(claim.path),
-            argv=claim.argv,
-            argv_truncated=claim.truncated,
-        )
-
-    def _after_exec(self, n: Notification) -> None:
-        # The C library calls set_tid_address once after each exec, before main: the caller stands still meanwhile,
-        # so what /proc says of it is the truth, and the answer does not wait for the log.
-        claim = self._claims.pop(n.tid, None)
-        if claim is not None:
-            name = running_name(n.tid)
-            if name == claim.path or (claim.path, name) in self._same:
-                self._listener.proceed(n.id)
-                self._record_truth(n.tid, claim, name, mismatch=False)
-                return
-        program = running_program(n.tid)
-        if claim is None:
-            claim = self._claim_of_a_thread(n, program)
-        self._listener.proceed(n.id)
-        if claim is not None:
-            self._compare(n.tid, claim, program)
-
-    def _claim_of_a_thread(self, n: Notification, program: Program) -> Claim | None:
-        """Find the claim of an exec whose caller did not lead its thread group: it has the leader's id now.
-
-        One that fits comes first, then the newest of the same step whose thread is gone: the exec ran something else.
-        Without any, a program that is not the one we know of has come about in a way that we did not see.
-        """
-        if not self._listener.is_valid(n.id):
-            return None  # a leader that the exec has just ended: what /proc says is not about it
-        step = self._tasks.step_of(n.tid)
-        gone = [tid for tid, claim in self._claims.items() if claim.step == step and not _is_alive(tid)]
-        fitting = [tid for tid in gone if is_what_was_claimed(self._root, program, self._claims[tid])]
-        if gone:
-            return self._claims.pop(max(fitting or gone, key=lambda tid: self._claims[tid].made))
-        if self._programs.get(n.tid, program.name) == program.name:
-            return None
-        return Claim("", [], truncated=True, before=program.name, step=step)
-
-    def _look_up_late_claims(self) -> None:
-        now = time.monotonic()
-        for tgid in [tgid for tgid, claim in self._claims.items() if claim.due <= now]:
-            with contextlib.suppress(LogWriteError):
-                self._settle_late(tgid, self._claims.pop(tgid), now)
-
-    def _settle_late(self, tgid: int, claim: Claim, now: float) -> None:
-        """Look a claim up without a call; an exec that has not come about by now may be slow, or may have failed.
-
-        A caller that is gone may have been a thread whose exec has made it the leader (see `_claim_of_a_thread`).
-        """
-        try:
-            is_open = running_name(tgid) == claim.before
-        except Gone:
-            is_open = True
-        if is_open and now - claim.made < _SLOW_EXEC_S:
-            claim.due = now + (now - claim.made)
-            self._claims[tgid] = claim
-        else:
-            self._settle(tgid, claim)
-
-    def _settle(self, tgid: int, claim: Claim) -> None:
-        """Find out what became of an exec after which the C library did not report (a static program, a failure)."""
-        with contextlib.suppress(Gone):
-            program = running_program(tgid)
-            # A caller that has ended may have left its id to a stranger.
-            if program.name != claim.before and self._tasks.step_of(tgid) == claim.step:
-                self._compare(tgid, claim, program)
-
-    def _compare(self, tgid: int, claim: Claim, program: Program) -> None:
-        same = is_what_was_claimed(self._root, program, claim)
-        if same and is_immutable(claim.path) and is_immutable(program.name):
-            if len(self._same) >= _KEPT_PROGRAMS:
-                self._same.clear()
-            self._same.add((claim.path, program.name))
-        self._record_truth(tgid, claim, program.name, mismatch=not same)
-
-    def _record_truth(self, tgid: int, claim: Claim, name: str, *, mismatch: bool) -> None:
-        ppid = 0
-        with contextlib.suppress(Gone):  # it may have ended since
-            ppid = parent_of(tgid)
-        if claim.seq < 0:
-            claim.seq = self._record_claim(tgid, claim)
-        if len(self._programs) >= _KEPT_PROGRAMS:
-            self._programs.clear()
-        self._programs[tgid] = name
-        exe = _text(name)
-        seq = self._recorder.record(
-            Exec, basis="post", step=claim.step, pid=tgid, ppid=ppid, exe=exe, claim_seq=claim.seq, mismatch=mismatch
-        )
-        if not mismatch:
-            if len(self._known_names) >= _KEPT_PROGRAMS:
-                self._known_names.clear()
-            self._known_names.add(claim.path)
-        else:
-            self._recorder.record(
-                Finding,
-                basis="post",
-                step=claim.step,
-                pid=tgid,
-                rule="agentwatch.exec_mismatch",
-                title=f"a process asked to run {_text(claim.path)} but runs {exe}",
-                severity="critical",
-                technique="T1036",
-                evidence=[claim.seq, seq],
-                sync=True,
-            )
+    # -- processes -----------------------------------------------------------------------------------------------
 
     def _new_session(self, n: Notification) -> None:
         if self._tasks.new_session(n.tid):
@@ -441,11 +286,3 @@ class Mediator:
             listener.proceed(n.id)
 
         return handle
-
-
-def _is_alive(tid: int) -> bool:
-    try:
-        os.getsid(tid)
-    except ProcessLookupError:
-        return False
-    return True
