@@ -113,4 +113,7 @@ esac
 if [ "$purpose" = bench ]; then
     need strace strace "there is no strace to compare with"
     need gcc gcc "the build of a C project cannot be timed"
+    need npm npm "sandbox-runtime cannot be compared with"
+    need rg ripgrep "sandbox-runtime cannot be compared with"
+    need socat socat "sandbox-runtime cannot be compared with"
 fi
