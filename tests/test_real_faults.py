@@ -278,11 +278,13 @@ def test_a_terminal_is_a_terminal(watch: Watch) -> None:
     """On a terminal, programs see one, of the right size, with job control; Ctrl-C interrupts."""
     with watch.shell(pty=True) as terminal:
         terminal.resize(33, 99)
-        terminal.write("stty size; tty; sleep 100\n")
+        # The job says itself that it runs: a Ctrl-C between two commands would meet neither.
+        terminal.write("stty size; tty; sh -c 'echo run''ning; exec sleep 100'\n")
         seen = b""
-        while b"/dev/pts/" not in seen:
+        while b"running" not in seen:
             seen += terminal.read(LONG_S)
         assert b"33 99" in seen
+        assert b"/dev/pts/" in seen
         terminal.write("\x03")
         terminal.write("echo in''terrupted $?\n")
         while b"interrupted 130" not in seen:

@@ -189,6 +189,10 @@ def _blocks(options: FilterOptions) -> dict[str, _Block]:
         "prctl": _equal_any(0, (set_ptracer,), eperm, ALLOW),
         "personality": _equal_any(0, quiet_personality, ALLOW, eperm),
     }
+    # A setuid file outlives the watch: others on the machine could run it as the user, or as root. A write takes the
+    # bit off, so that it has to be set by one of these.
+    chmods = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
+    blocks |= {name: _any_bits(index, 0o4000, eperm, ALLOW) for name, index in chmods.items()}
     if options.count_tasks:
         blocks |= {"fork": _ret(NOTIFY), "vfork": _ret(NOTIFY)}
     return blocks

@@ -93,11 +93,18 @@ class HostResolver:
         threads: Lookups at a time. Their threads exist only meanwhile, and do not hold up the end of the process.
         timeout_s: Seconds until "SERVFAIL", those spent waiting for a thread included.
         lookup: Stands in for `socket.getaddrinfo`.
+        open_gate: No lookup leaves while it is not set.
     """
 
     def __init__(
-        self, *, threads: int = 8, timeout_s: float = 5.0, lookup: Callable[..., list[Any]] = socket.getaddrinfo
+        self,
+        *,
+        threads: int = 8,
+        timeout_s: float = 5.0,
+        lookup: Callable[..., list[Any]] = socket.getaddrinfo,
+        open_gate: asyncio.Event | None = None,
     ) -> None:
+        self._open_gate = open_gate
         self._free = asyncio.Semaphore(threads)
         self._timeout_s = timeout_s
         self._lookup = lookup
@@ -120,6 +127,8 @@ class HostResolver:
     async def _one(self, name: str) -> Resolution:
         # The place of a lookup that hangs is not given away: getaddrinfo cannot be stopped.
         async with self._free:
+            if self._open_gate is not None:
+                await self._open_gate.wait()
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Resolution] = loop.create_future()
 

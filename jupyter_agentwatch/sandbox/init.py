@@ -32,6 +32,7 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_NO_NEW_PRIVS = 47, 4, 38
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 << 3, 1 << 5
 _SO_ATTACH_FILTER = 26
 _REMOUNT_READ_ONLY = 1 | 2 | 32 | 4096  # MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND
+_BIND, _NODEV_NOEXEC = 4096, 4 | 8
 _BACKLOG = 4096
 _MAX_MESSAGE = 1 << 20
 
@@ -49,7 +50,7 @@ def main(control_fd: int) -> None:
     setup = marshal.loads(control.recv(_MAX_MESSAGE))  # noqa: S302 -- from the supervisor, of the same Python
     sockets, ports = _make_sockets()
     _guard_devices()
-    _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"])
+    _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"], _guard_proc())
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
     for name, bound in setup["rlimits"].items():
         # At the hard limit of CPU time the kernel sends SIGKILL; a second before, SIGXCPU says why.
@@ -107,6 +108,18 @@ def _guard_devices() -> None:
             _check(_libc.mount(None, path.encode(), None, _REMOUNT_READ_ONLY, None))
 
 
+def _guard_proc() -> int:
+    """Cover /proc by itself read-only, and return a descriptor of the one below.
+
+    Where root runs us, its user id could change the mode of the machine's own entries for everybody; and by
+    /proc/<pid>/mem a command could act as a process of another step.
+    """
+    below = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _check(_libc.mount(b"/proc", b"/proc", None, _BIND, None))
+    _check(_libc.mount(None, b"/proc", None, _REMOUNT_READ_ONLY | _NODEV_NOEXEC, None))
+    return below
+
+
 def _park(listening: socket.socket) -> None:
     # A filter that drops every packet keeps a SYN unanswered: the caller's socket is truly in progress until the
     # gateway, bound to the same port, meets it by a simultaneous open.
@@ -116,7 +129,7 @@ def _park(listening: socket.socket) -> None:
     listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(drop)))
 
 
-def _become_ordinary(uid: int, gid: int, unshare: int) -> None:
+def _become_ordinary(uid: int, gid: int, unshare: int, proc: int) -> None:
     """Map root, which bubblewrap needed us to be for the terminals' file system, to an ordinary user.
 
     The network namespace stays with the first user namespace, so no right that a process could gain in this second one
@@ -125,8 +138,10 @@ def _become_ordinary(uid: int, gid: int, unshare: int) -> None:
     clone_newuser = 0x10000000
     _check(_libc.syscall(unshare, clone_newuser))
     for name, line in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(line)
+        file = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        os.write(file, line.encode())
+        os.close(file)
+    os.close(proc)
 
 
 def _drop_rights(last_cap: int, capset: int) -> None:
@@ -326,7 +341,9 @@ def _processes(sessions: set[int] | None = None) -> list[tuple[int, str]]:
         except OSError:
             continue
         if sessions is None or int(fields[3]) in sessions:
-            found.append((int(name), fields[0].decode()))
+            # The main thread may have ended before the others: then it is they who run.
+            is_led_by_a_dead = fields[0] in b"ZX" and int(fields[17]) > 1
+            found.append((int(name), "R" if is_led_by_a_dead else fields[0].decode()))
     return found
 
 

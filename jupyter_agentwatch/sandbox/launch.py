@@ -88,8 +88,8 @@ class Sandbox:
         return max(0, total)
 
     def states(self) -> str:
-        """Return the state letter of every process inside but init (see proc_pid_stat(5))."""
-        return "".join(fields[0] for fields in self._stats())
+        """Return the state letter of every thread inside but init's (see proc_pid_stat(5))."""
+        return "".join(fields[0] for fields in self._stats(each_thread=True))
 
     def living_sessions(self) -> set[int]:
         """Return the session ids that have members, as init numbers them."""
@@ -99,7 +99,7 @@ class Sandbox:
         """Return the resident memory of all processes inside; shared pages count for each."""
         return sum(int(fields[21]) for fields in self._stats()) * resource.getpagesize()
 
-    def _stats(self) -> Iterator[list[str]]:
+    def _stats(self, *, each_thread: bool = False) -> Iterator[list[str]]:
         """Yield the fields after the name of each process's stat file; the name is the process's own choice."""
         folder = f"/proc/{self.init_pid}/root/proc"
         try:
@@ -109,7 +109,9 @@ class Sandbox:
         for name in names:
             if name.isdigit() and name != "1":
                 with contextlib.suppress(OSError):
-                    yield Path(f"{folder}/{name}/stat").read_bytes().rpartition(b")")[2].decode().split()
+                    for thread in os.listdir(f"{folder}/{name}/task") if each_thread else ("",):
+                        task = f"{name}/task/{thread}" if thread else name
+                        yield Path(f"{folder}/{task}/stat").read_bytes().rpartition(b")")[2].decode().split()
 
     def destroy(self) -> None:
         """Kill init, hence every member of its PID namespace, and wait until all are gone."""

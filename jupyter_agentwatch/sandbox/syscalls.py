@@ -24,9 +24,10 @@ class Machine:
 # name, x86_64, aarch64 (-1: that machine has no such call)
 _TABLE: Final = """
 _sysctl 156 -1|accept 43 202|accept4 288 242|acct 163 89|add_key 248 217|adjtimex 159 171|bind 49 200|bpf 321 280
-capset 126 91|chroot 161 51|clock_adjtime 305 266|clock_settime 227 112|clone 56 220|clone3 435 435|connect 42 203
-creat 85 -1|delete_module 176 106|execve 59 221|execveat 322 281|fanotify_init 300 262|fanotify_mark 301 263
-finit_module 313 273|fork 57 -1|fsconfig 431 431|fsmount 432 432|fsopen 430 430|fspick 433 433|init_module 175 105
+capset 126 91|chmod 90 -1|chroot 161 51|clock_adjtime 305 266|clock_settime 227 112|clone 56 220|clone3 435 435
+connect 42 203|creat 85 -1|delete_module 176 106|execve 59 221|execveat 322 281|fanotify_init 300 262|fanotify_mark 301 263
+fchmod 91 52|fchmodat 268 53|fchmodat2 452 452|finit_module 313 273|fork 57 -1
+fsconfig 431 431|fsmount 432 432|fsopen 430 430|fspick 433 433|init_module 175 105
 io_uring_enter 426 426|io_uring_register 427 427|io_uring_setup 425 425|ioctl 16 29|ioperm 173 -1|iopl 172 -1
 kcmp 312 272|kexec_file_load 320 294|kexec_load 246 104|keyctl 250 219|landlock_create_ruleset 444 444|link 86 -1
 linkat 265 37|listen 50 201|lookup_dcookie 212 18|mkdir 83 -1|mkdirat 258 34|mknod 133 -1|mknodat 259 33

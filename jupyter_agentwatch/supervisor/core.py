@@ -55,6 +55,9 @@ __all__ = ["Host", "Supervisor"]
 
 _ENDED_GRACE_S: Final = 0.2
 _STOP_PATIENCE_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.25
+_SEEN_RUNNING: Final = 3
+"""Looks at a suspended watch, not all in a row, that see a process run before the watch is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,9 @@ class Supervisor:
         self._stopped_before: list[int] = []
         self._expiry: asyncio.TimerHandle | None = None
         self._freezing = asyncio.Lock()
+        self._is_running = asyncio.Event()
+        self._is_running.set()
+        self._guard: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(self)
@@ -264,7 +270,8 @@ class Supervisor:
         from jupyter_agentwatch.sandbox.dns import DnsStub, HostResolver
 
         records = self._network_records.resolved
-        stub = DnsStub(self._matcher.decide_name, HostResolver(), records, self._names, ask=self.asks.name)
+        resolver = HostResolver(open_gate=self._is_running)
+        stub = DnsStub(self._matcher.decide_name, resolver, records, self._names, ask=self.asks.name)
         await asyncio.gather(stub.serve_udp(sockets[0]), stub.serve_tcp(sockets[1]))
 
     def _connect(self) -> Connection:
@@ -296,10 +303,11 @@ class Supervisor:
         if self._killing is None:
             self._spawn(self.kill(reason, "supervisor", "ended"))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -346,6 +354,7 @@ class Supervisor:
             await self.commands.pause()
             self._mediator.freeze()
             self._gateway.pause()
+            self._is_running.clear()
             self._expiry = self._loop.call_later(self._policy.breaker.frozen_s, self._expired)
             try:
                 reply, _ = await self._init.ask({"op": "freeze"})
@@ -354,6 +363,7 @@ class Supervisor:
                 self._end("init could not freeze the sandbox")
                 raise
             self._stopped_before = reply["frozen"]
+            self._guard = self._spawn(self._keep_stopped())
 
     async def thaw(self, cause: Cause, by: str) -> None:
         """Let everything go on.
@@ -366,6 +376,9 @@ class Supervisor:
         async with self._freezing:
             if self._expiry is not None:
                 self._expiry.cancel()
+            if self._guard is not None:
+                self._guard.cancel()
+            self._is_running.set()
             self._gateway.resume()
             self._mediator.thaw()
             await self._init.ask({"op": "thaw", "keep": self._stopped_before})
@@ -425,11 +438,27 @@ class Supervisor:
             self.host.leaf.remove()
         self._ended.set()
 
+    def _all_stopped(self) -> bool:
+        return all(state in "TtDZX" for state in self.sandbox.states())
+
+    async def _keep_stopped(self) -> None:
+        """Kill what goes on: a timer, a descriptor or a terminal's end can send SIGCONT to a stopped process.
+
+        Once does not count: a process that is being killed runs for a moment.
+        """
+        seen = 0
+        with contextlib.suppress(SessionEndedError):
+            await self.wait_stopped()
+            while seen < _SEEN_RUNNING:
+                await asyncio.sleep(_LOOK_AGAIN_S)
+                seen += not self._all_stopped()
+            self._end("processes went on after they were stopped")
+
     async def wait_stopped(self) -> None:
         """Wait until every process is stopped or stands in a held call; it takes about a millisecond."""
         deadline = time.monotonic() + _STOP_PATIENCE_S
         while time.monotonic() < deadline:
-            if all(state in "TtDZX" for state in self.sandbox.states()):
+            if self._all_stopped():
                 return
             await asyncio.sleep(0.001)
         self._end("processes went on after they were stopped")

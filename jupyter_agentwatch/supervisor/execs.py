@@ -6,6 +6,7 @@ The claim is recorded before the exec, the truth at the first call after it. A d
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from typing import Final
@@ -80,7 +81,8 @@ class ExecWatch:
         try:
             claim = claimed_exec(self._memory, n.tid, dirfd, path_at, argv_at)
         except OSError:
-            self._listener.proceed(n.id)  # a bad address: the kernel will say so, and starts nothing
+            # A bad address, or one that only the caller can read (PROT_WRITE alone): what we cannot read must not run.
+            self._listener.finish(n.id, errno.EFAULT)
             return
         if not self._listener.is_valid(n.id):
             return
@@ -172,6 +174,9 @@ class ExecWatch:
             # A caller that has ended may have left its id to a stranger.
             if program.name != claim.before and self._tasks.step_of(tgid) == claim.step:
                 self._compare(tgid, claim, program)
+            return
+        if claim.seq < 0:  # perhaps it ran and has ended: rather a record of a name that was not there than none
+            claim.seq = self._record_claim(tgid, claim)
 
     def _compare(self, tgid: int, claim: Claim, program: Program) -> None:
         same = is_what_was_claimed(self._root, program, claim)

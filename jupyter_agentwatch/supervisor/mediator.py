@@ -267,7 +267,8 @@ class Mediator:
                     dirfd = AT_FDCWD if dirfd2_index is None else as_int(args[dirfd2_index])
                     path2 = claimed_path(memory, n.tid, dirfd, args[path2_index])
             except OSError:
-                listener.proceed(n.id)  # a bad address: the kernel will say so, and changes nothing
+                # A bad address, or one that only the caller can read (PROT_WRITE alone): it must not go unrecorded.
+                listener.finish(n.id, errno.EFAULT)
                 return
             if not listener.is_valid(n.id):
                 return

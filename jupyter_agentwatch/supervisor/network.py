@@ -266,6 +266,8 @@ class NetworkBroker:
                 error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
             else:
                 error = bind_raw(sock.fileno(), raw)
+            if sock.type == socket.SOCK_DGRAM and error == 0:
+                self._askers.note(sock, task)  # a query by sendmsg is not seen: let it not be a former owner's
             self._note_listen(task, "bind", sock, address, error)
         self._listener.finish(n.id, error)
 
@@ -336,7 +338,7 @@ class NetworkBroker:
     ) -> None:
         """Connect on the caller's behalf to something inside, where `asker` will ask for names.
 
-        On a thread of its own where that may block.
+        On a thread of its own where that may block, whatever O_NONBLOCK says: the caller can change it meanwhile.
         """
 
         def work() -> None:
@@ -350,7 +352,7 @@ class NetworkBroker:
             if held >= 0:
                 os.close(held)
 
-        if fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK or sock.type == socket.SOCK_DGRAM:
+        if sock.type == socket.SOCK_DGRAM:
             work()
         elif not self._waiting.acquire(blocking=False):
             sock.close()
