@@ -21,7 +21,7 @@ from jupyter_agentwatch.events import Connect, Exec, FileOp, Finding, Listen, St
 from jupyter_agentwatch.policy import Filesystem
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.wire.runtime import control_socket
-from tests.outside import answer_of, last_step, put, recorded
+from tests.outside import answer_of, last_step, put, recorded, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,33 @@ print("end")
 """
     result = shared.run(["python3", "-c", program], timeout=20)
     assert result.stdout.split() == ["end"], result.stderr
+
+
+def test_no_entry_of_proc_changes_its_mode_and_no_file_becomes_setuid(shared: Watch) -> None:
+    """Where root runs the watch, /proc's entries are its own; a setuid file would outlive the watch as the user's."""
+    program = """
+import os, stat
+for folder, folders, names in os.walk("/proc"):
+    folders[:] = [name for name in folders if not name.isdigit() and name not in {"self", "thread-self"}]
+    for path in (os.path.join(folder, name) for name in (*names, *folders)):
+        try:
+            os.chmod(path, stat.S_IMODE(os.stat(path).st_mode))
+        except OSError:
+            continue
+        print(path)
+with open("tool", "w") as tool:
+    for way in (os.fchmod, lambda _, mode: os.chmod("tool", mode)):
+        for mode in (0o4755, 0o6755):
+            try:
+                way(tool.fileno(), mode)
+                print(oct(mode))
+            except PermissionError:
+                pass
+    os.fchmod(tool.fileno(), 0o755)
+"""
+    result = shared.run(["python3", "-c", program])
+    assert (result.stdout, result.stderr) == ("", "")
+    assert (shared.workspace / "tool").stat().st_mode & 0o7777 == 0o755
 
 
 def test_links_do_not_lead_out(shared: Watch, tmp_path: Path) -> None:
@@ -204,8 +231,18 @@ def test_init_and_siblings_cannot_be_taken_over(shared: Watch) -> None:
     assert set(signals.values()) == {"sent"}
     assert found.pop("sibling's end") == "0"
     rest = {key: value for key, value in found.items() if key not in signals}
-    assert set(rest.values()) <= {"EPERM", "EACCES"}, rest
+    assert set(rest.values()) <= {"EPERM", "EACCES", "EROFS"}, rest
     assert shared.run(["true"]).ok
+
+
+def test_no_command_can_act_as_a_process_of_another(shared: Watch) -> None:
+    """The memory of a process of an earlier step cannot be opened for writing, not even by way of /proc."""
+    waiting = shared.start(["sh", "-c", "echo $$; read line"], stdin=True)
+    pid = int(wait_for_line(waiting, b"\n"))
+    got = answer_of(shared, "files.py", "write", [f"/proc/{pid}/mem", f"/proc/{pid}/task/{pid}/mem"])
+    waiting.close_stdin()
+    waiting.wait()
+    assert got == ["EROFS", "EROFS"]
 
 
 def test_terminals_cannot_be_typed_into(shared: Watch) -> None:

@@ -166,6 +166,31 @@ def test_a_fork_bomb_is_bounded(tmp_path: Path) -> None:
     closing(watch.log)
 
 
+LEADERLESS = """
+import ctypes, os, threading
+if os.fork() == 0:
+    os.setsid()
+    reader, writer = os.pipe()
+    def stay():
+        print("apart", flush=True)
+        os.read(reader, 1)
+    threading.Thread(target=stay).start()
+    ctypes.CDLL(None).syscall(ctypes.c_long({"x86_64": 60, "aarch64": 93}[os.uname().machine]), ctypes.c_long(0))
+os.wait()
+"""
+
+
+def test_threads_that_outlive_their_main_thread_are_ended_with_their_step(watch: Watch) -> None:
+    """A process in a session of its own whose main thread has ended looks like a zombie, and is ended all the same."""
+    namespace = namespace_of(watch)
+    running = watch.start(["python3", "-c", LEADERLESS], timeout=1.5)
+    wait_for_line(running, b"apart")
+    assert running.wait(LONG_S).outcome == "timeout"
+    assert watch.run(["true"]).ok  # started after the step's end, so that init has seen to all of it
+    assert len(members(namespace)) == 1
+    assert watch.status().processes == 0
+
+
 # The dead man's switch
 
 
@@ -274,6 +299,33 @@ print("all", flush=True)
     assert (result.stdout.split(), result.stderr) == (["begun", "all"], "")
     opened = [each for each in recorded(watch, FileOp, result.step) if each.path.endswith("/held")]
     assert len(opened) >= 3000
+
+
+WAKING = """
+import ctypes, os, signal, struct
+libc = ctypes.CDLL(None, use_errno=True)
+timer = ctypes.c_void_p()
+event = struct.pack("=Qii48x", 0, signal.SIGCONT, 0)
+assert libc.timer_create(1, event, ctypes.byref(timer)) == 0
+assert libc.timer_settime(timer, 0, struct.pack("=4q", 0, 5_000_000, 0, 5_000_000), None) == 0
+print("set", flush=True)
+while True:
+    pass
+"""
+
+
+def test_a_process_that_wakes_itself_ends_the_watch(watch: Watch) -> None:
+    """A timer that sends SIGCONT to its stopped process gains no run: the suspended watch is killed, and says why."""
+    namespace = namespace_of(watch)
+    running = watch.start(["python3", "-c", WAKING])
+    wait_for_line(running, b"set")
+    with contextlib.suppress(SessionEndedError):
+        watch.suspend()
+    with contextlib.suppress(SessionEndedError):
+        assert running.wait(LONG_S).outcome == "killed"
+    watch.close()
+    assert closing(watch.log).reason == "processes went on after they were stopped"
+    assert members(namespace) == []
 
 
 def test_kill_works_while_suspended(watch: Watch) -> None:

@@ -929,6 +929,57 @@ tell(rcodes)
     assert {(e.verdict, e.rcode, e.qtype) for e in found} == {("deny", "REFUSED", "TXT")}
 
 
+def test_a_query_is_never_put_down_to_who_had_the_port_before(closed: Watch) -> None:
+    """A query by sendmsg, which is not seen, from a port that another step has used is that of who has bound it now."""
+    source = """
+s = socket.socket(type=socket.SOCK_DGRAM)
+s.bind(("127.0.0.1", 40053))
+s.settimeout(LONG_S)
+name = sys.argv[1].encode()
+wire = struct.pack(">6H", 7, 256, 1, 0, 0, 0) + bytes([len(name)]) + name + bytes([0]) + struct.pack(">2H", 1, 1)
+s.sendto(wire, ("127.0.0.1", 53)) if name == b"first" else s.sendmsg([wire], [], 0, ("127.0.0.1", 53))
+tell(s.recv(600)[3] & 15)
+"""
+    steps = {}
+    for name in ("first", "second"):
+        assert inside(closed, source, name) == 5
+        steps[name] = last_step(closed)
+    found = {e.qname: e.step for e in recorded(closed, Dns) if e.qname in steps}
+    assert found == steps
+
+
+def test_a_connect_that_turns_blocking_does_not_hold_up_the_others(closed: Watch) -> None:
+    """A socket whose O_NONBLOCK flips during connects to a full listener stops nobody else's calls."""
+    source = """
+import os
+name, made = chr(0) + "full", []
+listening = socket.socket(socket.AF_UNIX)
+listening.bind(name)
+listening.listen(0)
+for _ in range(4):
+    made.append(socket.socket(socket.AF_UNIX))
+    made[-1].setblocking(False)
+    made[-1].connect_ex(name)
+flipping = socket.socket(socket.AF_UNIX)
+for _ in range(40):
+    if os.fork() == 0:
+        while True:
+            flipping.connect_ex(name)
+if os.fork() == 0:
+    while True:
+        os.set_blocking(flipping.fileno(), False)
+        os.set_blocking(flipping.fileno(), True)
+tell("flipping")
+sys.stdout.flush()
+os.wait()
+"""
+    running = closed.start(["python3", "-c", PRELUDE + source])
+    wait_for_line(running, b"flipping")
+    assert [closed.run(["true"], timeout=LONG_S).outcome for _ in range(20)] == ["exited"] * 20
+    running.kill()
+    assert running.wait(LONG_S).outcome == "killed"
+
+
 # A person's word
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import stat
+import struct
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from jupyter_agentwatch import Policy, Watch
-from jupyter_agentwatch.events import Connect, Exec, Finding
+from jupyter_agentwatch.events import Connect, Exec, FileOp, Finding
 from jupyter_agentwatch.policy import Network, NetworkRule
 from tests.outside import answer_of, last_step, recorded
 
@@ -98,6 +100,77 @@ def test_the_program_that_really_ran_is_on_record(tmp_path: Path, way: str) -> N
     assert mismatches > 0
     assert len(findings) == mismatches
     assert {(event.severity, event.basis) for event in findings} == {("critical", "post")}
+
+
+UNREADABLE = """
+import ctypes, errno, json, mmap, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.open.argtypes = libc.execv.argtypes = libc.unlink.argtypes = None
+at = libc.mmap(None, 4096, mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+ctypes.memmove(at, b"unseen\\0", 7)
+ctypes.memmove(at + 64, b"/usr/bin/true\\0", 14)
+ctypes.memmove(at + 128, struct.pack("=2Q", at + 64, 0), 16)
+def told(done):
+    return errno.errorcode[ctypes.get_errno()] if done < 0 else "ok"
+found = [told(libc.open(ctypes.c_void_p(at), os.O_WRONLY | os.O_CREAT, 0o644))]
+found.append(told(libc.unlink(ctypes.c_void_p(at))))
+found.append(told(libc.execv(ctypes.c_void_p(at + 64), ctypes.c_void_p(at + 128))))
+print(json.dumps(found))
+"""
+
+
+def test_what_the_monitor_cannot_read_does_not_run(tmp_path: Path) -> None:
+    """Arguments in memory that can be written and not read, from outside, open and run nothing unrecorded."""
+    with Watch(workspace=tmp_path) as watch:
+        result = watch.run(["python3", "-c", UNREADABLE])
+        assert result.ok, result.stderr
+        # On a machine where such memory can be read from outside as well, the calls are on record instead.
+        if json.loads(result.stdout) != ["EFAULT"] * 3:
+            assert {"unseen"} <= {Path(event.path).name for event in recorded(watch, FileOp, result.step)}
+        else:
+            assert not (tmp_path / "unseen").exists()
+
+
+def briefest_program() -> bytes:
+    """Return a static program that does nothing but end with exit code 7."""
+    x86 = bytes.fromhex("b8e7000000bf070000000f05")
+    arm = struct.pack("<3I", 0xD2800BC8, 0xD28000E0, 0xD4000001)
+    machine, code = {"x86_64": (62, x86), "aarch64": (183, arm)}[os.uname().machine]
+    start = 0x400000
+    head = b"\x7fELF\2\1\1" + bytes(9)
+    head += struct.pack("<2HI3QI6H", 2, machine, 1, start + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return head + struct.pack("<2I6Q", 1, 5, 0, start, start, 120 + len(code), 120 + len(code), 4096) + code
+
+
+def test_a_program_that_ends_at_once_is_on_record(tmp_path: Path) -> None:
+    """A program that makes no other call leaves its claim, whatever detour its name takes."""
+    program = """
+import json, os, shutil
+os.mkdir("/home/agent/deep")
+shutil.copy("brief", "/home/agent/deep/brief")
+os.symlink("/home/agent/deep", "/tmp/way")
+for name in ("./brief", "/proc/self/cwd/brief", "/tmp/way/brief"):
+    child = os.fork()
+    if child == 0:
+        os.execv(name, [name])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    (tmp_path / "brief").write_bytes(briefest_program())
+    (tmp_path / "brief").chmod(0o755)
+    with Watch(workspace=tmp_path) as watch:
+        result = watch.run(["python3", "-c", program])
+        assert result.ok, result.stderr
+
+        def names() -> list[str]:
+            return [e.argv[0] for e in recorded(watch, Exec, result.step) if e.basis == "claimed" and "brief" in e.path]
+
+        for _ in range(3000):  # each is a round of the supervisor's loop, and the last claims are settled in seconds
+            if len(names()) == 3:
+                break
+            watch.run(["true"])
+    assert sorted(names()) == ["./brief", "/proc/self/cwd/brief", "/tmp/way/brief"]
 
 
 @pytest.mark.parametrize("what", ["link", "socket"])

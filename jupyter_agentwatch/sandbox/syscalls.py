@@ -25,7 +25,8 @@ class Machine:
 _TABLE: Final = """
 _sysctl 156 -1|accept 43 202|accept4 288 242|acct 163 89|add_key 248 217|adjtimex 159 171|bind 49 200|bpf 321 280
 capset 126 91|chmod 90 -1|chroot 161 51|clock_adjtime 305 266|clock_settime 227 112|clone 56 220|clone3 435 435
-connect 42 203|creat 85 -1|delete_module 176 106|execve 59 221|execveat 322 281|fanotify_init 300 262|fanotify_mark 301 263
+connect 42 203|creat 85 -1|delete_module 176 106|execve 59 221|execveat 322 281|fanotify_init 300 262
+fanotify_mark 301 263
 fchmod 91 52|fchmodat 268 53|fchmodat2 452 452|finit_module 313 273|fork 57 -1
 fsconfig 431 431|fsmount 432 432|fsopen 430 430|fspick 433 433|init_module 175 105
 io_uring_enter 426 426|io_uring_register 427 427|io_uring_setup 425 425|ioctl 16 29|ioperm 173 -1|iopl 172 -1
