@@ -157,7 +157,8 @@ def _stand_up(launch: Launch) -> Supervisor:
     starting = Starting(layout, policy.limits, count_tasks=count_tasks, stderr=2)
     # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side.
     from jupyter_agentwatch.audit.chain import FORMAT
-    from jupyter_agentwatch.supervisor.core import Host, Supervisor
+    from jupyter_agentwatch.supervisor.core import Supervisor
+    from jupyter_agentwatch.supervisor.host import Host
     from jupyter_agentwatch.supervisor.record import Recorder, open_log
 
     log = open_log(

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +22,6 @@ from jupyter_agentwatch.breaker import BreakerState, Cause, after
 from jupyter_agentwatch.errors import SessionEndedError
 from jupyter_agentwatch.events import BreakerChanged, LimitHit, Session
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
-from jupyter_agentwatch.sandbox.cgroup import Leaf
 from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.launch import Sandbox
@@ -41,6 +38,7 @@ from jupyter_agentwatch.supervisor.commands import Commands
 from jupyter_agentwatch.supervisor.control import Connection, serve
 from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.fan import EventFan
+from jupyter_agentwatch.supervisor.host import Host, max_flows
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
 from jupyter_agentwatch.supervisor.memory import watch_memory
@@ -51,38 +49,13 @@ from jupyter_agentwatch.supervisor.requests import Requests
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import Launch
 
-__all__ = ["Host", "Supervisor"]
+__all__ = ["Supervisor"]
 
 _ENDED_GRACE_S: Final = 0.2
 _STOP_PATIENCE_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 0.25
 _SEEN_RUNNING: Final = 3
 """Looks at a suspended watch, not all in a row, that see a process run before the watch is killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What this machine gives a watch.
-
-    Attributes:
-        rung: Letter of the rung.
-        limits_by: Who holds which limit, for people.
-        count_tasks: The supervisor holds the bound on tasks.
-        watch_memory: The supervisor holds the bound on memory.
-        leaf: The watch's cgroup, if one was delegated.
-    """
-
-    rung: str
-    limits_by: str
-    count_tasks: bool
-    watch_memory: bool
-    leaf: Leaf | None
-
-
-def _max_flows() -> int:
-    """Return how many flows there are descriptors for: two each, and a margin for everything else."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, min(4096, (soft - 1024) // 2))
 
 
 class Supervisor:
@@ -139,7 +112,7 @@ class Supervisor:
         self._names = NameMemory(time.monotonic)
         self._matcher = NetworkMatcher(policy.network)
         self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._sandbox_ended)
-        self._gateway = Gateway(policy.network, self._network_records, max_flows=_max_flows())
+        self._gateway = Gateway(policy.network, self._network_records, max_flows=max_flows())
         self._dialer = self._make_dialer()
         self._network = self._make_broker()
         self._mediator = self._make_mediator()

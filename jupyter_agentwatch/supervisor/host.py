@@ -1,0 +1,35 @@
+"""What this machine gives a watch, found once before it begins."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+
+from jupyter_agentwatch.sandbox.cgroup import Leaf
+
+__all__ = ["Host", "max_flows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What this machine gives a watch.
+
+    Attributes:
+        rung: Letter of the rung.
+        limits_by: Who holds which limit, for people.
+        count_tasks: The supervisor holds the bound on tasks.
+        watch_memory: The supervisor holds the bound on memory.
+        leaf: The watch's cgroup, if one was delegated.
+    """
+
+    rung: str
+    limits_by: str
+    count_tasks: bool
+    watch_memory: bool
+    leaf: Leaf | None
+
+
+def max_flows() -> int:
+    """Return how many flows there are descriptors for: two each, and a margin for everything else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(4096, (soft - 1024) // 2))
