@@ -308,7 +308,8 @@ event = struct.pack("=Qii48x", 0, signal.SIGCONT, 0)
 for number in range(100):  # one after the other: SIGSTOP takes off one that is just pending
     timer = ctypes.c_void_p()
     assert libc.timer_create(1, event, ctypes.byref(timer)) == 0
-    assert libc.timer_settime(timer, 0, struct.pack("=4q", 0, 0, number // 10, number % 10 * 100_000_000 + 1), None) == 0
+    first = struct.pack("=4q", 0, 0, number // 10, number % 10 * 100_000_000 + 1)
+    assert libc.timer_settime(timer, 0, first, None) == 0
 print("set", flush=True)
 while True:
     pass
