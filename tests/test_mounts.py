@@ -205,11 +205,22 @@ def test_a_read_only_workspace_is_read_only(workspace: Path) -> None:
 
 def test_links_are_resolved_before_they_are_granted(workspace: Path) -> None:
     """A link that is granted grants what it leads to, at its true place."""
-    real = workspace.parent / "real"
+    real, link = workspace.parent / "real", workspace.parent / "link"
     real.mkdir()
-    (workspace / "link").symlink_to(real)
-    layout = plan(workspace, with_files(read=["link"]))
+    link.symlink_to(real)
+    layout = plan(workspace, with_files(read=[str(link)]))
     assert seen(layout, real / "x") == ("--ro-bind", str(real))
+
+
+@pytest.mark.parametrize("name", ["link", "./link", "link/deeper"])
+def test_a_link_in_the_workspace_grants_nothing_outside(workspace: Path, name: str) -> None:
+    """A name in the workspace that leads out of it is refused: an earlier command may have made the link."""
+    real = workspace.parent / "real"
+    (real / "deeper").mkdir(parents=True)
+    (workspace / "link").symlink_to(real)
+    for fields in ({"read": [name]}, {"workspace": "read", "write": [name]}):
+        with pytest.raises(PolicyError, match="leads out of the workspace"):
+            plan(workspace, with_files(**fields))
 
 
 @pytest.mark.parametrize(

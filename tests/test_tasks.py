@@ -196,6 +196,8 @@ def test_sessions_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch,
     for number, other in enumerate(others, 2):
         tasks.starting = number
         tasks.new_session(other.pid)
+        assert tasks.sessions_of(number) == [other.pid]  # let through, and not made yet
+        other.end()
     assert tasks.get(one.pid) == Task(one.pid, 1)
     assert tasks.sessions_of(1) == [one.pid]
     assert tasks.sessions_of(2) == []

@@ -7,6 +7,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -687,3 +688,15 @@ def test_a_terminal_is_one(shared: Watch) -> None:
         while terminal.read(LONG_S):
             pass
         assert terminal.running.wait(LONG_S).exit_code == 6
+
+
+def test_a_module_planted_in_the_current_folder_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor never gets the workspace on its path, even where a library that it needs seems to lie there."""
+    for name in ("dns", "msgspec"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    assert str(tmp_path) not in supervisor_command()

@@ -202,14 +202,22 @@ def _mount(path: Path, mode: Mode) -> list[str]:
     return ["--tmpfs", name, "--remount-ro", name]
 
 
-def _absolute(name: str, workspace: Path) -> Path:
+def _named(name: str, workspace: Path) -> Path:
     home = str(Path.home())
     expanded = home + name[1:] if name == "~" or name.startswith("~/") else name.replace("$HOME", home)
-    return Path(os.path.realpath(workspace / expanded))
+    return Path(os.path.normpath(workspace / expanded))
+
+
+def _absolute(name: str, workspace: Path) -> Path:
+    return Path(os.path.realpath(_named(name, workspace)))
 
 
 def _existing(name: str, workspace: Path, what: str) -> Path:
     path = _absolute(name, workspace)
+    if _named(name, workspace).is_relative_to(workspace) and not path.is_relative_to(workspace):
+        # The agent may have made that link in an earlier watch, to have what it leads to mounted in this one.
+        msg = f"{what}: {name!r} leads out of the workspace, to {path}; name that path itself"
+        raise PolicyError(msg)
     if not path.exists():
         msg = f"{what}: {name!r} does not exist (looked for {path})"
         raise PolicyError(msg)

@@ -126,8 +126,19 @@ class TaskTable:
 
     def _forget_the_dead(self) -> None:
         living = self._living_sessions()
-        self._sessions = {sid: session for sid, session in self._sessions.items() if session.inner in living}
+        # One whose leader lives may be about to be made: its setsid has been let through, but it may not have run yet.
+        self._sessions = {
+            sid: session for sid, session in self._sessions.items() if session.inner in living or _is_alive(sid)
+        }
         self._look_again_at = max(_MANY, 2 * len(self._sessions))
+
+
+def _is_alive(tid: int) -> bool:
+    try:
+        os.getsid(tid)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def parent_of(tid: int) -> int:

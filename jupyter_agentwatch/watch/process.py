@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO
 
@@ -188,7 +188,11 @@ def supervisor_command(module: str = "jupyter_agentwatch.supervisor") -> tuple[s
     may be able to write to, and a fifth of the start is saved. The command line still tells by "-m" and the module what
     runs.
     """
-    needed = (find_spec(name) for name in ("msgspec", "dns"))
+    # Never from the current folder, which comes first in a notebook's path: whatever folder these are found in becomes
+    # the supervisor's own path, and the agent could plant a "dns" there.
+    places = [place for place in sys.path if os.path.isabs(place)]
+    places.sort(key=lambda place: os.path.basename(place) not in {"site-packages", "dist-packages"})
+    needed = (PathFinder.find_spec(name, places) for name in ("msgspec", "dns"))
     folders = dict.fromkeys(str(Path(spec.origin).resolve().parents[1]) for spec in needed if spec and spec.origin)
     home = Path(__file__).resolve().parents[1]
     return (sys.executable, "-I", "-S", "-c", _START, str(home), *folders, "-m", module)
