@@ -21,7 +21,7 @@ from jupyter_agentwatch.events.model import (
     Step,
     Verdict,
 )
-from jupyter_agentwatch.events.text import from_bytes, printable
+from jupyter_agentwatch.events.text import from_bytes, from_path, printable
 
 __all__ = [
     "AnyEvent",
@@ -46,5 +46,6 @@ __all__ = [
     "decode_event",
     "encode_event",
     "from_bytes",
+    "from_path",
     "printable",
 ]

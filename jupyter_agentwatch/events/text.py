@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["from_bytes", "printable"]
+__all__ = ["from_bytes", "from_path", "printable"]
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -16,6 +16,11 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 def from_bytes(raw: bytes) -> str:
     """Decode bytes that the kernel handed over; bytes that are not UTF-8 become `\\xNN`, so that nothing is lost."""
     return raw.decode("utf-8", "backslashreplace")
+
+
+def from_path(path: str) -> str:
+    """Return text that came through `os.fsdecode` as `from_bytes` gives it: without lone surrogates."""
+    return path if path.isascii() else from_bytes(path.encode("utf-8", "surrogateescape"))
 
 
 def printable(text: str, limit: int = 400) -> str:

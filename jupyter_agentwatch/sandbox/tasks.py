@@ -17,7 +17,7 @@ from typing import Final
 
 from jupyter_agentwatch.sandbox.notify import Gone
 
-__all__ = ["Task", "TaskTable", "parent_of"]
+__all__ = ["Task", "TaskTable", "is_alive", "parent_of"]
 
 _MANY: Final = 4096
 _PIDFD_GET_INFO: Final = 0xC040FF0B
@@ -128,12 +128,13 @@ class TaskTable:
         living = self._living_sessions()
         # One whose leader lives may be about to be made: its setsid has been let through, but it may not have run yet.
         self._sessions = {
-            sid: session for sid, session in self._sessions.items() if session.inner in living or _is_alive(sid)
+            sid: session for sid, session in self._sessions.items() if session.inner in living or is_alive(sid)
         }
         self._look_again_at = max(_MANY, 2 * len(self._sessions))
 
 
-def _is_alive(tid: int) -> bool:
+def is_alive(tid: int) -> bool:
+    """Say whether there is such a thread."""
     try:
         os.getsid(tid)
     except ProcessLookupError:

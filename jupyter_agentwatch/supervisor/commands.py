@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import AgentwatchError, ControlError, SessionEndedError
-from jupyter_agentwatch.events import Exit, Step, from_bytes
+from jupyter_agentwatch.events import Exit, Step, from_path
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.endings import Ending, how_ended, note_limit, tell_end
@@ -133,9 +133,9 @@ class Commands:
         self.steps += 1
         step = self.steps
         cwd = os.path.join(self._workspace, request.cwd)
-        argv = [from_bytes(os.fsencode(arg))[:_RECORDED_ARG] for arg in request.argv[:_RECORDED_ARGS]]
+        argv = [from_path(arg)[:_RECORDED_ARG] for arg in request.argv[:_RECORDED_ARGS]]
         self._recorder.step_belongs_to(step, request.cell)
-        self._recorder.record(Step, op="start", step=step, argv=argv, cwd=from_bytes(os.fsencode(cwd)))
+        self._recorder.record(Step, op="start", step=step, argv=argv, cwd=from_path(cwd))
         command, theirs = self._prepare(step, request, client)
         client.send(Started(id=request.id, step=step))
         spawn = {

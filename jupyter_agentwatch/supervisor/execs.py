@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.events import Exec, Finding, from_bytes
+from jupyter_agentwatch.events import Exec, Finding, from_path
 from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory
 from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.programs import (
@@ -25,7 +24,7 @@ from jupyter_agentwatch.sandbox.programs import (
     running_name,
     running_program,
 )
-from jupyter_agentwatch.sandbox.tasks import TaskTable, parent_of
+from jupyter_agentwatch.sandbox.tasks import TaskTable, is_alive, parent_of
 from jupyter_agentwatch.supervisor.record import Recorder
 
 __all__ = ["ExecWatch"]
@@ -104,7 +103,7 @@ class ExecWatch:
             basis="claimed",
             step=claim.step,
             pid=pid,
-            path=_text(claim.path),
+            path=from_path(claim.path),
             argv=claim.argv,
             argv_truncated=claim.truncated,
         )
@@ -134,7 +133,7 @@ class ExecWatch:
         Without any, a program that is not the one we know of has come about in a way that we did not see.
         """
         step = self._tasks.step_of(n.tid)
-        gone = [tid for tid, claim in self._claims.items() if claim.step == step and not _is_alive(tid)]
+        gone = [tid for tid, claim in self._claims.items() if claim.step == step and not is_alive(tid)]
         fitting = [tid for tid in gone if is_what_was_claimed(self._root, program, self._claims[tid])]
         # Asked last: while the caller waits, no exec has ended it, so none of these threads is gone because of one.
         if not self._listener.is_valid(n.id):
@@ -195,7 +194,7 @@ class ExecWatch:
         if len(self._programs) >= _KEPT_PROGRAMS:
             self._programs.clear()
         self._programs[tgid] = name
-        exe = _text(name)
+        exe = from_path(name)
         seq = self._recorder.record(
             Exec, basis="post", step=claim.step, pid=tgid, ppid=ppid, exe=exe, claim_seq=claim.seq, mismatch=mismatch
         )
@@ -210,21 +209,9 @@ class ExecWatch:
                 step=claim.step,
                 pid=tgid,
                 rule="agentwatch.exec_mismatch",
-                title=f"a process asked to run {_text(claim.path)} but runs {exe}",
+                title=f"a process asked to run {from_path(claim.path)} but runs {exe}",
                 severity="critical",
                 technique="T1036",
                 evidence=[claim.seq, seq],
                 sync=True,
             )
-
-
-def _text(path: str) -> str:
-    return path if path.isascii() else from_bytes(os.fsencode(path))
-
-
-def _is_alive(tid: int) -> bool:
-    try:
-        os.getsid(tid)
-    except ProcessLookupError:
-        return False
-    return True

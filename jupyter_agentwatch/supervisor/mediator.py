@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.events import FileOp, Finding, LimitHit, from_bytes
+from jupyter_agentwatch.events import FileOp, Finding, LimitHit, from_path
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory, as_int
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
@@ -37,10 +37,6 @@ _FORK_S: Final = 1.0
 _KEPT_NAMES: Final = 4096
 _OPENING: Final = ("open", "openat", "creat", "truncate")
 _REPORT_AGAIN_S: Final = 1.0
-
-
-def _text(path: str) -> str:
-    return path if path.isascii() else from_bytes(os.fsencode(path))
 
 
 class Mediator:
@@ -272,7 +268,7 @@ class Mediator:
                 return
             if not listener.is_valid(n.id):
                 return
-            shown, shown2 = _text(path), _text(path2)
+            shown, shown2 = from_path(path), from_path(path2)
             record(FileOp, basis="claimed", step=task.step, pid=task.tgid, op=op, path=shown, path2=shown2)
             if not opens:
                 touched.clear()  # a name may lead elsewhere from now on

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jupyter_agentwatch.events import Dns, Flow, from_bytes
+from jupyter_agentwatch.events import Dns, Flow, from_path
 from jupyter_agentwatch.policy import Decision
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
 from jupyter_agentwatch.supervisor.askers import DnsAskers
@@ -57,7 +57,7 @@ class NetworkRecords:
     ) -> None:
         """Record a query."""
         asker = self._askers.who(client.port, is_udp=client.is_udp)
-        name = from_bytes(os.fsencode(qname))
+        name = from_path(qname)
         found: dict[str, Any] = {"qname": name, "qtype": qtype, "rcode": rcode, "answers": list(answers)}
         who: dict[str, Any] = {"step": asker.step, "pid": asker.tgid}
         self._recorder.record(Dns, verdict=decision.verdict, rule=decision.rule, **who, **found)
