@@ -24,6 +24,7 @@ __all__ = [
     "Policy",
     "Watch",
     "__version__",
+    "_jupyter_server_extension_points",
     "load_ipython_extension",
     "unload_ipython_extension",
 ]
@@ -46,6 +47,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    """Tell Jupyter's server where the extension is; nothing is loaded before it asks for it."""
+    return [{"module": "jupyter_agentwatch.server.extension"}]
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "ControlError",
     "LogError",
     "PolicyError",
+    "RefusedError",
     "RungError",
     "SessionEndedError",
     "ShellEndedError",
@@ -64,6 +65,10 @@ class ShellEndedError(AgentwatchError):
 
 class ControlError(AgentwatchError):
     """The supervisor refused a request, or something on the control socket was not ours."""
+
+
+class RefusedError(ControlError):
+    """The supervisor understood a request and said no; the text is its own, and asking again changes nothing."""
 
 
 class LogError(AgentwatchError):

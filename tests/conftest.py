@@ -20,6 +20,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from jupyter_agentwatch import Watch
+
 REQUIRE = "AGENTWATCH_REQUIRE_SANDBOX"
 LEAK_PATIENCE_S = 5.0
 """Seconds that processes which are already dying at the end of the run get."""
@@ -123,6 +125,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     last = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
     return str(last).removeprefix("Skipped: ")
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+    """A watch without any network, for a module's tests that leave it as it was."""
+    from jupyter_agentwatch import Watch
+
+    with Watch(workspace=tmp_path_factory.mktemp("project")) as watch:
+        yield watch
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,7 +15,7 @@ import pytest
 
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.audit.verify import verify_log
-from jupyter_agentwatch.events import Event, Session
+from jupyter_agentwatch.events import Connect, Event, Flow, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 LONG_S: Final = 20.0
 """Upper bound of every wait: reached only when a test fails."""
+
+IDLE: Final = "while :; do sleep 0.05; done"
+"""Shell text that goes on for ever. A shell runs a trap between two commands only, so none of them may be long."""
 
 PROGRAMS: Final = Path(__file__).parent / "programs"
 
@@ -54,6 +57,28 @@ def last_step(watch: Watch) -> int:
     """Return the number of the command that ended last."""
     assert watch.last_result is not None
     return watch.last_result.step
+
+
+def connects(watch: Watch) -> list[tuple[str, str, int, str, str, int]]:
+    """Return (transport, address, port, verdict, rule, errno) of the last step's connects."""
+    found = recorded(watch, Connect, last_step(watch))
+    return [(e.transport, e.addr, e.port, e.verdict, e.rule, e.errno) for e in found]
+
+
+def flows(watch: Watch, op: str) -> list[Flow]:
+    """Return the flow records with this `op`."""
+    return [event for event in recorded(watch, Flow) if event.op == op]
+
+
+def follow(watch: Watch, op: str, count: int = 1) -> list[Flow]:
+    """Wait until this many flow records with this `op` are there: each request is a round of the supervisor's loop."""
+    found: list[Flow] = []
+    for _ in range(2000):
+        found = flows(watch, op)
+        if len(found) >= count:
+            return found
+        watch.status()
+    pytest.fail(f"only {len(found)} flows are {op}")
 
 
 def namespace_of(watch: Watch) -> int:
@@ -111,6 +136,11 @@ def wait_all_ended(pidfds: list[int], seconds: float = LONG_S) -> None:
         assert ended, "a process lives on"
 
 
+def wait_for_end(pid: int) -> None:
+    """Wait until a process has ended, or fail."""
+    wait_all_ended(hold([pid]))
+
+
 def wait_for_line(running: Any, line: bytes) -> bytes:
     """Read a running command's output until it holds a text; return all that came so far."""
     seen = b""
@@ -129,3 +159,8 @@ def closing(log: Path) -> Session:
     assert isinstance(last, Session)
     assert last.op == "close"
     return last
+
+
+def closing_reason(log: Path) -> str:
+    """Return why a log was closed, after checking that the whole log is right."""
+    return closing(log).reason

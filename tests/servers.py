@@ -53,6 +53,12 @@ def network(*rules: dict[str, Any], **settings: Any) -> dict[str, Any]:
     return {"network": {"rules": list(rules), **settings}}
 
 
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
 def inside(watch: Watch, source: str, *arguments: object) -> Any:
     """Run Python inside, with `PRELUDE` before it, and return the JSON that it printed last."""
     result = watch.run(["python3", "-IS", "-c", PRELUDE + source, *map(str, arguments)], timeout=60)

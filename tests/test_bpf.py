@@ -182,6 +182,43 @@ def test_only_opens_that_can_write_are_trapped(name: str, flags: int, expected: 
             assert action(machine, name, *args) == expected
 
 
+@pytest.mark.parametrize("name", ["openat", "open"])
+def test_no_open_makes_a_setuid_or_setgid_file(name: str) -> None:
+    """A mode counts only where the call can create; then neither bit gets through, with whatever else is set."""
+    at = 2 if name == "openat" else 1
+    for machine in BOTH:
+        for bits in (0o4000, 0o2000, 0o6755, 0o2644 | HIGH):
+            for flags, expected in (
+                (os.O_CREAT | os.O_RDWR, refuses(errno.EPERM)),
+                (os.O_TMPFILE | os.O_RDWR, refuses(errno.EPERM)),
+                (os.O_CREAT | HIGH, refuses(errno.EPERM)),
+                (os.O_RDWR | os.O_TRUNC, NOTIFY),
+                (os.O_DIRECTORY | CLOEXEC, ALLOW),
+            ):
+                args = [MINUS_100, POINTER, 0, 0, 0]
+                args[at : at + 2] = [flags, bits]
+                if name in machine.numbers:
+                    assert action(machine, name, *args) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "refused"),
+    [
+        *[("creat", 1, 0o6000), ("mknod", 1, 0o6000), ("mknodat", 2, 0o6000)],
+        *[("chmod", 1, 0o4000), ("fchmod", 1, 0o4000), ("fchmodat", 2, 0o4000), ("fchmodat2", 2, 0o4000)],
+    ],
+)
+def test_modes_are_trapped_and_setuid_is_refused(name: str, at: int, refused: int) -> None:
+    """A change of mode is trapped; setuid never gets through, nor setgid where a file is made."""
+    for machine in BOTH:
+        for mode in (0, 0o755, 0o1777, 0o2755, 0o4755, 0o6000, 0o100755, 0o4000 | HIGH, 0o755 | 7 * HIGH):
+            args = [POINTER, POINTER, POINTER, 0]
+            args[at] = mode
+            if name in machine.numbers:
+                expected = refuses(errno.EPERM) if mode & refused else NOTIFY
+                assert action(machine, name, *args) == expected
+
+
 @on_both
 @pytest.mark.parametrize(
     ("flags", "address", "expected"),

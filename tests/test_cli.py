@@ -26,14 +26,15 @@ from jupyter_agentwatch.audit.log import AuditLog
 from jupyter_agentwatch.cli import main
 from jupyter_agentwatch.cli.output import ByteSink
 from jupyter_agentwatch.cli.parser import OWN_FAILURE, build_parser
-from jupyter_agentwatch.cli.processes import supervisors_of
 from jupyter_agentwatch.cli.tally import tally
 from jupyter_agentwatch.cli.terminal import RESET, SafeText
 from jupyter_agentwatch.cli.words import event_line
 from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.policy import Policy, parse_policy
 from jupyter_agentwatch.testing import FakeSupervisor, event
+from jupyter_agentwatch.wire.force import supervisors_of
 from jupyter_agentwatch.wire.messages import Ack, Answer, Kill, Killed, Resume, Suspend
+from tests.outside import IDLE
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "\x1b]0;owned\x07\u202ex"
@@ -602,7 +603,7 @@ def test_run_ends_with_a_line_that_the_log_confirms(
 @pytest.mark.sandbox
 def test_run_hands_ctrl_c_to_the_command_and_kills_it_at_the_second(home: Home, tmp_path: Path) -> None:
     """The first SIGINT is the command's to handle; the second ends it."""
-    script = "trap 'echo caught' INT; echo ready; while :; do sleep 0.05; done"
+    script = f"trap 'echo caught' INT; echo ready; {IDLE}"
     process = spawn_ready(tmp_path, script)
     try:
         assert process.stdout is not None

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from jupyter_agentwatch.errors import (
     AgentwatchError,
     ControlError,
+    RefusedError,
     SessionEndedError,
     UndoConflictError,
     WorkspaceError,
@@ -48,12 +49,10 @@ from jupyter_agentwatch.wire.messages import (
     Welcome,
 )
 from jupyter_agentwatch.wire.runtime import control_socket, runtime_dir
+from tests.outside import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-LONG_S = 20.0
-"""Upper bound of every wait: reached only when a test fails."""
 
 
 class Recorder:
@@ -160,16 +159,17 @@ def test_each_thread_gets_its_own_answer(client: Client, fake: FakeSupervisor) -
     [
         ("UndoConflictError", UndoConflictError),
         ("AgentwatchError", AgentwatchError),
-        ("NoSuchError", ControlError),
-        ("Any", ControlError),
-        ("annotations", ControlError),
-        ("", ControlError),
+        ("ControlError", RefusedError),
+        ("NoSuchError", RefusedError),
+        ("Any", RefusedError),
+        ("annotations", RefusedError),
+        ("", RefusedError),
     ],
 )
 def test_a_refusal_raises_the_error_that_it_names(
     client: Client, fake: FakeSupervisor, name: str, kind: type[AgentwatchError]
 ) -> None:
-    """A name of one of our errors becomes that error; any other name becomes ControlError with the name in it."""
+    """A name of one of our errors becomes that error; any other name becomes RefusedError with the name in it."""
     fake.answers[UndoStep] = lambda _: Failed(error=name, text="step 3 changed it, too")
     with pytest.raises(kind, match="step 3 changed it, too") as caught:
         client.request(UndoStep(step=2), Ack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jupyter_agentwatch.notebook.summary import summary
 from jupyter_agentwatch.testing import event, fake_supervisor
 from jupyter_agentwatch.watch import CommandResult, Watch
 from jupyter_agentwatch.wire.runtime import live_watches
+from tests.outside import IDLE
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60
@@ -208,6 +210,18 @@ def test_a_machine_without_the_sandbox_is_one_line(notebook: Notebook, monkeypat
     monkeypatch.setattr("jupyter_agentwatch.watch.handle.supervisor_command", lambda: refusal)
     assert notebook.mistake("%%agentwatch\ntouch ran") == "user namespaces: fix it so"
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("source", ["%agentwatch start", "%%agentwatch\ntrue"])
+def test_a_workspace_that_can_be_imported_from_is_said_once(
+    notebook: Notebook, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Where the agent could plant modules for the kernel, the first cell notes it, as text, and no later cell does."""
+    monkeypatch.setattr("jupyter_agentwatch.watch.handle.supervisor_command", fake_supervisor)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert notebook.cell(source).count("note: this Python imports from") == 1
+    assert "Warning" not in "".join(notebook.capsys.readouterr())
+    assert "note" not in notebook.cell("%%agentwatch\ntrue")
 
 
 def test_a_command_that_no_program_can_be_given_is_a_mistake(notebook: Notebook, watch: Watch) -> None:
@@ -419,7 +433,7 @@ def test_output_is_live_in_a_real_kernel(kernel: tuple[Kernel, Any], tmp_path: P
 def test_an_interrupt_of_a_real_kernel_reaches_the_command_only(kernel: tuple[Kernel, Any]) -> None:
     """■ ends the command with its summary and one line of error; the next cell runs in the same watch."""
     cell, manager = kernel
-    cell.start("%%agentwatch\ntrap 'echo caught; exit 7' INT; echo ready; while :; do sleep 0.05; done")
+    cell.start(f"%%agentwatch\ntrap 'echo caught; exit 7' INT; echo ready; {IDLE}")
     cell.wait_for(lambda: "ready" in cell.said)
     manager.interrupt_kernel()
     assert cell.finish() == "error"

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from jupyter_agentwatch.errors import PolicyError, WorkspaceError
 from jupyter_agentwatch.policy import Environment, Filesystem, Policy
 from jupyter_agentwatch.policy.model import Gpu
-from jupyter_agentwatch.sandbox.mounts import (
-    HOME,
-    Layout,
-    check_workspace,
-    clean_environment,
-    inner_gid,
-    inner_uid,
-    plan_layout,
-)
+from jupyter_agentwatch.sandbox.mounts import HOME, Layout, inner_gid, inner_uid, plan_layout
+from jupyter_agentwatch.sandbox.places import check_workspace, clean_environment
 
 ARITY: Final = {
     **dict.fromkeys(("--symlink", "--ro-bind", "--bind", "--ro-bind-try", "--dev-bind", "--dev-bind-try"), 2),
@@ -62,6 +55,11 @@ def rows(layout: Layout) -> list[tuple[str, ...]]:
         found.append(tuple(left[:count]))
         del left[:count]
     return found
+
+
+def writable(layout: Layout) -> tuple[str, ...]:
+    """Return the host's paths that a layout mounts read-write."""
+    return tuple(row[1] for row in rows(layout) if row[0] == "--bind")
 
 
 def seen(layout: Layout, path: Path | str) -> tuple[str, str]:
@@ -133,7 +131,7 @@ def test_only_the_allow_list_exists(workspace: Path) -> None:
     """By default the workspace, the system and fresh /tmp, HOME, /dev and /proc exist, and nothing of the user's."""
     layout = plan(workspace)
     assert seen(layout, workspace / "any") == ("--bind", str(workspace))
-    assert layout.writable == (str(workspace),)
+    assert writable(layout) == (str(workspace),)
     assert seen(layout, "/usr/bin/env") == ("--ro-bind", "/usr")
     for fresh in ("/tmp/x", "/dev/shm/x", f"{HOME}/x"):
         assert seen(layout, fresh)[0] == "--tmpfs"
@@ -188,7 +186,7 @@ def test_granted_paths_exist_as_they_were_granted(workspace: Path) -> None:
     assert seen(layout, data / "x") == ("--ro-bind", str(data))
     assert seen(layout, workspace / "inner" / "x") == ("--ro-bind", str(workspace / "inner"))
     assert seen(layout, out / "x") == ("--bind", str(out))
-    assert set(layout.writable) == {str(workspace), str(out)}
+    assert set(writable(layout)) == {str(workspace), str(out)}
     assert seen(layout, Path.home() / ".ssh")[0] in {"", "--tmpfs"}
     assert (
         plan(workspace, with_files(write=["$HOME/out"])).arguments
@@ -200,7 +198,7 @@ def test_a_read_only_workspace_is_read_only(workspace: Path) -> None:
     """workspace: read leaves no place of the host's that can be written."""
     layout = plan(workspace, with_files(workspace="read"))
     assert seen(layout, workspace / "x") == ("--ro-bind", str(workspace))
-    assert layout.writable == ()
+    assert writable(layout) == ()
 
 
 def test_links_are_resolved_before_they_are_granted(workspace: Path) -> None:
@@ -253,7 +251,7 @@ def test_the_environment_and_the_monitor_stay_read_only_in_the_workspace(workspa
     assert seen(layout, python / "bin" / "python") == ("--ro-bind", str(python))
     assert seen(layout, package / "watch.py") == ("--ro-bind", str(package))
     assert seen(layout, workspace / "src2")[0] == "--bind"
-    assert str(python) not in layout.writable
+    assert str(python) not in writable(layout)
     elsewhere = plan(workspace, python=(workspace / "missing",))
     assert elsewhere.arguments == plan(workspace).arguments
 
@@ -298,13 +296,13 @@ def test_the_environment_is_short_and_holds_no_token(workspace: Path) -> None:
     python = workspace / "venv"
     (python / "bin").mkdir(parents=True)
     passed = {"LANG": "de_DE.UTF-8", "API_TOKEN": "secret", "SSH_AUTH_SOCK": "/x", "PATH": "/evil", "HOME": "/home/ada"}
-    found = clean_environment(Policy(), passed, (python, workspace / "missing"))
+    found = clean_environment(Policy(), passed, (python, workspace / "missing"), HOME, "/tmp")
     assert found["LANG"] == "de_DE.UTF-8"
     assert found["HOME"] == HOME
     assert found["PATH"].split(":")[0] == f"{python}/bin"
     assert set(found) == {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "LANG"}
     policy = Policy(environment=Environment(passed=["API_TOKEN", "UNSET"], set={"HOME": "/elsewhere", "X": "1"}))
-    chosen = clean_environment(policy, passed, ())
+    chosen = clean_environment(policy, passed, (), HOME, "/tmp")
     assert (chosen["API_TOKEN"], chosen["HOME"], chosen["X"], chosen["LANG"]) == (
         "secret",
         "/elsewhere",

@@ -21,6 +21,7 @@ from jupyter_agentwatch.errors import ControlError, SessionEndedError
 from jupyter_agentwatch.events import BreakerChanged, Exec, FileOp, LimitHit, Step
 from jupyter_agentwatch.policy import Breaker, Limits
 from tests.outside import (
+    IDLE,
     LONG_S,
     PROGRAMS,
     closing,
@@ -364,7 +365,7 @@ def test_kill_works_while_suspended(watch: Watch) -> None:
 
 def test_what_was_stopped_before_stays_stopped(watch: Watch) -> None:
     """A process that had stopped itself before the suspension is still stopped after it, its neighbours go on."""
-    running = watch.start("sh -c 'kill -STOP $$; echo woken' & echo pid=$!; while :; do sleep 0.01; done")
+    running = watch.start(f"sh -c 'kill -STOP $$; echo woken' & echo pid=$!; {IDLE}")
     wait_for_line(running, b"pid=")
     namespace = namespace_of(watch)
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from jupyter_agentwatch import Policy, Watch
-from jupyter_agentwatch.errors import SessionEndedError
-from jupyter_agentwatch.events import Exec, FileOp, LimitHit, Step
+from jupyter_agentwatch.errors import ControlError, SessionEndedError
+from jupyter_agentwatch.events import BreakerChanged, Exec, FileOp, Gap, LimitHit, Step
 from jupyter_agentwatch.policy import Limits
 from tests.outside import LONG_S, closing, recorded, wait_for_line
 
@@ -246,3 +246,47 @@ def test_descriptors_do_not_leak(limited: Callable[..., Watch]) -> None:
     assert supervisor.num_fds() <= before + 2
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 0
     assert {event.step for event in recorded(watch, Exec)} >= {1}
+
+
+WRITE_ON = """
+import os
+while True:
+    try:
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT))
+    except OSError as error:
+        print(error.errno, flush=True)
+"""
+
+
+def test_the_log_has_a_bound(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A log of `audit.max_bytes` suspends the watch and says why; a resume gives it a tenth more, a kill closes it."""
+    bound = 1 << 17
+    watch = Watch({"audit": {"max_bytes": bound}}, tmp_path)
+    request.addfinalizer(watch.close)
+    running = watch.start(["python3", "-c", WRITE_ON])
+    sizes = []
+    for _ in range(2):
+        wait_frozen(watch)
+        sizes.append(watch.log.stat().st_size)
+        watch.resume()
+    wait_frozen(watch)
+    assert any("audit.max_bytes" in note for note in watch.status().notes)
+    with pytest.raises(ControlError, match="frozen"):
+        watch.run(["true"])
+    assert watch.kill("full").survivors == 0
+    assert set(running.wait(LONG_S).stdout.split()) == {"1"}  # EPERM
+    assert bound <= sizes[0] < bound * 1.05
+    assert bound * 0.1 <= sizes[1] - sizes[0] < bound * 0.15
+    (warning,) = recorded(watch, LimitHit)
+    assert (warning.limit, warning.action) == ("audit.max_bytes", "warn")
+    assert sum(gap.lost for gap in recorded(watch, Gap)) > 0
+    assert len([move for move in recorded(watch, BreakerChanged) if "audit.max_bytes" in move.cause]) == 3
+    assert closing(watch.log).reason == "full"
+
+
+def wait_frozen(watch: Watch) -> None:
+    """Wait until a watch is suspended: each request is a round of the supervisor's loop."""
+    for _ in range(20_000):
+        if watch.status().state == "frozen":
+            return
+    pytest.fail("the watch is not suspended")

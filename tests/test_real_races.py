@@ -102,6 +102,28 @@ def test_the_program_that_really_ran_is_on_record(tmp_path: Path, way: str) -> N
     assert {(event.severity, event.basis) for event in findings} == {("critical", "post")}
 
 
+@pytest.mark.parametrize("way", ["arguments", "script"])
+def test_the_arguments_that_a_program_really_got_are_on_record(tmp_path: Path, way: str) -> None:
+    """An argument that flips under exec: what the program saw is on record, and each difference is a critical finding."""
+    (tmp_path / "script").write_text('#!/bin/sh -u\nexec /usr/bin/test "$@"\n')
+    (tmp_path / "script").chmod(0o755)
+    with Watch(workspace=tmp_path) as watch:
+        ran: list[int] = answer_of(watch, "race_exec.py", 300, way, timeout=60)
+        events = recorded(watch, Exec, last_step(watch))
+        findings = [event for event in recorded(watch, Finding) if event.rule == "agentwatch.exec_mismatch"]
+    claims = {event.seq: event.argv for event in events if event.path.endswith(("/test", "/script"))}
+    started = ["test", "a", "="] if way == "arguments" else ["/bin/sh", "-u", "./script", "a", "="]
+    truths = [event for event in events if event.basis == "post" and event.argv[:-1] == started]
+    assert [event.argv[-1] for event in truths] == ["ab"[code] for code in ran]
+    assert {*ran} == {0, 1}
+    for event in truths:
+        assert event.mismatch == (claims[event.claim_seq][-1] != event.argv[-1])
+    mismatches = [event.seq for event in truths if event.mismatch]
+    assert len(mismatches) > 0
+    assert [event.evidence[-1] for event in findings] == mismatches
+    assert {(event.severity, event.basis) for event in findings} == {("critical", "post")}
+
+
 UNREADABLE = """
 import ctypes, errno, json, mmap, os, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)

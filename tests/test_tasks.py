@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jupyter_agentwatch.sandbox.notify import Gone
-from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, parent_of
+from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, family_of
 from tests.outside import LONG_S
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def test_the_dead_are_gone(child: Callable[[], Child]) -> None:
     """A thread id that nobody has raises Gone everywhere."""
     one = child()
     one.end()
-    for ask in (table().get, table().step_of, table().new_session, parent_of):
+    for ask in (table().get, table().step_of, table().new_session, family_of):
         with pytest.raises(Gone):
             ask(one.pid)
 
@@ -178,7 +178,7 @@ def test_a_name_cannot_change_whose_child_it_is(child: Callable[[], Child]) -> N
     tasks, one = table(), child()
     for name in (b") R 1 1 1 (", b"x) S 0", b"\nTgid:\t1\nPPid:"):
         assert one.tell(f"rename({name!r})") == "0"
-        assert parent_of(one.pid) == os.getpid()
+        assert family_of(one.pid) == (one.pid, os.getpid())
         tasks.starting = 2
         tasks.new_session(one.pid)
         assert tasks.sessions_of(2) == [one.pid]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -17,7 +15,6 @@ import pytest
 
 import jupyter_agentwatch
 from jupyter_agentwatch import Policy, Watch
-from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.errors import (
     CommandFailedError,
@@ -28,7 +25,6 @@ from jupyter_agentwatch.errors import (
     ShellEndedError,
     WorkspaceError,
 )
-from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.testing import event, fake_supervisor
 from jupyter_agentwatch.watch import CommandResult, Terminal
@@ -37,12 +33,10 @@ from jupyter_agentwatch.watch.table import event_columns, event_table
 from jupyter_agentwatch.wire.client import ask
 from jupyter_agentwatch.wire.messages import Kill, Killed
 from jupyter_agentwatch.wire.runtime import control_socket, live_watches, log_dir
+from tests.outside import LONG_S, closing_reason, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-LONG_S = 20.0
-"""Upper bound of every wait: reached only when a test fails."""
 
 ROOT = str(Path(jupyter_agentwatch.__file__).parents[1])
 
@@ -66,27 +60,6 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
 def pid_of(watch: Watch) -> int:
     """Return the process id of a watch's supervisor."""
     return watch.status().pid
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait until a process has ended, or fail."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with contextlib.closing(os.fdopen(descriptor, "rb")):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(LONG_S * 1000), f"process {pid} lives on"
-
-
-def closing_reason(log: Path) -> str:
-    """Return why a log was closed, after checking that all of it is right."""
-    assert verify_log(log).ok
-    last = list(read_events(log))[-1]
-    assert isinstance(last, Session)
-    assert last.op == "close"
-    return last.reason
 
 
 # Commands and their results
@@ -293,7 +266,7 @@ def test_waiting_can_be_limited(shared: Watch) -> None:
 
 def test_kill_ends_what_ignores_interrupts(shared: Watch) -> None:
     """A command that ignores SIGINT ends by `kill`."""
-    running = shared.start("trap '' INT; echo up; while :; do sleep 1; done")
+    running = shared.start("trap '' INT; echo up; exec sleep 600")
     assert next(iter(running)) == (1, b"up\n")
     running.interrupt()
     running.kill()
@@ -514,23 +487,28 @@ def test_the_workspace_must_be_a_project_folder(tmp_path: Path) -> None:
             Watch(workspace=folder, supervisor=fake_supervisor())
 
 
-def test_policies_come_in_every_form(tmp_path: Path) -> None:
+def test_policies_come_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mapping and a YAML file mean the same; what is malformed or missing names the file."""
-    path = tmp_path / "policy.yaml"
+    home = tmp_path / "home"
+    workspace = tmp_path / "project"
+    home.mkdir()
+    workspace.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    path = home / "policy.yaml"
     path.write_text("limits:\n  output_bytes: 2000\n")
-    for policy in ({"limits": {"output_bytes": 2000}}, path, str(path)):
-        with Watch(policy, tmp_path, supervisor=fake_supervisor()) as watch:
+    for policy in ({"limits": {"output_bytes": 2000}}, path, str(path), "~/policy.yaml"):
+        with Watch(policy, workspace, supervisor=fake_supervisor()) as watch:
             assert watch.policy.limits.output_bytes == 2000
     path.write_bytes(b"\xff")
-    with pytest.raises(PolicyError, match=r"policy\.yaml: not UTF-8"):
-        Watch(path, tmp_path, supervisor=fake_supervisor())
+    with pytest.raises(PolicyError, match=r"policy\.yaml: cannot read the policy: not UTF-8 text at byte"):
+        Watch(path, workspace, supervisor=fake_supervisor())
     path.write_text("limits:\n  outputbytes: 2000\n")
     with pytest.raises(PolicyError, match=r"policy\.yaml"):
-        Watch(path, tmp_path, supervisor=fake_supervisor())
-    with pytest.raises(PolicyError, match=r"none\.yaml: No such file"):
-        Watch(tmp_path / "none.yaml", tmp_path, supervisor=fake_supervisor())
+        Watch(path, workspace, supervisor=fake_supervisor())
+    with pytest.raises(PolicyError, match=r"none\.yaml: cannot read the policy: No such file"):
+        Watch(tmp_path / "none.yaml", workspace, supervisor=fake_supervisor())
     with pytest.raises(TypeError, match="not int"):
-        Watch(3, tmp_path, supervisor=fake_supervisor())  # type: ignore[arg-type]
+        Watch(3, workspace, supervisor=fake_supervisor())  # type: ignore[arg-type]
 
 
 def test_nothing_planted_in_the_workspace_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import select
@@ -18,20 +17,16 @@ from jupyter_client.manager import start_new_kernel
 
 import jupyter_agentwatch
 from jupyter_agentwatch import Watch
-from jupyter_agentwatch.audit.reader import read_events
-from jupyter_agentwatch.audit.verify import verify_log
-from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.testing import ManualClock, event, fake_supervisor
 from jupyter_agentwatch.watch.cell import current_cell
 from jupyter_agentwatch.watch.running import Interrupts
+from tests.outside import IDLE, LONG_S, closing_reason, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-LONG_S = 20.0
-"""Upper bound of every wait: reached only when a test fails."""
-
-PROLOGUE = """
+PROLOGUE = f"""
+IDLE = {IDLE!r}
 import os, signal, sys
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.testing import fake_supervisor
@@ -98,27 +93,6 @@ def owner(tmp_path: Path) -> Iterator[Callable[[str], Owner]]:
             each.process.kill()
 
 
-def wait_for_end(pid: int) -> None:
-    """Wait until a process has ended, or fail."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with contextlib.closing(os.fdopen(descriptor, "rb")):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(LONG_S * 1000), f"process {pid} lives on"
-
-
-def closing_reason(log: Path) -> str:
-    """Return why a log was closed, after checking that all of it is right."""
-    assert verify_log(log).ok
-    last = list(read_events(log))[-1]
-    assert isinstance(last, Session)
-    assert last.op == "close"
-    return last.reason
-
-
 # ■
 
 
@@ -126,7 +100,7 @@ def test_one_interrupt_reaches_the_command_and_spares_the_watch(owner: Callable[
     """SIGINT in `run` interrupts the command; KeyboardInterrupt comes after its end, with the result at hand."""
     process = owner("""
 try:
-    watch.run("trap 'echo cleaned; exit 7' INT; echo up; while :; do sleep 0.05; done", on_output=show)
+    watch.run("trap 'echo cleaned; exit 7' INT; echo up; " + IDLE, on_output=show)
 except KeyboardInterrupt:
     say(watch.last_result.outcome, watch.last_result.exit_code, watch.last_result.stdout.split())
 say(watch.run("echo alive").stdout.strip(), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
@@ -140,7 +114,7 @@ def test_a_second_interrupt_kills_the_command_and_spares_the_watch(owner: Callab
     """A command that ignores the first SIGINT is killed by the second; the watch runs the next command."""
     process = owner("""
 try:
-    watch.run("trap 'echo ignored' INT; echo up; while :; do sleep 0.05; done", on_output=show)
+    watch.run("trap 'echo ignored' INT; echo up; " + IDLE, on_output=show)
 except KeyboardInterrupt:
     say(watch.last_result.outcome, watch.last_result.signal)
 say(watch.run("echo alive").stdout.strip())
@@ -228,7 +202,7 @@ def test_a_second_interrupt_ends_the_shell_and_spares_the_watch(owner: Callable[
 from jupyter_agentwatch.errors import ShellEndedError
 shell = watch.shell()
 try:
-    shell.run("trap 'echo > up' INT; echo > up; while :; do sleep 0.05; done")
+    shell.run("trap 'echo > up' INT; echo > up; " + IDLE)
 except KeyboardInterrupt:
     say("interrupted")
 try:

@@ -25,7 +25,7 @@ class LogWriteError(AgentwatchError):
 
     Attributes:
         errno: The system's error number; `ENOSPC` where only a part of the record was taken, `EFBIG` where the
-            record is longer than `chain.MAX_LINE`.
+            record is longer than `chain.MAX_LINE`, `EDQUOT` where the log may not grow any more.
     """
 
     def __init__(self, text: str, number: int) -> None:
@@ -105,6 +105,11 @@ class AuditLog:
     def next_seq(self) -> int:
         """The `seq` that the next event must bear."""
         return self._next_seq
+
+    @property
+    def size(self) -> int:
+        """Bytes of all records."""
+        return self._size
 
     def append(self, event: Event) -> bytes:
         """Write one record with one `write`; it is complete in the file when this returns.

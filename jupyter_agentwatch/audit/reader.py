@@ -38,6 +38,7 @@ __all__ = [
     "read_anchor",
     "read_events",
     "read_header",
+    "read_last",
     "read_line",
     "shown",
 ]
@@ -238,6 +239,18 @@ def read_header(line: bytes, path: Path) -> Session:
         msg = f"{shown(path)}: not an audit log: its first line is no session-open record of format {FORMAT}"
         raise LogError(msg)
     return first
+
+
+def read_last(path: str | Path) -> AnyEvent:
+    """Return the last complete record of a log, however long the log is: only its two ends are read.
+
+    Raises:
+        LogError: The log cannot be opened, is not ours, or its last complete line is not a record.
+    """
+    path = Path(path)
+    with open_log(path) as file:
+        read_header(read_line(file, path), path)
+        return decode_line(_last_line(file, os.fstat(file.fileno()).st_size), path, "the last complete line")
 
 
 def read_anchor(log: Path) -> Anchor | None:

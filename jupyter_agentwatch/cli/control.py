@@ -15,18 +15,14 @@ import msgspec
 
 from jupyter_agentwatch.audit.reader import list_logs
 from jupyter_agentwatch.cli.output import remark, say
-from jupyter_agentwatch.cli.processes import kill_supervisors
 from jupyter_agentwatch.cli.words import killed_line
 from jupyter_agentwatch.errors import AgentwatchError, ControlError, SessionEndedError
 from jupyter_agentwatch.events import from_bytes, printable
-from jupyter_agentwatch.wire.client import ask
-from jupyter_agentwatch.wire.messages import Ack, Answer, Kill, Killed, Request, Resume, Status, Suspend, WatchStatus
-from jupyter_agentwatch.wire.runtime import control_socket, find_watch, live_watches, log_dir
+from jupyter_agentwatch.wire.messages import Answer, Killed, Request, Resume, Suspend
+from jupyter_agentwatch.wire.runtime import find_watch, live_watches, log_dir
+from jupyter_agentwatch.wire.watches import kill_watch, tell_watch, watch_status
 
 __all__ = ["answer", "kill", "list_watches", "resume", "suspend"]
-
-ANSWER_S = 2.0
-"""Seconds after which a supervisor counts as silent."""
 
 _TITLES = ("ID", "STATE", "RUNG", "STEPS", "PROCESSES", "DENIED", "AGE", "WORKSPACE")
 _NAME = "command line"
@@ -89,7 +85,7 @@ def answer(options: argparse.Namespace) -> int:
 
 def _tell(prefix: str, message: Request, done: str) -> int:
     watch = find_watch(prefix)
-    ask(control_socket(watch), message, Ack, name=_NAME, timeout=ANSWER_S)
+    tell_watch(watch, message, name=_NAME)
     say(f"{watch}: {done}")
     return 0
 
@@ -105,25 +101,17 @@ def _to_kill(options: argparse.Namespace) -> list[str]:
 
 
 def _killed(watch: str, reason: str) -> Killed | AgentwatchError:
-    path = control_socket(watch)
     try:
-        return ask(path, Kill(reason=reason, by=_NAME), Killed, name=_NAME, timeout=ANSWER_S)
+        return kill_watch(watch, reason=reason, name=_NAME)
     except SessionEndedError as error:
-        if isinstance(error.__cause__, (ConnectionRefusedError, FileNotFoundError)):
-            path.unlink(missing_ok=True)  # nobody listens on it, and nobody ever will again
-            return Killed(killed=0, survivors=0, latency_ms=0.0, head="", note="it had ended before")
-        why = str(error)
-    except ControlError as error:
-        why = str(error)
-    try:
-        return kill_supervisors(path, why)
+        return Killed(killed=0, survivors=0, latency_ms=0.0, head="", note=str(error))
     except AgentwatchError as error:
         return error
 
 
 def _described(watch: str) -> dict[str, Any]:
     try:
-        status = ask(control_socket(watch), Status(), WatchStatus, name=_NAME, timeout=ANSWER_S)
+        status = watch_status(watch, name=_NAME)
     except SessionEndedError as error:
         return {"watch": watch, "state": "gone", "error": str(error)}
     except AgentwatchError as error:

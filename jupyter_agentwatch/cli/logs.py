@@ -12,10 +12,10 @@ from pathlib import Path
 from jupyter_agentwatch.audit.reader import LogInfo, LogTail, decode_line, list_logs, read_events
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.cli.output import ByteSink, remark, say
-from jupyter_agentwatch.cli.processes import supervisors_of
 from jupyter_agentwatch.cli.words import event_line
 from jupyter_agentwatch.errors import LogError
 from jupyter_agentwatch.events import Session, printable
+from jupyter_agentwatch.wire.force import supervisors_of
 from jupyter_agentwatch.wire.runtime import control_socket, log_dir
 
 __all__ = ["find_log", "tail", "verify"]

@@ -21,23 +21,9 @@ from jupyter_agentwatch.policy import (
     policy_to_yaml,
     suggest_policy,
 )
+from jupyter_agentwatch.watch.opening import load_policy
 
-__all__ = ["doctor", "load_policy", "policy", "suggestion_text", "suggestions"]
-
-
-def load_policy(file: str | Path) -> Policy:
-    """Read a policy file.
-
-    Raises:
-        PolicyError: It cannot be read, or is no policy; the text names file, line and field.
-    """
-    try:
-        text = Path(file).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        msg = f"{printable(str(file))}: cannot read the policy: {reason}"
-        raise PolicyError(msg) from error
-    return parse_policy(text, str(file))
+__all__ = ["doctor", "policy", "suggestion_text", "suggestions"]
 
 
 def suggestions(log: Path, base: Policy | None = None) -> Suggestion:

@@ -17,7 +17,6 @@ from pathlib import Path
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.cli.output import ByteSink, remark
 from jupyter_agentwatch.cli.parser import OWN_FAILURE
-from jupyter_agentwatch.cli.policies import load_policy
 from jupyter_agentwatch.cli.tally import tally
 from jupyter_agentwatch.cli.words import counts_text, one_line
 from jupyter_agentwatch.errors import AgentwatchError, LogError
@@ -37,8 +36,7 @@ def run(options: argparse.Namespace) -> int:
     if not argv:
         remark("a command is missing; usage: jupyter agentwatch run [options] -- COMMAND ...")
         return OWN_FAILURE
-    policy = load_policy(options.policy) if options.policy else None
-    with Watch(policy=policy, workspace=options.workspace) as watch:
+    with Watch(policy=options.policy or None, workspace=options.workspace) as watch:
         feeds = _has_input()
         running = watch.start(argv, timeout=options.timeout, stdin=feeds)
         with _interrupts(running):

@@ -21,8 +21,10 @@ from jupyter_agentwatch.events import (
     Finding,
     Flow,
     Gap,
+    Gpu,
     LimitHit,
     Listen,
+    Resources,
     Session,
     Step,
     printable,
@@ -126,6 +128,8 @@ def _what(event: AnyEvent) -> str:
         case FileOp():
             second = f" -> {printable(event.path2, _SHOWN)}" if event.path2 else ""
             return f"{printable(event.op)} {printable(event.path, _SHOWN)}{second}"
+        case Gpu() | Resources():
+            return _telemetry(event)
         case _:
             return _remark(event)
 
@@ -161,6 +165,20 @@ def _where(event: Connect | Flow) -> str:
         return printable(event.addr, _SHOWN)
     host = f" ({printable(event.host)})" if event.host else ""
     return f"{printable(event.addr)}:{event.port}{host}"
+
+
+def _telemetry(event: Gpu | Resources) -> str:
+    if isinstance(event, Resources):
+        of = printable(event.name) if event.pid else count(event.processes, "process", "processes")
+        return f"{of}: {event.cpu_s:.2f} s CPU in {event.interval_s:.1f} s, {event.rss_bytes >> 20} MiB"
+    told = f"{event.op} {printable(event.device)}{' SIMULATED' if event.simulated else ''}"
+    if event.op in {"lease", "release"}:
+        return f"{told} lease {event.lease}: {printable(event.purpose)}"
+    if event.op == "state":
+        return f"{told} {printable(event.state)} {printable(event.reason)}".rstrip()
+    outside = f", {event.outside_s:.2f} s outside a lease" if event.outside_s else ""
+    whose = f" by driver pid {event.driver_pid} ({event.attribution})" if event.op == "process" else ""
+    return f"{told}{whose}: {event.gpu_seconds:.2f} GPU s in {event.interval_s:.1f} s{outside}"
 
 
 def _remark(event: LimitHit | Finding | BreakerChanged | Control | Gap) -> str:

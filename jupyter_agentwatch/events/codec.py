@@ -19,6 +19,8 @@ AnyEvent = (
     | model.Flow
     | model.FileOp
     | model.LimitHit
+    | model.Gpu
+    | model.Resources
     | model.Finding
     | model.BreakerChanged
     | model.Control

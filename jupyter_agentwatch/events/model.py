@@ -24,8 +24,10 @@ __all__ = [
     "Finding",
     "Flow",
     "Gap",
+    "Gpu",
     "LimitHit",
     "Listen",
+    "Resources",
     "Session",
     "Severity",
     "Step",
@@ -111,13 +113,19 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
 class Exec(Event, frozen=True, kw_only=True, tag="exec"):
     """A program image was asked for (`claimed`) or found running (`post`).
 
+    Every claim gets an answer: a `post` record, or a second `claimed` one that says why there can be none (a claim
+    without either is one that the end of the watch has overtaken).
+
     Attributes:
         path: What the call named (`claimed` records).
-        argv: Arguments, bounded in count and length; `argv_truncated` says when cut.
-        ppid: Parent (`post` records), 0 where the process had ended before it was asked for.
+        argv: Arguments, bounded in count and length; `argv_truncated` says when cut. In a `post` record those that the
+            kernel gave the program: a script's begin with its interpreter.
+        ppid: Parent when the call was made (`post` records); 0 where no call was seen.
         exe: What `/proc/<pid>/exe` said at the first call after the exec (`post` records).
-        claim_seq: The `claimed` record that a `post` record answers; -1 when there was none.
-        mismatch: The program that runs is not the one that was claimed: an attack indicator.
+        claim_seq: The `claimed` record that this one answers; -1 when there was none.
+        mismatch: The program that runs, or its arguments, are not what was claimed: an attack indicator.
+        unconfirmed: Why nobody saw what ran after the claim. "failed": the caller went on with the program that it
+            had. "ended": the process was gone before it could be looked at. "unreadable": the kernel does not say.
     """
 
     path: str = ""
@@ -127,6 +135,7 @@ class Exec(Event, frozen=True, kw_only=True, tag="exec"):
     exe: str = ""
     claim_seq: int = -1
     mismatch: bool = False
+    unconfirmed: Literal["", "failed", "ended", "unreadable"] = ""
 
 
 class Exit(Event, frozen=True, kw_only=True, tag="exit"):
@@ -200,11 +209,23 @@ class Flow(Event, frozen=True, kw_only=True, tag="flow"):
 
 
 class FileOp(Event, frozen=True, kw_only=True, tag="file"):
-    """A call that can change the file system was made. `path2` is the new name of rename, link and symlink."""
+    """A call that can change the file system was made.
+
+    Attributes:
+        op: Name of the system call.
+        path: Absolute name as the call gave it; of a call on a descriptor, the kernel's name of what is open.
+        path2: New name of rename and link, or the name of a symbolic link that is made.
+        resolved: What `path` led to, where that lies in the workspace under another name; else "".
+        resolved2: The same of `path2`.
+        mode: Permission bits that chmod and its kin ask for; None for all other calls.
+    """
 
     op: str
     path: str
     path2: str = ""
+    resolved: str = ""
+    resolved2: str = ""
+    mode: int | None = None
 
 
 class LimitHit(Event, frozen=True, kw_only=True, tag="limit"):
@@ -214,6 +235,91 @@ class LimitHit(Event, frozen=True, kw_only=True, tag="limit"):
     value: float
     maximum: float
     action: str
+
+
+class Gpu(Event, frozen=True, kw_only=True, tag="gpu"):
+    """What a GPU or one process on it did in an interval, a change of a GPU's state, or a lease of it.
+
+    Sums over the interval that ends with this record; a number that is not known is None, or missing from the sums.
+
+    Attributes:
+        op: "device": the whole GPU; "process": one process on it, which is `pid` where `attribution` is not "none";
+            "state": it began or ceased to answer; "lease" and "release": its use is expected from, or until, here.
+        device: UUID of the GPU or MIG device, or what a lease named.
+        index: Position in the driver's list; a MIG device has its parent's. -1 for a lease.
+        name: Model, where `op` is "state".
+        source: "nvml", "simulated" or "trace"; "" for a lease.
+        simulated: It is not real.
+        interval_s: Length of the interval, seconds.
+        utilization: Mean percent of the interval in which a kernel was executing.
+        utilization_max: Highest single measurement in it.
+        memory_bytes: GPU memory in use at its end.
+        memory_total_bytes: GPU memory.
+        power_w: Power draw at its end, watts.
+        temperature_c: Temperature at its end, degrees Celsius.
+        gpu_seconds: Seconds in which a kernel was executing.
+        energy_j: Energy used, joules.
+        outside_s: The part of `gpu_seconds` that no lease covers.
+        attribution: How surely a "process" record belongs to `pid`: "exact", "weak" or "none"; "" elsewhere.
+        member: Whether that process is in the sandbox; None where it is not known.
+        driver_pid: Its id as the driver gave it.
+        state: "ok", "error" or "ended", where `op` is "state".
+        reason: What the driver said.
+        xids: Critical errors reported in the interval.
+        lease: Id of the lease.
+        purpose: What the lease is for.
+    """
+
+    op: Literal["device", "process", "state", "lease", "release"]
+    device: str
+    index: int = -1
+    name: str = ""
+    source: str = ""
+    simulated: bool = False
+    interval_s: float = 0.0
+    utilization: float | None = None
+    utilization_max: float | None = None
+    memory_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    gpu_seconds: float = 0.0
+    energy_j: float = 0.0
+    outside_s: float = 0.0
+    attribution: Literal["", "exact", "weak", "none"] = ""
+    member: bool | None = None
+    driver_pid: int = 0
+    state: str = ""
+    reason: str = ""
+    xids: list[int] = []
+    lease: int = 0
+    purpose: str = ""
+
+
+class Resources(Event, frozen=True, kw_only=True, tag="resources"):
+    """What all processes of the sandbox, or one that is busy (`pid` is not 0), used in an interval.
+
+    Attributes:
+        interval_s: Length of the interval, seconds.
+        name: Short name of the one process: its own choice.
+        cpu_s: CPU time used in the interval, seconds; of all: short-lived processes included.
+        rss_bytes: Resident memory at its end; of all: shared pages count for each.
+        read_bytes: Bytes read from storage in the interval.
+        write_bytes: Bytes written.
+        processes: Processes at its end, 1 for one.
+        threads: Threads at its end.
+        dropped: Samples left out in the interval because sampling was late.
+    """
+
+    interval_s: float = 0.0
+    name: str = ""
+    cpu_s: float = 0.0
+    rss_bytes: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    processes: int = 0
+    threads: int = 0
+    dropped: int = 0
 
 
 class Finding(Event, frozen=True, kw_only=True, tag="finding"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
 from jupyter_agentwatch.audit.reader import LogTail, read_events
-from jupyter_agentwatch.cli.policies import load_policy, suggestion_text, suggestions
+from jupyter_agentwatch.cli.policies import suggestion_text, suggestions
 from jupyter_agentwatch.cli.terminal import SafeText, safe_text
 from jupyter_agentwatch.cli.words import changes_text, event_line, killed_line, status_text
 from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
@@ -35,8 +36,9 @@ from jupyter_agentwatch.notebook.arguments import (
 )
 from jupyter_agentwatch.notebook.summary import summary
 from jupyter_agentwatch.policy import Policy, policy_to_yaml
-from jupyter_agentwatch.watch import CommandResult, Watch
+from jupyter_agentwatch.watch import CommandResult, ImportableWorkspaceWarning, Watch
 from jupyter_agentwatch.watch.command import shell_program
+from jupyter_agentwatch.watch.opening import load_policy
 
 __all__ = ["AgentwatchMagics", "complete"]
 
@@ -72,7 +74,10 @@ class AgentwatchMagics(Magics):
         if self._watch is not None and self._watch.has_ended:
             # Whoever ended it, a breaker or a person, did not mean that the next cell goes on in another one.
             _refuse(f"watch {self._watch.id} has ended; {_ANOTHER}")
+        former_watch = self._watch
         watch = self._ensure(options)
+        if watch is not former_watch and watch.notes:
+            _show(_notes_text(watch))
         log = LogTail(watch.log)
         while log.read_lines(_BATCH):  # what is on record so far belongs to other steps
             pass
@@ -109,7 +114,9 @@ class AgentwatchMagics(Magics):
             if options.workspace and Path(options.workspace).resolve() != watch.workspace:
                 _refuse(f"watch {watch.id} runs in {watch.workspace}; end it first with %agentwatch kill")
             return watch
-        self._watch = Watch(policy=policy, workspace=options.workspace or ".")
+        with warnings.catch_warnings():  # what it says is among the watch's notes, too, and these are shown
+            warnings.simplefilter("ignore", ImportableWorkspaceWarning)
+            self._watch = Watch(policy=policy, workspace=options.workspace or ".")
         self._owned = True
         return self._watch
 
@@ -130,8 +137,8 @@ class AgentwatchMagics(Magics):
         if watch is former:
             _show(f"watch {watch.id} runs already; end it with %agentwatch kill")
         else:
-            notes = "".join(f"\nnote: {printable(note)}" for note in watch.notes)
-            _show(f"watch {watch.id} started: rung {watch.rung}, log {printable(str(watch.log), 4096)}{notes}")
+            started = f"watch {watch.id} started: rung {watch.rung}, log {printable(str(watch.log), 4096)}"
+            _show("\n".join([started, *filter(None, [_notes_text(watch)])]))
         if options.out is not None:
             self._put(options.out, watch)
 
@@ -263,6 +270,10 @@ def _one_line_errors() -> Iterator[None]:
         raise UsageError(msg) from None
     except (AgentwatchError, ValueError) as error:
         raise UsageError(safe_text(str(error))) from None
+
+
+def _notes_text(watch: Watch) -> str:
+    return "\n".join(f"note: {printable(note, 4096)}" for note in watch.notes)
 
 
 def _show(text: str) -> None:

@@ -1,6 +1,7 @@
 """What a watch may do: the model, its reading and writing, and the decisions that follow from it. Pure.
 
-Suggestions are loaded at first use: the supervisor, whose start is timed, never makes one.
+All but the model is loaded at first use: a session's start waits for the model alone, and the supervisor never makes a
+suggestion.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from jupyter_agentwatch.policy.match import Decision, NetworkMatcher, decide_protocol, unix_allowed
 from jupyter_agentwatch.policy.model import (
+    Audit,
     Breaker,
     Environment,
     Filesystem,
@@ -22,21 +23,23 @@ from jupyter_agentwatch.policy.model import (
     Protocol,
     Snapshots,
 )
-from jupyter_agentwatch.policy.names import HOST_LOOPBACK
-from jupyter_agentwatch.policy.parse import (
-    check_policy,
-    parse_policy,
-    policy_digest,
-    policy_from_mapping,
-    policy_to_yaml,
-)
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.policy.evidence import Candidate, LeftOut
+    from jupyter_agentwatch.policy.match import Decision, NetworkMatcher, decide_protocol, unix_allowed
+    from jupyter_agentwatch.policy.names import HOST_LOOPBACK
+    from jupyter_agentwatch.policy.parse import (
+        check_policy,
+        parse_policy,
+        policy_digest,
+        policy_from_mapping,
+        policy_to_yaml,
+    )
     from jupyter_agentwatch.policy.suggest import Suggestion, suggest_policy
 
 __all__ = [
     "HOST_LOOPBACK",
+    "Audit",
     "Breaker",
     "Candidate",
     "Decision",
@@ -65,9 +68,19 @@ __all__ = [
 
 _LATE = {
     "Candidate": "jupyter_agentwatch.policy.evidence",
+    "Decision": "jupyter_agentwatch.policy.match",
+    "HOST_LOOPBACK": "jupyter_agentwatch.policy.names",
     "LeftOut": "jupyter_agentwatch.policy.evidence",
+    "NetworkMatcher": "jupyter_agentwatch.policy.match",
     "Suggestion": "jupyter_agentwatch.policy.suggest",
+    "check_policy": "jupyter_agentwatch.policy.parse",
+    "decide_protocol": "jupyter_agentwatch.policy.match",
+    "parse_policy": "jupyter_agentwatch.policy.parse",
+    "policy_digest": "jupyter_agentwatch.policy.parse",
+    "policy_from_mapping": "jupyter_agentwatch.policy.parse",
+    "policy_to_yaml": "jupyter_agentwatch.policy.parse",
     "suggest_policy": "jupyter_agentwatch.policy.suggest",
+    "unix_allowed": "jupyter_agentwatch.policy.match",
 }
 
 

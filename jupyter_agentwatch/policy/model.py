@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "Audit",
     "Breaker",
     "Environment",
     "Filesystem",
@@ -172,6 +173,18 @@ class Snapshots(_Part, frozen=True, kw_only=True):
     total_bytes: Positive = 1 << 30
 
 
+class Audit(_Part, frozen=True, kw_only=True):
+    """The audit log.
+
+    Attributes:
+        max_bytes: Size of the log, bytes. At nine tenths a `limit` record warns; when it is reached, what would be
+            recorded is denied and the watch is suspended, as on a full disk. Each resume then lets the log grow by
+            another tenth. What ends a watch, and what a person does, is always recorded.
+    """
+
+    max_bytes: Annotated[int, Meta(ge=1 << 16)] = 2 << 30
+
+
 class Breaker(_Part, frozen=True, kw_only=True):
     """What becomes of a suspended watch that nobody attends to.
 
@@ -189,7 +202,8 @@ class Policy(_Part, frozen=True, kw_only=True):
 
     Attributes:
         version: Version of this format.
-        isolation: "required" refuses to run where rung A cannot be had.
+        isolation: "required": the best of rungs A and B that this machine gives, or none. "A" or "B": exactly this
+            one. "C": network and system calls are confined, files are not; only ever taken where it is asked for.
         filesystem: What exists inside.
         network: What can be reached outside.
         unix_sockets: Paths of AF_UNIX sockets on the host that may be connected to.
@@ -197,11 +211,12 @@ class Policy(_Part, frozen=True, kw_only=True):
         environment: Variables inside.
         limits: Upper bounds.
         snapshots: Pre-images for `diff` and `undo`.
+        audit: Bound of the audit log.
         breaker: What follows a suspension.
     """
 
     version: Literal[1] = 1
-    isolation: Literal["required"] = "required"
+    isolation: Literal["required", "A", "B", "C"] = "required"
     filesystem: Filesystem = Filesystem()
     network: Network = Network()
     unix_sockets: list[str] = []
@@ -209,4 +224,5 @@ class Policy(_Part, frozen=True, kw_only=True):
     environment: Environment = Environment()
     limits: Limits = Limits()
     snapshots: Snapshots = Snapshots()
+    audit: Audit = Audit()
     breaker: Breaker = Breaker()

@@ -7,7 +7,6 @@ opens anything but a regular file or a directory.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -34,7 +33,6 @@ MAX_PATH = 4000
 MAX_DEPTH = 128
 """Most components of such a path: every look-up of what is known above a path costs a step for each."""
 
-_MAX_LINKS = 40  # the kernel's own limit of symbolic links in one path
 _OPENAT2 = 437  # the same number on x86_64 and aarch64
 _RESOLVE = 0x02 | 0x04 | 0x08  # NO_MAGICLINKS | NO_SYMLINKS | BENEATH
 _DIR_PATH = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -88,14 +86,12 @@ class WorkspaceTree:
         os.close(self._fd)
 
     def inside(self, path: bytes) -> bytes | None:
-        """Return an absolute path as one relative to the workspace (not resolved), or None if it lies outside."""
+        """Return an absolute path as one relative to the workspace (not resolved), None if its text does not say so."""
         for prefix in self._prefixes:
             if path.startswith(prefix):
                 return path[len(prefix) :].rstrip(b"/")
-        clean = os.path.normpath(b"/" + path.lstrip(b"/"))
-        for prefix in self._prefixes:
-            if clean.startswith(prefix) or clean == prefix[:-1]:
-                return clean[len(prefix) :]
+            if path == prefix[:-1]:
+                return b""
         return None
 
     def open(self, rel: bytes, *, read: bool = False) -> int:
@@ -129,45 +125,15 @@ class WorkspaceTree:
         finally:
             os.close(fd)
 
-    def resolve(self, rel: bytes, *, follow: bool) -> bytes | None:
-        """Return the true name of a path that goes through symbolic links or "..", within the workspace.
-
-        Args:
-            rel: Path relative to the workspace, as the agent gave it.
-            follow: The last component, too, is followed where it is a symbolic link.
-
-        Returns:
-            None if the path leaves the workspace, or cannot exist, so that the call will fail.
-
-        Raises:
-            OSError: A directory on the way cannot be searched.
-        """
-        done: list[bytes] = []
-        todo = rel.split(b"/")[::-1]
-        links, here = 0, os.dup(self._fd)
+    def info(self, rel: bytes) -> os.stat_result | None:
+        """Return what is known of a path, following nothing; None where it is not there or cannot be looked at."""
         try:
-            while todo:
-                part = todo.pop()
-                if part in {b"", b"."}:
-                    continue
-                target = b".." if part == b".." else _link_target(here, part, last=not todo, follow=follow)
-                if target is None:
-                    done.append(part)
-                    here = _swap(here, os.open(part, _NODE, dir_fd=here)) if todo else here
-                    continue
-                links += part != b".."
-                jump = self._jump(done, target, todo)
-                if jump is None or links > _MAX_LINKS:
-                    return None
-                done, todo = jump
-                here = _swap(here, self.open(b"/".join(done)))
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
-                return None
-            raise
-        finally:
-            os.close(here)
-        return b"/".join(done)
+            if not rel:
+                return os.fstat(self._fd)
+            with self.parent(rel) as (fd, name):
+                return lstat(fd, name)
+        except OSError:
+            return None
 
     def walk(self, top: bytes, limit: int) -> Iterator[tuple[bytes, int, os.stat_result]]:
         """Yield everything below a directory, parents first: path, descriptor of its directory, what lstat says.
@@ -212,18 +178,6 @@ class WorkspaceTree:
         finally:
             os.close(here)
 
-    def _jump(self, done: list[bytes], target: bytes, todo: list[bytes]) -> tuple[list[bytes], list[bytes]] | None:
-        """Where resolving goes on after ".." or a link: the components so far, and those to come, last first."""
-        if target == b".." and done:
-            return done[:-1], todo
-        if target == b"..":
-            # What leaves the workspace upwards may come back by its name; outside, the way can only be read as text.
-            target, todo = b"/".join([os.path.dirname(self._prefixes[0][:-1]), *reversed(todo)]), []
-        if not target.startswith(b"/"):
-            return done, todo + target.split(b"/")[::-1]
-        inner = self.inside(target)
-        return None if inner is None else ([], todo + inner.split(b"/")[::-1])
-
 
 @contextmanager
 def open_regular(folder: int, name: bytes) -> Iterator[tuple[int, os.stat_result]]:
@@ -264,15 +218,6 @@ def lstat(folder: int, name: bytes) -> os.stat_result | None:
 def why(error: Exception) -> str:
     """Return what to tell a person about a failed access."""
     return (error.strerror or "input/output error") if isinstance(error, OSError) else str(error)
-
-
-def _link_target(folder: int, name: bytes, *, last: bool, follow: bool) -> bytes | None:
-    info = lstat(folder, name)
-    if info is None and not last:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    if info is None or not stat.S_ISLNK(info.st_mode) or (last and not follow):
-        return None
-    return os.readlink(name, dir_fd=folder)
 
 
 def _swap(old: int, new: int) -> int:

@@ -1,4 +1,4 @@
-"""The seccomp filter of rung A, as classic BPF.
+"""The seccomp filter of rung A, as classic BPF; `shared_filter` says what differs without namespaces.
 
 Order: wrong architecture and x32 are killed, calls newer than this table are ENOSYS, then each listed call has one
 block that ends in a return, and everything else is allowed. Only register values are tested here: memory can change
@@ -10,16 +10,34 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.sandbox.syscalls import Machine
 
-__all__ = ["FilterOptions", "compile_filter", "disassemble"]
+__all__ = [
+    "ALLOW",
+    "NOTIFY",
+    "Block",
+    "FilterOptions",
+    "any_bits",
+    "argument",
+    "compile_filter",
+    "disassemble",
+    "equal_any",
+    "errno_of",
+    "ret",
+    "socket_block",
+]
 
 ALLOW: Final = 0x7FFF0000
+"""SECCOMP_RET_ALLOW."""
+
 NOTIFY: Final = 0x7FC00000
+"""SECCOMP_RET_USER_NOTIF."""
+
 KILL: Final = 0x80000000
 
 NEWEST_KNOWN: Final = 469
@@ -27,6 +45,12 @@ NEWEST_KNOWN: Final = 469
 
 _OFF_NR, _OFF_ARCH, _OFF_ARGS = 0, 4, 16
 _LD, _JEQ, _JGE, _JSET, _RET, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
+
+_CREATE_FLAGS: Final = 0o100 | 0o20000000
+"""O_CREAT and O_TMPFILE's own bit: only with them does a mode count."""
+
+_SETUID: Final = 0o4000
+_SETGID: Final = 0o2000
 
 _WRITE_FLAGS: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20000000
 """O_WRONLY, O_RDWR, O_CREAT, O_TRUNC and the bit that is only O_TMPFILE's own."""
@@ -57,13 +81,12 @@ EPERM_CALLS: Final = (
 
 NOTIFY_CALLS: Final = (
     *("execve", "execveat", "set_tid_address", "connect", "bind", "listen", "setsid"),
-    *("creat", "unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
-    *("mkdir", "mkdirat", "rmdir", "truncate", "mknod", "mknodat"),
+    *("unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
+    *("mkdir", "mkdirat", "rmdir", "truncate"),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FilterOptions:
+class FilterOptions(msgspec.Struct, frozen=True):
     """What differs between watches.
 
     Attributes:
@@ -74,127 +97,149 @@ class FilterOptions:
     count_tasks: bool = False
 
 
-_Block = list[tuple[int, int, int, int]]
+Block = list[tuple[int, int, int, int]]
+"""Instructions of classic BPF: operation, jump if true, jump if false, constant. A call's block ends in a return."""
 
 
-def _ret(action: int) -> _Block:
+def ret(action: int) -> Block:
+    """Return this, whatever the arguments."""
     return [(_RET, 0, 0, action)]
 
 
-def _errno(number: int) -> int:
+def errno_of(number: int) -> int:
+    """Return the action that answers with an errno (0: success, without the call)."""
     return 0x00050000 | number
 
 
-def _arg(index: int, *, high: bool = False) -> tuple[int, int, int, int]:
+def argument(index: int, *, high: bool = False) -> tuple[int, int, int, int]:
+    """Load one half of a register."""
     return (_LD, 0, 0, _OFF_ARGS + 8 * index + (4 if high else 0))
 
 
-def _equal_any(index: int, values: tuple[int, ...], then: int, otherwise: int) -> _Block:
+def equal_any(index: int, values: tuple[int, ...], then: int, otherwise: int) -> Block:
+    """Return `then` where the register's low word is one of the values."""
     # The kernel truncates `int` arguments, so only the low word may be compared (AF_UNIX | 1 << 32 is AF_UNIX).
-    block = [_arg(index)]
+    block = [argument(index)]
     count = len(values)
     block += [(_JEQ, count - i, 0, value) for i, value in enumerate(values)]
     return [*block, (_RET, 0, 0, otherwise), (_RET, 0, 0, then)]
 
 
-def _any_bits(index: int, mask: int, then: int, otherwise: int) -> _Block:
-    return [_arg(index), (_JSET, 0, 1, mask), (_RET, 0, 0, then), (_RET, 0, 0, otherwise)]
+def any_bits(index: int, mask: int, then: int, otherwise: int) -> Block:
+    """Return `then` where the register's low word has a bit of the mask."""
+    return [argument(index), (_JSET, 0, 1, mask), (_RET, 0, 0, then), (_RET, 0, 0, otherwise)]
 
 
-def _sendto() -> _Block:
-    fastopen = [_arg(3), (_JSET, 0, 1, _MSG_FASTOPEN), (_RET, 0, 0, _errno(errno.EOPNOTSUPP))]
+def _open(flags_index: int) -> Block:
+    """Trap opening for writing, and refuse to create a file that is setuid or setgid from the first."""
+    return [
+        *[argument(flags_index), (_JSET, 0, 3, _CREATE_FLAGS)],
+        *[argument(flags_index + 1), (_JSET, 0, 1, _SETUID | _SETGID), (_RET, 0, 0, errno_of(errno.EPERM))],
+        *any_bits(flags_index, _WRITE_FLAGS, NOTIFY, ALLOW),
+    ]
+
+
+def _sendto() -> Block:
+    fastopen = [argument(3), (_JSET, 0, 1, _MSG_FASTOPEN), (_RET, 0, 0, errno_of(errno.EOPNOTSUPP))]
     # A pointer has two halves. Without an address it is a plain send, which asyncio and ZMQ need untrapped.
     return [
         *fastopen,
-        _arg(4),
+        argument(4),
         (_JEQ, 0, 2, 0),
-        _arg(4, high=True),
+        argument(4, high=True),
         (_JEQ, 1, 0, 0),
         (_RET, 0, 0, NOTIFY),
         (_RET, 0, 0, ALLOW),
     ]
 
 
-def _no_fastopen(flags_index: int) -> _Block:
+def _no_fastopen(flags_index: int) -> Block:
     # MSG_FASTOPEN connects, without a connect that could be judged or put on record.
-    return _any_bits(flags_index, _MSG_FASTOPEN, _errno(errno.EOPNOTSUPP), ALLOW)
+    return any_bits(flags_index, _MSG_FASTOPEN, errno_of(errno.EOPNOTSUPP), ALLOW)
 
 
-def _socket() -> _Block:
-    """UNIX stream and seqpacket, INET and INET6 stream and datagram without MPTCP or SCTP, NETLINK_ROUTE."""
+def socket_block(then: int = ALLOW, *, datagrams: bool = True) -> Block:
+    """UNIX stream and seqpacket, INET and INET6 stream and datagram without MPTCP or SCTP, NETLINK_ROUTE.
+
+    Args:
+        then: What becomes of these.
+        datagrams: Datagrams of INET and INET6 are among them.
+    """
     family, unsupported, access = errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EACCES
     inet = [
         (_LD, 0, 0, _OFF_ARGS + 16),
-        *[(_JEQ, 0, 1, 0), (_RET, 0, 0, ALLOW), (_JEQ, 0, 1, 6), (_RET, 0, 0, ALLOW)],
-        *[(_JEQ, 0, 1, 17), (_RET, 0, 0, ALLOW), (_RET, 0, 0, _errno(unsupported))],
+        *[(_JEQ, 0, 1, 0), (_RET, 0, 0, then), (_JEQ, 0, 1, 6), (_RET, 0, 0, then)],
+        *[(_JEQ, 0, 1, 17), (_RET, 0, 0, then), (_RET, 0, 0, errno_of(unsupported))],
     ]
     inet_type = [
-        *[_arg(1), (_AND, 0, 0, 0xF), (_JEQ, 2, 0, 1), (_JEQ, 1, 0, 2)],
-        (_RET, 0, 0, _errno(access)),
+        *[argument(1), (_AND, 0, 0, 0xF), (_JEQ, 2, 0, 1), (_JEQ, 1, 0, 2 if datagrams else 1)],
+        (_RET, 0, 0, errno_of(access)),
         *inet,
     ]
     unix = [
-        *[_arg(1), (_AND, 0, 0, 0xF), (_JEQ, 2, 0, 1), (_JEQ, 1, 0, 5)],
-        *[(_RET, 0, 0, _errno(access)), (_RET, 0, 0, ALLOW)],
+        *[argument(1), (_AND, 0, 0, 0xF), (_JEQ, 2, 0, 1), (_JEQ, 1, 0, 5)],
+        *[(_RET, 0, 0, errno_of(access)), (_RET, 0, 0, then)],
     ]
-    netlink = [_arg(2), (_JEQ, 0, 1, 0), (_RET, 0, 0, ALLOW), (_RET, 0, 0, _errno(unsupported))]
+    netlink = [argument(2), (_JEQ, 0, 1, 0), (_RET, 0, 0, then), (_RET, 0, 0, errno_of(unsupported))]
     return [
-        _arg(0),
+        argument(0),
         *[(_JEQ, 0, len(unix), 1), *unix],
         *[(_JEQ, 1, 0, 2), (_JEQ, 0, len(inet_type), 10), *inet_type],
         *[(_JEQ, 0, len(netlink), 16), *netlink],
-        (_RET, 0, 0, _errno(family)),
+        (_RET, 0, 0, errno_of(family)),
     ]
 
 
-def _setsockopt() -> _Block:
+def _setsockopt() -> Block:
     tcp, fastopen_connect = 6, 30
-    refuse = _equal_any(2, (fastopen_connect,), _errno(errno.EOPNOTSUPP), ALLOW)
-    return [_arg(1), (_JEQ, 1, 0, tcp), (_RET, 0, 0, ALLOW), *refuse]
+    refuse = equal_any(2, (fastopen_connect,), errno_of(errno.EOPNOTSUPP), ALLOW)
+    return [argument(1), (_JEQ, 1, 0, tcp), (_RET, 0, 0, ALLOW), *refuse]
 
 
-def _seccomp() -> _Block:
+def _seccomp() -> Block:
     set_mode_filter, new_listener = 1, 1 << 3
     return [
-        *[_arg(0), (_JEQ, 1, 0, set_mode_filter), (_RET, 0, 0, ALLOW)],
-        *_any_bits(1, new_listener, _errno(errno.EBUSY), ALLOW),
+        *[argument(0), (_JEQ, 1, 0, set_mode_filter), (_RET, 0, 0, ALLOW)],
+        *any_bits(1, new_listener, errno_of(errno.EBUSY), ALLOW),
     ]
 
 
-def _clone(options: FilterOptions) -> _Block:
-    return _any_bits(0, _CLONE_NEW, _errno(errno.EPERM), NOTIFY if options.count_tasks else ALLOW)
+def _clone(options: FilterOptions) -> Block:
+    return any_bits(0, _CLONE_NEW, errno_of(errno.EPERM), NOTIFY if options.count_tasks else ALLOW)
 
 
-def _blocks(options: FilterOptions) -> dict[str, _Block]:
-    eperm = _errno(errno.EPERM)
+def _blocks(options: FilterOptions) -> dict[str, Block]:
+    eperm = errno_of(errno.EPERM)
     tiocsti, tiocconsole, tioclinux = 0x5412, 0x541D, 0x541C
     set_ptracer, quiet_personality = 0x59616D61, (0, 0xFFFFFFFF)
-    unix_pair_kinds = _equal_any(1, _stream_kinds(), ALLOW, _errno(errno.EACCES))
-    blocks = {name: _ret(_errno(errno.ENOSYS)) for name in ENOSYS_CALLS}
-    blocks |= {name: _ret(eperm) for name in EPERM_CALLS}
-    blocks |= {name: _ret(NOTIFY) for name in NOTIFY_CALLS}
+    unix_pair_kinds = equal_any(1, _stream_kinds(), ALLOW, errno_of(errno.EACCES))
+    blocks = {name: ret(errno_of(errno.ENOSYS)) for name in ENOSYS_CALLS}
+    blocks |= {name: ret(eperm) for name in EPERM_CALLS}
+    blocks |= {name: ret(NOTIFY) for name in NOTIFY_CALLS}
     blocks |= {
-        "open": _any_bits(1, _WRITE_FLAGS, NOTIFY, ALLOW),
-        "openat": _any_bits(2, _WRITE_FLAGS, NOTIFY, ALLOW),
+        "open": _open(1),
+        "openat": _open(2),
         "sendto": _sendto(),
         "sendmsg": _no_fastopen(2),
         "sendmmsg": _no_fastopen(3),
-        "socket": _socket(),
+        "socket": socket_block(),
         "socketpair": unix_pair_kinds,
         "setsockopt": _setsockopt(),
         "seccomp": _seccomp(),
         "clone": _clone(options),
         # types into, or takes over, the user's terminal (CVE-2017-5226)
-        "ioctl": _equal_any(1, (tiocsti, tioclinux, tiocconsole), eperm, ALLOW),
-        "prctl": _equal_any(0, (set_ptracer,), eperm, ALLOW),
-        "personality": _equal_any(0, quiet_personality, ALLOW, eperm),
+        "ioctl": equal_any(1, (tiocsti, tioclinux, tiocconsole), eperm, ALLOW),
+        "prctl": equal_any(0, (set_ptracer,), eperm, ALLOW),
+        "personality": equal_any(0, quiet_personality, ALLOW, eperm),
     }
-    # A setuid file outlives the watch: others on the machine could run it as the user, or as root. A write takes the
-    # bit off, so that it has to be set by one of these.
+    # A setuid file outlives the watch: others on the machine could run it as the user, or as root. Setgid is a folder's
+    # ordinary bit, and nothing here says whether it is one: of chmod and its kin the supervisor judges it.
     chmods = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2}
-    blocks |= {name: _any_bits(index, 0o4000, eperm, ALLOW) for name, index in chmods.items()}
+    blocks |= {name: any_bits(index, _SETUID, eperm, NOTIFY) for name, index in chmods.items()}
+    makers = {"creat": 1, "mknod": 1, "mknodat": 2}
+    blocks |= {name: any_bits(index, _SETUID | _SETGID, eperm, NOTIFY) for name, index in makers.items()}
     if options.count_tasks:
-        blocks |= {"fork": _ret(NOTIFY), "vfork": _ret(NOTIFY)}
+        blocks |= {"fork": ret(NOTIFY), "vfork": ret(NOTIFY)}
     return blocks
 
 
@@ -204,14 +249,17 @@ def _stream_kinds() -> tuple[int, ...]:
     return tuple(kind | extra for kind in (1, 5) for extra in (0, cloexec, nonblock, cloexec | nonblock))
 
 
-def compile_filter(machine: Machine, options: FilterOptions | None = None) -> bytes:
+def compile_filter(
+    machine: Machine, options: FilterOptions | None = None, changes: Mapping[str, Block] | None = None
+) -> bytes:
     """Return the program as an array of `struct sock_filter` (8 bytes each).
 
     Args:
         machine: Table of call numbers.
         options: What differs between watches.
+        changes: Blocks that take the place of rung A's, or are added to them, by the call's name.
     """
-    program: _Block = [
+    program: Block = [
         (_LD, 0, 0, _OFF_ARCH),
         (_JEQ, 1, 0, machine.audit_arch),
         (_RET, 0, 0, KILL),
@@ -220,9 +268,9 @@ def compile_filter(machine: Machine, options: FilterOptions | None = None) -> by
         (_JGE, 0, 1, 0x40000000),
         (_RET, 0, 0, KILL),
         (_JGE, 0, 1, NEWEST_KNOWN + 1),
-        (_RET, 0, 0, _errno(errno.ENOSYS)),
+        (_RET, 0, 0, errno_of(errno.ENOSYS)),
     ]
-    for name, block in _blocks(options or FilterOptions()).items():
+    for name, block in (_blocks(options or FilterOptions()) | dict(changes or {})).items():
         number = machine.numbers.get(name)
         if number is not None:
             program += [(_JEQ, 0, len(block), number), *block]

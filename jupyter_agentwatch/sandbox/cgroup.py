@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import select
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.errors import RungError
 
@@ -26,8 +26,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
-class Delegation:
+class Delegation(msgspec.Struct, frozen=True):
     """A cgroup in which we may make children and move our own processes into them.
 
     Attributes:
@@ -100,7 +99,7 @@ def _delegated(folder: Path) -> frozenset[str] | None:
     """Return the controllers that a child of `folder` gets, or None where no usable child can be made."""
     if _word(folder / "cgroup.type") not in {"", "domain"}:  # children of a threaded cgroup cannot be limited
         return None
-    child = folder / f"agentwatch-try-{secrets.token_hex(8)}"
+    child = folder / f"agentwatch-try-{os.urandom(8).hex()}"
     try:
         os.close(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
         controllers = frozenset((folder / "cgroup.subtree_control").read_text("ascii").split())

@@ -18,8 +18,9 @@ from jupyter_agentwatch.sandbox.textdiff import DiffBudget, unified_diff
 
 __all__ = ["ChangeKind", "Comparison", "Effect", "StepChange", "Survey"]
 
-ChangeKind = Literal["added", "modified", "removed", "mode", "type"]
-"""What became of a path; "type" is one kind of thing replaced by another, "mode" is permissions only."""
+ChangeKind = Literal["added", "modified", "removed", "mode", "type", "unclaimed"]
+"""What became of a path; "type" is one kind of thing replaced by another, "mode" is permissions only, "unclaimed" is a
+change that no call on record explains, so that nothing is known of what was there before."""
 
 _LIST_PATHS = 100_000  # listed below one directory that came
 _DIFF_BYTES = 256 * 1024
@@ -93,11 +94,14 @@ class Comparison:
             others: The logs of all other steps, by their numbers.
         """
         survey = Survey(moment, own, others)
+        shared = self._shared(survey)
         for rel in self._candidates(survey):
             told = known(own, rel)
             if told is None or (told[1].kind == "unknown" and rel not in own):
                 continue
             entry, before = told
+            if before.kind == "file" and before.names > 1:
+                _, before = shared.get(before.ident[:2], (0, before))
             after = next_image(others.values(), rel, entry.first) or self.now(survey, rel)
             change = self._change(rel, before, after)
             if rel in own and entry.below:
@@ -138,6 +142,16 @@ class Comparison:
         for log in survey.others.values():
             found.update(q for q in log if any(folder in roots for folder in above(q)))
         return found
+
+    def _shared(self, survey: Survey) -> dict[tuple[int, int], tuple[int, Image]]:
+        """Return what files with several names (hard links) were when the step first touched them by any of them."""
+        firsts: dict[tuple[int, int], tuple[int, Image]] = {}
+        for rel, entry in survey.own.items():
+            image, inode = entry.image, entry.image.ident[:2]
+            # Where the path has another inode by now, the number may be another file's, too.
+            if image.kind == "file" and image.names > 1 and self.now(survey, rel).ident[:2] == inode:
+                firsts[inode] = min(firsts.get(inode, (entry.first, image)), (entry.first, image), key=lambda e: e[0])
+        return firsts
 
     def _change(self, rel: bytes, before: Image, after: Image) -> ChangeKind | None:
         if before.kind == "absent":

@@ -1,7 +1,8 @@
 """What each step changed in the workspace, and the way back: pre-images kept before a call can change anything.
 
 `touch` runs in the thread that answers the sandbox's trapped calls, so that it must stay short and must not raise for
-anything that an agent can do. Paths were read from the agent's memory: what is told here is a claim, never a proof.
+anything that an agent can do. Paths were read from the agent's memory: what is told here is a claim, never a proof, and
+what changed without a claim is looked for when somebody asks.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from jupyter_agentwatch.sandbox.comparison import Comparison, Effect, StepChange
 from jupyter_agentwatch.sandbox.preimage import ABSENT, BlobStore, Image, bytes_text
 from jupyter_agentwatch.sandbox.restore import restore
 from jupyter_agentwatch.sandbox.steplog import Entry, StepLog, known, later_steps
+from jupyter_agentwatch.sandbox.unclaimed import Ledger, Window, find_unclaimed, stamp_now
 
-__all__ = ["WorkspaceHistory"]
+__all__ = ["WorkspaceHistory", "follows"]
 
 _TREE_PATHS = 10_000  # kept below one directory that goes away
+_LOOKED_AT = 100_000  # paths that are looked at for changes without a claim
 _INDEX_BYTES = 32 << 20  # memory for all that was touched in one watch
 _ENTRY_BYTES = 600  # an entry with its image, besides its path
 _NAMED = 10  # paths named in one refusal
@@ -42,6 +45,13 @@ _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 # Calls that act on a name itself; all others (open, creat, truncate, chmod …) follow a symbolic link at the end.
 _NAME_OPS = ("unlink", "rmdir", "rename", "symlink", "link", "mkdir", "mknod", "lchown")
 _TREE_OPS = ("rename", "rmdir", "unlink")
+
+
+_NO_CLAIM = (
+    "changed while the step ran, by no call on record: somebody outside, a change of owner, times or attributes, or a "
+    "call whose name was changed after it was recorded; undo leaves it as it is"
+)
+_OTHER_NAME = "another name (hard link) of a file that is on record: its content is the same"
 
 
 class WorkspaceHistory:
@@ -72,48 +82,73 @@ class WorkspaceHistory:
             raise
         self._comparison = Comparison(self._tree, self._store)
         self._logs: dict[int, StepLog] = {}
+        self._windows: dict[int, Window] = {}
+        self._open_windows: list[Window] = []
+        self._windows_lock = threading.Lock()  # guards these two, and is held for moments only
+        self._stamps: dict[bytes, int] = {}  # change times that undo itself made
         self._moment = 0
         self._room = _INDEX_BYTES
         self._closed = False
         self._lock = threading.Lock()  # guards all of the above; held for moments only, except while an undo writes
         self._readers = threading.Lock()  # keeps contents in place while they are compared; never taken by `touch`
 
-    def touch(self, step: int, path: str | bytes, *, op: str) -> None:
+    def touch(self, step: int, path: str | bytes, *, op: str) -> bool:
         """Keep what a path is now, if this is the step's first touch of it. Call it before the call takes effect.
 
-        Never raises for what the agent did: what cannot be kept is told by `changes`. A path outside the workspace,
-        or one that cannot exist, is ignored. Of `rename` and `link`, touch both paths.
+        Never raises for what the agent did: what cannot be kept is told by `changes`. A path that lies outside the
+        workspace or cannot exist is not kept. Of `rename` and `link`, touch both paths.
 
         Args:
             step: The step that made the call.
             path: Absolute path; a string is one that `os.fsdecode` made.
-            op: Name of the system call. It tells whether a symbolic link at the end is followed, and whether what is
-                below a directory goes away with it.
+            op: Name of the system call. It tells whether a symbolic link at the end is followed (see `follows`), and
+                whether what is below a directory goes away with it.
+
+        Returns:
+            False where the path is not, or may not be, a true name in the workspace: it goes through a link or dots,
+            ends in a link that is followed, or lies outside. Then touch what it leads to as well.
         """
         try:
-            rel = self._tree.inside(os.fsencode(path))
+            raw = os.fsencode(path)
         except UnicodeEncodeError:
-            return
-        if not rel or b"\0" in rel:
-            return
+            return True
+        if b"\0" in raw:
+            return True
+        rel = self._tree.inside(raw)
+        if step not in self._windows:
+            self._open_window(step)
+        if not rel:
+            return rel is not None
         with self._lock:
             if self._closed:
-                return
+                return True
             self._moment += 1
             log = self._logs.setdefault(step, {})
             try:
-                self._touch(log, rel, op)
+                return self._touch(log, rel, op)
             except OSError as error:
                 if error.errno not in _GONE:
                     self._lose(log, rel, why(error))
+                return True
+
+    def quiet(self, moment_ns: int) -> None:
+        """Take note that no process lived inside at a moment, in ns of Unix time: what comes later is no step's."""
+        with self._windows_lock:
+            for window in self._open_windows:
+                if window.since < moment_ns:
+                    window.until = moment_ns
+            self._open_windows = [window for window in self._open_windows if window.until is None]
 
     def changes(self, step: int) -> list[StepChange]:
         """Return what a step changed in effect, sorted by path; [] for a step that touched nothing.
 
         The other side of the comparison is what the next step that touched the path found, else the path as it is.
+        What changed while the step ran and no call on record explains, is listed as "unclaimed".
         """
         with self._readers:
-            return [] if self._closed else self._comparison.describe(self._survey(step))
+            if self._closed:
+                return []
+            return _merged(self._comparison.describe(self._survey(step)), self._unclaimed(step))
 
     def undo(self, step: int) -> list[StepChange]:
         """Put back what a step changed, and forget the step. Undo later steps first.
@@ -121,7 +156,7 @@ class WorkspaceHistory:
         Let no command run meanwhile: touches wait, but calls that were let through before do not.
 
         Returns:
-            The changes that were taken back.
+            The changes that were taken back, and those that were left as they are: the "unclaimed" ones.
 
         Raises:
             UndoConflictError: Nothing was undone: another step touched a path since, a pre-image was not kept, or
@@ -133,10 +168,13 @@ class WorkspaceHistory:
                 return []
             survey = self._survey(step)
             _refuse(step, list(self._conflicts(survey)))
-            done = self._comparison.describe(survey)
+            done = _merged(self._comparison.describe(survey), self._unclaimed(step))
             with self._lock:
                 _refuse(step, list(self._busy(survey)))
-                restore(self._tree, self._store, {rel: _wanted(effect) for rel, effect in survey.effects.items()})
+                try:
+                    restore(self._tree, self._store, {rel: _wanted(effect) for rel, effect in survey.effects.items()})
+                finally:
+                    self._stamp(survey)
                 self._forget(step)
             return done
 
@@ -154,33 +192,29 @@ class WorkspaceHistory:
                 self._store.close()
                 self._tree.close()
 
-    def _touch(self, log: StepLog, rel: bytes, op: str) -> None:
-        below = op.startswith(_TREE_OPS)
-        follow = not op.startswith(_NAME_OPS)
-        if _is_plain(rel):
-            if is_beyond(rel):
-                self._lose_deep(log, rel)
-                return
-            folder, _, name = rel.rpartition(b"/")
-            try:
-                fd = self._tree.open(folder)
-            except OSError as error:
-                if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
-                    raise
-            else:
-                try:
-                    info = self._keep(log, rel, fd, name, below=below)
-                finally:
-                    os.close(fd)
-                if not follow or info is None or not stat.S_ISLNK(info.st_mode):
-                    return
-        for last in (False, True) if follow else (False,):
-            true = self._tree.resolve(rel, follow=last)
-            if true and is_beyond(true):
-                self._lose_deep(log, true)
-            elif true:
-                with self._tree.parent(true) as (fd, name):
-                    self._keep(log, true, fd, name, below=below)
+    def _open_window(self, step: int) -> None:
+        with self._windows_lock:
+            window = self._windows[step] = Window(stamp_now())
+            self._open_windows.append(window)
+
+    def _touch(self, log: StepLog, rel: bytes, op: str) -> bool:
+        if not _is_plain(rel):
+            return False
+        if is_beyond(rel):
+            self._lose_deep(log, rel)
+            return True
+        folder, _, name = rel.rpartition(b"/")
+        try:
+            fd = self._tree.open(folder)
+        except OSError as error:
+            if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+                return False
+            raise
+        try:
+            info = self._keep(log, rel, fd, name, below=op.startswith(_TREE_OPS))
+        finally:
+            os.close(fd)
+        return info is None or not stat.S_ISLNK(info.st_mode) or not follows(op)
 
     def _keep(self, log: StepLog, rel: bytes, folder: int, name: bytes, *, below: bool) -> os.stat_result | None:
         info = lstat(folder, name)
@@ -239,6 +273,34 @@ class WorkspaceHistory:
             if entry.image.blob is not None:
                 self._store.drop(entry.image.blob)
 
+    def _stamp(self, survey: Survey) -> None:
+        """Remember the change times of what an undo wrote: it was no step."""
+        folders = {rel.rpartition(b"/")[0] for rel in survey.effects}
+        for rel in (*survey.effects, *folders):
+            info = self._tree.info(rel)
+            if info is not None:
+                self._stamps[rel] = info.st_ctime_ns
+
+    def _unclaimed(self, step: int) -> list[StepChange]:
+        window = self._windows.get(step)
+        with self._lock:
+            logs = [dict(log) for log in self._logs.values()]
+        if window is None:
+            return []
+        ledger = Ledger(
+            claimed=lambda rel: any(known(log, rel) is not None for log in logs),
+            folders={rel.rpartition(b"/")[0] for log in logs for rel in log},
+            inodes={e.image.ident[:2] for log in logs for e in log.values() if e.image.names > 1},
+            stamps=self._stamps,
+        )
+        found, is_whole = find_unclaimed(self._tree, window, ledger, _LOOKED_AT)
+        rows = [
+            StepChange(from_bytes(each.rel) or ".", "unclaimed", note=_OTHER_NAME if each.is_other_name else _NO_CLAIM)
+            for each in found
+        ]
+        note = f"more than {_LOOKED_AT} paths: not all were looked at for changes that no call on record explains"
+        return rows if is_whole else [*rows, StepChange(".", "unclaimed", note=note)]
+
     def _survey(self, step: int) -> Survey:
         with self._lock:
             moment, logs = self._moment, {number: dict(log) for number, log in self._logs.items()}
@@ -270,12 +332,6 @@ class WorkspaceHistory:
             return f"pre-image not kept: {before.lost}"
         if before.kind == "special":
             return "a FIFO, socket or device cannot be made again"
-        if (
-            before.kind == after.kind == "file"
-            and before.ident[:2] == after.ident[:2]
-            and before.names > 1 < after.names
-        ):
-            return "other names (hard links) changed with it, and are not known"
         folder = rel.rpartition(b"/")[0]
         above = survey.effects[folder].before if folder in survey.effects else self._comparison.now(survey, folder)
         return "" if above.kind == "directory" else "the directory that held it is gone"
@@ -285,6 +341,15 @@ class WorkspaceHistory:
             later = later_steps(self._logs, rel, survey.moment)
             if later:
                 yield f"{_shown(rel)} ({_touched_by(later)} this very moment)"
+
+
+def follows(op: str) -> bool:
+    """Whether a system call, by its name, follows a symbolic link at the end of its path (O_NOFOLLOW aside)."""
+    return not op.startswith(_NAME_OPS)
+
+
+def _merged(changes: list[StepChange], unclaimed: list[StepChange]) -> list[StepChange]:
+    return sorted([*changes, *unclaimed], key=lambda change: change.path) if unclaimed else changes
 
 
 def _refuse(step: int, conflicts: list[str]) -> None:

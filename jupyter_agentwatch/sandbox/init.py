@@ -25,7 +25,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["main"]
+__all__ = [
+    "Server",
+    "find",
+    "install_filter",
+    "kill_one",
+    "main",
+    "processes",
+    "resize",
+    "send",
+]
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP = 1, 4, 24
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_NO_NEW_PRIVS = 47, 4, 38
@@ -48,21 +57,21 @@ def main(control_fd: int) -> None:
     # Python's own handler would let a command interrupt PID 1; by default the kernel drops it for PID 1.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     setup = marshal.loads(control.recv(_MAX_MESSAGE))  # noqa: S302 -- from the supervisor, of the same Python
-    sockets, ports = _make_sockets()
+    sockets = _make_sockets()
     _guard_devices()
     _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"], _guard_proc())
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
     for name, bound in setup["rlimits"].items():
         # At the hard limit of CPU time the kernel sends SIGKILL; a second before, SIGXCPU says why.
         resource.setrlimit(getattr(resource, name), (bound, bound + (name == "RLIMIT_CPU")))
-    listener = _install_filter(setup["numbers"]["seccomp"], setup["filter"])
+    listener = install_filter(setup["numbers"]["seccomp"], setup["filter"])
     # sendmsg is not trapped on this rung, so the listener can travel by the filtered thread itself.
     fds = [listener, *(s.fileno() for s in sockets)]
-    _send(control, {"ready": os.getpid(), "ports": ports}, fds)
+    send(control, {"ready": os.getpid()}, fds)
     os.close(listener)
     for made in sockets:
         made.close()
-    _Server(control).serve()
+    Server(control).serve()
 
 
 def _check(result: int) -> int:
@@ -72,21 +81,22 @@ def _check(result: int) -> int:
     return result
 
 
-def _send(control: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+def send(control: socket.socket, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    """Send news or an answer to the supervisor."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     # JSON, because the supervisor must not unmarshal what comes from inside. All keys are ours, all values numbers.
     text = repr(message).replace("'", '"').replace("True", "true").replace("False", "false")
     control.sendmsg([text.encode()], rights)
 
 
-def _make_sockets() -> tuple[list[socket.socket], list[int]]:
+def _make_sockets() -> list[socket.socket]:
     """DNS (udp, tcp), gateway listeners and parking listeners, the latter two for IPv4 and IPv6."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind(("127.0.0.1", 53))
     tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     tcp.bind(("127.0.0.1", 53))
     tcp.listen(64)
-    made, ports = [udp, tcp], []
+    made = [udp, tcp]
     for parking in (False, True):
         for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             listening = socket.socket(family, socket.SOCK_STREAM)
@@ -95,8 +105,7 @@ def _make_sockets() -> tuple[list[socket.socket], list[int]]:
             listening.bind((address, 0))
             listening.listen(_BACKLOG)
             made.append(listening)
-            ports.append(listening.getsockname()[1])
-    return made, ports
+    return made
 
 
 def _guard_devices() -> None:
@@ -156,7 +165,8 @@ def _drop_rights(last_cap: int, capset: int) -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
-def _install_filter(seccomp: int, program: bytes) -> int:
+def install_filter(seccomp: int, program: bytes) -> int:
+    """Take the filter on, for good, and return its listener."""
     code = ctypes.create_string_buffer(program, len(program))
     filt = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
     result = _libc.syscall(seccomp, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, filt)
@@ -165,7 +175,9 @@ def _install_filter(seccomp: int, program: bytes) -> int:
     return _check(result)
 
 
-class _Server:
+class Server:
+    """Answers the supervisor's requests, one at a time, and tells of processes that have ended."""
+
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._steps: dict[int, int] = {}
@@ -175,6 +187,7 @@ class _Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def serve(self) -> None:
+        """Serve until the supervisor hangs up."""
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
@@ -195,30 +208,42 @@ class _Server:
             fds.frombytes(rights)
         try:
             request = marshal.loads(data)  # noqa: S302 -- as in `main`
-            getattr(self, "do_" + request["op"])(request, list(fds))
+            getattr(self, "_do_" + request["op"])(request, list(fds))
         finally:
             for fd in fds:
                 os.close(fd)
         return True
 
-    def do_spawn(self, request: dict[str, Any], fds: list[int]) -> None:
+    def _do_spawn(self, request: dict[str, Any], fds: list[int]) -> None:
         if self._frozen:
-            _send(self._control, {"spawned": 0, "errno": errno.EAGAIN})
+            send(self._control, {"spawned": 0, "errno": errno.EAGAIN})
             return
-        step, master, slave = request["step"], -1, ""
+        try:
+            pid, master = self._start(request, fds)
+        except OSError as error:
+            send(self._control, {"spawned": 0, "errno": error.errno or errno.EIO})
+            return
+        self._steps[pid] = request["step"]
+        send(self._control, {"spawned": pid, "errno": 0}, [master] if master >= 0 else None)
+        if master >= 0:
+            os.close(master)
+
+    def _start(self, request: dict[str, Any], fds: list[int]) -> tuple[int, int]:
+        """Start a command; return its process and its terminal's master, or -1."""
+        master, slave = -1, ""
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, fd, i) for i, fd in enumerate(fds)]
         try:
             if request["pty"]:
                 master, opened = os.openpty()
                 slave = os.ttyname(opened)
-                _resize(master, request["rows"], request["columns"])
+                resize(master, request["rows"], request["columns"])
                 os.close(opened)
                 # Opened by the new session's leader, so that it becomes its controlling terminal.
                 actions = [(os.POSIX_SPAWN_OPEN, 0, slave, os.O_RDWR, 0)]
                 actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
             os.chdir(request["cwd"])
             pid = os.posix_spawn(
-                _find(request["argv"][0], request["env"].get("PATH", os.defpath)),
+                find(request["argv"][0], request["env"].get("PATH", os.defpath)),
                 request["argv"],
                 request["env"],
                 file_actions=actions,
@@ -226,58 +251,65 @@ class _Server:
                 setsigmask=(),
                 setsigdef=signal.valid_signals(),
             )
-        except OSError as error:
-            _send(self._control, {"spawned": 0, "errno": error.errno or errno.EIO})
-        else:
-            self._steps[pid] = step
-            _send(self._control, {"spawned": pid, "errno": 0}, [master] if master >= 0 else None)
-        finally:
+        except OSError:
             if master >= 0:
                 os.close(master)
+            raise
+        return pid, master
 
-    def do_signal(self, request: dict[str, Any], _fds: list[int]) -> None:
+    def _members(self, sessions: set[int] | None = None) -> list[tuple[int, str]]:
+        """All processes but init as (pid, state letter), or those of some sessions."""
+        return [(pid, state) for pid, _, session, state in processes() if sessions is None or session in sessions]
+
+    def _signal_all(self, sign: int) -> None:
+        try:
+            os.kill(-1, sign)
+        except ProcessLookupError:
+            return
+
+    def _do_signal(self, request: dict[str, Any], _fds: list[int]) -> None:
         for pid, step in self._steps.items():
             if step == request["step"]:
                 _kill_group(pid, request["signal"])
 
-    def do_freeze(self, _request: dict[str, Any], _fds: list[int]) -> None:
+    def _do_freeze(self, _request: dict[str, Any], _fds: list[int]) -> None:
         # kill(-1) holds the task list's lock over all members, and a fork with a pending signal restarts: no
         # process escapes. Init is not stopped by its own call, so it must refuse commands.
         self._frozen = True
-        stopped = [pid for pid, state in _processes() if state == "T"]
-        _kill_all(signal.SIGSTOP)
-        _send(self._control, {"frozen": stopped})
+        stopped = [pid for pid, state in self._members() if state == "T"]
+        self._signal_all(signal.SIGSTOP)
+        send(self._control, {"frozen": stopped})
 
-    def do_thaw(self, request: dict[str, Any], _fds: list[int]) -> None:
+    def _do_thaw(self, request: dict[str, Any], _fds: list[int]) -> None:
         self._frozen = False
         asleep = set(request["keep"])  # were stopped before the freeze, by themselves
         if not asleep:
-            _kill_all(signal.SIGCONT)
+            self._signal_all(signal.SIGCONT)
         else:
-            for pid, _ in _processes():
+            for pid, _ in self._members():
                 if pid not in asleep:
-                    _kill_one(pid, signal.SIGCONT)
-        _send(self._control, {"thawed": True})
+                    kill_one(pid, signal.SIGCONT)
+        send(self._control, {"thawed": True})
 
-    def do_kill_sessions(self, request: dict[str, Any], _fds: list[int]) -> None:
+    def _do_kill_sessions(self, request: dict[str, Any], _fds: list[int]) -> None:
         sessions = set(request["sessions"])
         killed, rounds = 0, 0
         while rounds < 200:  # a forking process is caught in the next round; each round stops all it has seen
-            members = [pid for pid, state in _processes(sessions) if state not in "ZX"]
+            members = [pid for pid, state in self._members(sessions) if state not in "ZX"]
             if not members:
                 break
             for sign in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in members:
-                    _kill_one(pid, sign)
+                    kill_one(pid, sign)
             killed += len(members)
             rounds += 1
             self._reap()
-        _send(self._control, {"killed": killed})
+        send(self._control, {"killed": killed})
 
-    def do_sockets(self, request: dict[str, Any], _fds: list[int]) -> None:
+    def _do_sockets(self, request: dict[str, Any], _fds: list[int]) -> None:
         family = socket.AF_INET6 if request["ipv6"] else socket.AF_INET
         made = [socket.socket(family, socket.SOCK_STREAM) for _ in range(request["count"])]
-        _send(self._control, {"sockets": len(made), "ipv6": request["ipv6"]}, [s.fileno() for s in made])
+        send(self._control, {"sockets": len(made), "ipv6": request["ipv6"]}, [s.fileno() for s in made])
         for each in made:
             each.close()
 
@@ -291,10 +323,10 @@ class _Server:
                 return
             news: dict[str, Any] = {"pid": pid, "status": status, "step": self._steps.pop(pid, 0)}
             news |= {"user": usage.ru_utime, "system": usage.ru_stime, "rss": usage.ru_maxrss * 1024}
-            _send(self._control, {"exit": news})
+            send(self._control, {"exit": news})
 
 
-def _find(name: str, path: str) -> str:
+def find(name: str, path: str) -> str:
     """Look a program up in PATH as execvp does, but without a trapped call for each folder."""
     if "/" in name:
         return name
@@ -308,14 +340,8 @@ def _find(name: str, path: str) -> str:
     raise OSError(number, os.strerror(number))
 
 
-def _kill_all(sign: int) -> None:
-    try:
-        os.kill(-1, sign)
-    except ProcessLookupError:
-        return
-
-
-def _kill_one(pid: int, sign: int) -> None:
+def kill_one(pid: int, sign: int) -> None:
+    """Signal a process, which may be gone."""
     try:
         os.kill(pid, sign)
     except (ProcessLookupError, PermissionError):
@@ -329,25 +355,27 @@ def _kill_group(pid: int, sign: int) -> None:
         return
 
 
-def _processes(sessions: set[int] | None = None) -> list[tuple[int, str]]:
-    """All processes but init as (pid, state letter), or those of some sessions."""
+def processes() -> list[tuple[int, int, int, str]]:
+    """All processes but this one as (pid, parent, session, state letter)."""
     found = []
+    own = str(os.getpid())
     for name in os.listdir("/proc"):
-        if not name.isdigit() or name == "1":
+        if not name.isdigit() or name == own:
             continue
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             continue
-        if sessions is None or int(fields[3]) in sessions:
-            # The main thread may have ended before the others: then it is they who run.
-            is_led_by_a_dead = fields[0] in b"ZX" and int(fields[17]) > 1
-            found.append((int(name), "R" if is_led_by_a_dead else fields[0].decode()))
+        # The main thread may have ended before the others: then it is they who run.
+        is_led_by_a_dead = fields[0] in b"ZX" and int(fields[17]) > 1
+        state = "R" if is_led_by_a_dead else fields[0].decode()
+        found.append((int(name), int(fields[1]), int(fields[3]), state))
     return found
 
 
-def _resize(master: int, rows: int, columns: int) -> None:
+def resize(master: int, rows: int, columns: int) -> None:
+    """Give a terminal its size."""
     import fcntl  # only terminals need it
     import termios
 

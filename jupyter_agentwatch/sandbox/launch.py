@@ -6,18 +6,13 @@ Fails closed: any step that does not happen exactly as expected ends what was st
 from __future__ import annotations
 
 import array
-import contextlib
 import json
 import marshal
 import os
 import resource
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,95 +24,13 @@ from jupyter_agentwatch.sandbox.syscalls import MACHINES
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.sandbox.cgroup import Leaf
+    from jupyter_agentwatch.sandbox.standing import Sandbox
 
-__all__ = ["Sandbox", "Starting", "find_bwrap"]
+__all__ = ["Starting", "find_bwrap", "rlimits"]
 
 _START_TIMEOUT_S: Final = 20.0
 _MAX_MESSAGE: Final = 1 << 20
 _SOCKETS: Final = 6
-
-
-@dataclass(slots=True)
-class Sandbox:
-    """A running sandbox as the supervisor holds it.
-
-    Attributes:
-        bwrap: The outer bubblewrap process, our child; it ends when init has ended and all members are gone.
-        init_pid: Init as the host sees it.
-        init_pidfd: Signals init without a race.
-        control: SOCK_SEQPACKET channel to init.
-        listener_fd: The seccomp notification descriptor.
-        dns_udp, dns_tcp: Sockets of port 53 inside.
-        gateway: Listening sockets inside: IPv4, IPv6.
-        parking: Ports of the parking listeners inside: IPv4, IPv6.
-        parking_sockets: Kept open so that the ports stay parked.
-    """
-
-    bwrap: subprocess.Popen[bytes]
-    init_pid: int
-    init_pidfd: int
-    control: socket.socket
-    listener_fd: int
-    dns_udp: socket.socket
-    dns_tcp: socket.socket
-    gateway: tuple[socket.socket, socket.socket]
-    parking: tuple[int, int]
-    parking_sockets: tuple[socket.socket, socket.socket]
-
-    def members(self) -> int:
-        """Count processes inside, without init (0 when the sandbox is gone)."""
-        try:
-            names = os.listdir(f"/proc/{self.init_pid}/root/proc")
-        except OSError:
-            return 0
-        return max(0, sum(name.isdigit() for name in names) - 1)
-
-    def tasks(self) -> int:
-        """Count threads inside, without init's."""
-        folder = f"/proc/{self.init_pid}/root/proc"
-        total = -1
-        try:
-            names = os.listdir(folder)
-        except OSError:
-            return 0
-        for name in names:
-            if name.isdigit():
-                with contextlib.suppress(OSError):
-                    # procfs counts a link for each thread's folder beside "." and ".."
-                    total += os.stat(f"{folder}/{name}/task").st_nlink - 2
-        return max(0, total)
-
-    def states(self) -> str:
-        """Return the state letter of every thread inside but init's (see proc_pid_stat(5))."""
-        return "".join(fields[0] for fields in self._stats(each_thread=True))
-
-    def living_sessions(self) -> set[int]:
-        """Return the session ids that have members, as init numbers them."""
-        return {int(fields[3]) for fields in self._stats()}
-
-    def resident_bytes(self) -> int:
-        """Return the resident memory of all processes inside; shared pages count for each."""
-        return sum(int(fields[21]) for fields in self._stats()) * resource.getpagesize()
-
-    def _stats(self, *, each_thread: bool = False) -> Iterator[list[str]]:
-        """Yield the fields after the name of each process's stat file; the name is the process's own choice."""
-        folder = f"/proc/{self.init_pid}/root/proc"
-        try:
-            names = os.listdir(folder)
-        except OSError:
-            return
-        for name in names:
-            if name.isdigit() and name != "1":
-                with contextlib.suppress(OSError):
-                    for thread in os.listdir(f"{folder}/{name}/task") if each_thread else ("",):
-                        task = f"{name}/task/{thread}" if thread else name
-                        yield Path(f"{folder}/{task}/stat").read_bytes().rpartition(b")")[2].decode().split()
-
-    def destroy(self) -> None:
-        """Kill init, hence every member of its PID namespace, and wait until all are gone."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.init_pidfd, signal.SIGKILL)
-        self.bwrap.wait()
 
 
 def find_bwrap() -> str:
@@ -127,11 +40,17 @@ def find_bwrap() -> str:
         RungError: It is not installed.
     """
     # Ubuntu's AppArmor profile is tied to this path.
-    found = "/usr/bin/bwrap" if os.access("/usr/bin/bwrap", os.X_OK) else shutil.which("bwrap")
+    found = "/usr/bin/bwrap" if os.access("/usr/bin/bwrap", os.X_OK) else _on_path()
     if found is None:
         msg = "probe 'bubblewrap' failed: bwrap is not installed; install the package bubblewrap"
         raise RungError(msg)
     return found
+
+
+def _on_path() -> str | None:
+    import shutil  # loads four ways of compression, and is not needed where distributions put bubblewrap
+
+    return shutil.which("bwrap")
 
 
 class Starting:
@@ -156,7 +75,7 @@ class Starting:
             "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks)),
             "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
-            "rlimits": _rlimits(limits),
+            "rlimits": rlimits(limits),
             "uid": inner_uid(),
             "gid": inner_gid(),
         }
@@ -252,7 +171,8 @@ def _memfd(content: bytes) -> int:
     return fd
 
 
-def _rlimits(limits: Limits) -> dict[str, int]:
+def rlimits(limits: Limits) -> dict[str, int]:
+    """Return the bounds of a policy that the kernel holds for each process, by resource."""
     hard_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     bounds = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": min(limits.open_files, hard_files)}
     if limits.memory_bytes is not None:
@@ -263,7 +183,9 @@ def _rlimits(limits: Limits) -> dict[str, int]:
     if limits.cpu_s is not None:
         bounds["RLIMIT_CPU"] = limits.cpu_s
     if limits.processes is not None:
-        bounds["RLIMIT_NPROC"] = limits.processes
+        # Counted for each user id in the user namespace that init makes (Linux 5.14): nothing outside takes part, and
+        # init does. Before that, the user's processes everywhere counted.
+        bounds["RLIMIT_NPROC"] = limits.processes + 1
     return bounds
 
 
@@ -293,9 +215,10 @@ def _handshake(
         raise RungError(msg)
     init_pid = int(json.loads(os.read(status_read, 4096).split(b"\n")[0])["child-pid"])
     dns_udp, dns_tcp, gateway4, gateway6, parking4, parking6 = sockets
-    ports = reply["ports"]
+    from jupyter_agentwatch.sandbox.standing import Sandbox  # now, while nobody waits for bubblewrap to be started
+
     return Sandbox(
-        bwrap=process,
+        process=process,
         init_pid=init_pid,
         init_pidfd=os.pidfd_open(init_pid),
         control=ours,
@@ -303,6 +226,5 @@ def _handshake(
         dns_udp=dns_udp,
         dns_tcp=dns_tcp,
         gateway=(gateway4, gateway6),
-        parking=(ports[2], ports[3]),
-        parking_sockets=(parking4, parking6),
+        parking=(parking4, parking6),
     )

@@ -24,12 +24,15 @@ __all__ = ["Gone", "Listener", "Notification", "TargetMemory", "as_int", "duplic
 _RECV: Final = 0xC0502100
 _SEND: Final = 0xC0182101
 _ID_VALID: Final = 0x40082102
+_ADDFD: Final = 0x40182103
+_ADDFD_SEND: Final = 2
 _FLAG_CONTINUE: Final = 1
 _SET_FLAGS: Final = 0x40082104
 _SYNC_WAKE_UP: Final = 1
 
 _NOTIF = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
+_ADDFD_REQUEST = struct.Struct("=QIIII")
 _ID = struct.Struct("=Q")
 _ZERO: Final = bytes(_NOTIF.size)
 _PAGE: Final = 4096
@@ -93,6 +96,17 @@ class Listener:
     def finish(self, ident: int, error: int = 0, value: int = 0) -> bool:
         """Answer the call ourselves: `value`, or -1 with `error` as errno. False when the caller is gone."""
         return self._send(_RESPONSE.pack(ident, value, -error, 0))
+
+    def inject(self, ident: int, fd: int, *, cloexec: bool) -> bool:
+        """Put a descriptor of ours into the caller, and answer with its number there. False when the caller is gone."""
+        try:
+            fcntl.ioctl(self.fd, _ADDFD, _ADDFD_REQUEST.pack(ident, _ADDFD_SEND, fd, 0, os.O_CLOEXEC if cloexec else 0))
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.EINPROGRESS}:
+                return False
+            # The caller has no number left for it (EMFILE): say so.
+            return self.finish(ident, error.errno or errno.EPERM)
+        return True
 
     def _send(self, response: bytes) -> bool:
         try:

@@ -17,7 +17,7 @@ AT_FDCWD: Final = -100
 """What a call passes for a folder to start from the working directory."""
 
 _OPENAT2: Final = X86_64.numbers["openat2"]  # 437 on every machine of our tables
-_NO_MAGICLINKS, _IN_ROOT = 0x02, 0x10
+_NO_MAGICLINKS, _NO_SYMLINKS, _IN_ROOT = 0x02, 0x04, 0x10
 _HOW = struct.Struct("=QQQ")
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -49,15 +49,25 @@ class Root:
         Raises:
             OSError: As the kernel gives it (ENOENT, ELOOP, EACCES).
         """
-        name = os.fsencode(path)
-        how = _HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, _NO_MAGICLINKS | _IN_ROOT)
+        return self._open(os.fsencode(path), flags, _NO_MAGICLINKS | _IN_ROOT)
+
+    def open_true(self, path: bytes, flags: int = 0) -> int:
+        """Return an O_PATH descriptor of an absolute name inside that goes through no link at all.
+
+        Raises:
+            OSError: ELOOP where a component is a link; else as the kernel gives it.
+        """
+        return self._open(path, flags, _NO_MAGICLINKS | _NO_SYMLINKS | _IN_ROOT)
+
+    def _open(self, name: bytes, flags: int, resolve: int) -> int:
+        how = _HOW.pack(os.O_PATH | os.O_CLOEXEC | flags, 0, resolve)
         while True:
             fd = _syscall(_OPENAT2, self._fd, ctypes.c_char_p(name), how, _HOW.size)
             if fd >= 0:
                 return int(fd)
             number = ctypes.get_errno()
             if number != errno.EAGAIN:  # a rename beneath the root while it looked: try again
-                raise OSError(number, os.strerror(number), path)
+                raise OSError(number, os.strerror(number), name)
 
     def identity(self, path: bytes | str) -> tuple[int, int]:
         """Return device and inode of an absolute name inside.

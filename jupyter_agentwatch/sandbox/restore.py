@@ -1,10 +1,11 @@
-"""Puts the workspace back to kept images, each file in one atomic step, never through a symbolic link.
+"""Puts the workspace back to kept images, each file with one name in one atomic step, never through a symbolic link.
 
 It does not decide: whether an undo is allowed is settled before, and what is asked for here is done.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -38,7 +39,9 @@ def restore(tree: WorkspaceTree, store: BlobStore, plan: Mapping[bytes, tuple[Im
     removed = [q for q, (want, now) in plan.items() if now.kind != "absent" and _in_the_way(want, now)]
     made = [q for q, (want, _) in plan.items() if want.kind != "absent"]
     # Children sort after their parents: they go before them and come after them, and a directory gets its mode last,
-    # when nothing has to be written into it any more.
+    # when nothing has to be written into it any more. First comes what the step may have taken away: our way in.
+    for rel in sorted(q for q, (_, now) in plan.items() if now.kind == "directory"):
+        _do(_open_up, tree, rel, plan[rel][1])
     for rel in sorted(removed, reverse=True):
         _do(_remove, tree, rel, plan[rel][1])
     for rel in sorted(made):
@@ -46,7 +49,8 @@ def restore(tree: WorkspaceTree, store: BlobStore, plan: Mapping[bytes, tuple[Im
         if want.kind == "symlink":
             _do(_make_link, tree, rel, want)
         elif want.kind == "file" and want.blob is not None:
-            _do(partial(_make_file, store), tree, rel, want)
+            is_shared = want.names > 1 < now.names and want.ident[:2] == now.ident[:2]
+            _do(partial(_rewrite_file if is_shared else _make_file, store), tree, rel, want)
         elif want.kind == "directory" and now.kind != "directory":
             _do(_make_directory, tree, rel, want)
     for rel in sorted(made, reverse=True):
@@ -66,6 +70,17 @@ def _do(action: Callable[[int, bytes, Image], None], tree: WorkspaceTree, rel: b
     except OSError as error:
         msg = f"undo stopped at {printable(from_bytes(rel))}: {why(error)}; put that right and undo again for the rest"
         raise WorkspaceError(msg) from error
+
+
+def _open_up(folder: int, name: bytes, _now: Image) -> None:
+    fd = os.open(name, _NODE, dir_fd=folder)
+    try:
+        info = os.fstat(fd)
+        if stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            with suppress(PermissionError):  # it is another user's
+                os.chmod(b"/proc/self/fd/%d" % fd, stat.S_IMODE(info.st_mode) | stat.S_IRWXU)
+    finally:
+        os.close(fd)
 
 
 def _remove(folder: int, name: bytes, now: Image) -> None:
@@ -103,6 +118,25 @@ def _make_file(store: BlobStore, folder: int, name: bytes, want: Image) -> None:
     finally:
         os.close(fd)
     _put_in_place(folder, temporary, name)
+
+
+def _rewrite_file(store: BlobStore, folder: int, name: bytes, want: Image) -> None:
+    """Put a content back into the very inode, for all its names (hard links): a new file would part them."""
+    node = os.open(name, _NODE, dir_fd=folder)
+    try:
+        path, info = b"/proc/self/fd/%d" % node, os.fstat(node)
+        if not stat.S_ISREG(info.st_mode) or (info.st_dev, info.st_ino) != want.ident[:2]:
+            raise OSError(errno.ESTALE, "it became another file meanwhile")
+        os.chmod(path, stat.S_IMODE(info.st_mode) | stat.S_IWUSR)
+        fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if want.blob is not None:
+                store.write(want.blob, fd)
+            os.fchmod(fd, _safe_mode(os.fstat(fd), want))
+        finally:
+            os.close(fd)
+    finally:
+        os.close(node)
 
 
 def _put_in_place(folder: int, temporary: bytes, name: bytes) -> None:

@@ -5,15 +5,15 @@ A name that a machine does not have (aarch64 has no `open`) is simply absent fro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 __all__ = ["AARCH64", "MACHINES", "X86_64", "Machine"]
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """One architecture: its audit constant (`linux/audit.h`) and its call numbers."""
 
     name: str
@@ -41,7 +41,15 @@ request_key 249 218|rmdir 84 -1|seccomp 317 277|sendmmsg 307 269|sendmsg 46 211|
 setdomainname 171 162|sethostname 170 161|setns 308 268|setsid 112 157|setsockopt 54 208|settimeofday 164 170
 socket 41 198|socketpair 53 199|swapoff 168 225|swapon 167 224|symlink 88 -1|symlinkat 266 36|syslog 103 116
 sysfs 139 -1|truncate 76 45|umount2 166 39|unlink 87 -1|unlinkat 263 35|unshare 272 97|uselib 134 -1
-userfaultfd 323 282|ustat 136 -1|vfork 58 -1|vhangup 153 58|vmsplice 278 75
+userfaultfd 323 282|ustat 136 -1|vfork 58 -1|vhangup 153 58|vmsplice 278 75|landlock_restrict_self 446 446
+prlimit64 302 261|sched_setaffinity 203 122|sched_setattr 314 274|sched_setparam 142 118|sched_setscheduler 144 119
+kill 62 129|tkill 200 130|tgkill 234 131|rt_sigqueueinfo 129 138|rt_tgsigqueueinfo 297 240|pidfd_send_signal 424 424
+fcntl 72 25|setpriority 141 140|ioprio_set 251 30|migrate_pages 256 238|process_mrelease 448 448
+chown 92 -1|fchown 93 55|lchown 94 -1|fchownat 260 54|utime 132 -1|utimes 235 -1|futimesat 261 -1|utimensat 280 88
+setxattr 188 5|lsetxattr 189 6|fsetxattr 190 7|setxattrat 463 463|removexattr 197 14|lremovexattr 198 15
+fremovexattr 199 16|removexattrat 466 466|file_setattr 469 469|mq_open 240 180|mq_unlink 241 181
+shmget 29 194|shmat 30 196|shmctl 31 195|semget 64 190|semop 65 193|semtimedop 220 192|semctl 66 191
+msgget 68 186|msgsnd 69 189|msgrcv 70 188|msgctl 71 187
 """
 
 

@@ -17,10 +17,11 @@ from typing import Final
 
 from jupyter_agentwatch.sandbox.notify import Gone
 
-__all__ = ["Task", "TaskTable", "is_alive", "parent_of"]
+__all__ = ["Task", "TaskTable", "family_of", "is_alive"]
 
 _MANY: Final = 4096
 _PIDFD_GET_INFO: Final = 0xC040FF0B
+_PIDFD_THREAD: Final = os.O_EXCL  # Linux 6.9: a pidfd of a thread that leads no group
 _PIDFD_INFO: Final = struct.Struct("=QQIII28x")  # linux/pidfd.h: mask, cgroup id, pid, tgid, ppid, and what is left
 _FRESH_S: Final = 0.1
 
@@ -48,10 +49,12 @@ class TaskTable:
     Args:
         init_pid: Init as the host sees it.
         living_sessions: Session ids, as init numbers them, that still have members; asked when many have been made.
+        forker: Thread of init that forks commands, where that is not its first one.
     """
 
-    def __init__(self, init_pid: int, living_sessions: Callable[[], set[int]]) -> None:
+    def __init__(self, init_pid: int, living_sessions: Callable[[], set[int]], forker: int = 0) -> None:
         self._init = init_pid
+        self._forker = forker
         self._living_sessions = living_sessions
         self._sessions: dict[int, _Session] = {}
         self._look_again_at = _MANY
@@ -61,7 +64,7 @@ class TaskTable:
 
     def is_init(self, tid: int) -> bool:
         """Say whether init makes the call: it forks what we tell it to, however full the sandbox is."""
-        return tid == self._init
+        return tid in {self._init, self._forker}
 
     def step_of(self, tid: int) -> int:
         """Return the step of a thread id, 0 where it has none.
@@ -120,6 +123,12 @@ class TaskTable:
         """Return the step's session ids as init numbers them."""
         return [session.inner for session in list(self._sessions.values()) if session.step == step]
 
+    def step_of_session(self, session: int) -> int:
+        """Return the step of a session id as init numbers it, 0 where it is none that we know."""
+        # The last one counts: its number may have been that of one that has ended.
+        known = reversed(list(self._sessions.values()))
+        return next((each.step for each in known if each.inner == session), 0)
+
     def steps(self) -> set[int]:
         """Return the steps that have made sessions, some of which may have ended."""
         return {session.step for session in list(self._sessions.values())}
@@ -142,8 +151,8 @@ def is_alive(tid: int) -> bool:
     return True
 
 
-def parent_of(tid: int) -> int:
-    """Return the parent process as the host numbers it.
+def family_of(tid: int) -> tuple[int, int]:
+    """Return the process of a thread and that process's parent, as the host numbers them.
 
     Raises:
         Gone: There is no such thread any more.
@@ -151,28 +160,18 @@ def parent_of(tid: int) -> int:
     # One ioctl (Linux 6.13) instead of a file that the kernel has to write as text.
     info = bytearray(_PIDFD_INFO.size)
     try:
-        fd = os.pidfd_open(tid)
+        fd = os.pidfd_open(tid, _PIDFD_THREAD)
         try:
             fcntl.ioctl(fd, _PIDFD_GET_INFO, info, True)
-            return int(_PIDFD_INFO.unpack(info)[4])
+            _, _, _, tgid, parent = _PIDFD_INFO.unpack(info)
         finally:
             os.close(fd)
     except ProcessLookupError as error:
         raise Gone from error
     except OSError:
-        return _parent_by_stat(tid)
-
-
-def _parent_by_stat(tid: int) -> int:
-    try:
-        fd = os.open(f"/proc/{tid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            text = os.read(fd, 512)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise Gone from error
-    return int(text[text.rindex(b")") + 4 :].split(b" ", 1)[0])
+        fields = _status(tid)
+        return int(fields[b"Tgid"]), int(fields[b"PPid"])
+    return tgid, parent
 
 
 def _status(tid: int) -> dict[bytes, bytes]:

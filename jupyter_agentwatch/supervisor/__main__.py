@@ -10,7 +10,6 @@ import fcntl
 import gc
 import os
 import resource
-import shutil
 import signal
 import socket
 import sys
@@ -22,10 +21,10 @@ import msgspec
 
 from jupyter_agentwatch import __version__
 from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError, WorkspaceError
-from jupyter_agentwatch.policy import Limits, Policy, check_policy, policy_digest
+from jupyter_agentwatch.policy import Limits, Policy
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
-from jupyter_agentwatch.sandbox.launch import Starting
-from jupyter_agentwatch.sandbox.mounts import check_workspace, clean_environment, plan_layout
+from jupyter_agentwatch.sandbox.places import check_workspace
+from jupyter_agentwatch.supervisor.ground import Site, begin
 from jupyter_agentwatch.wire.framing import FrameDecoder
 from jupyter_agentwatch.wire.messages import Launch, LaunchReport
 from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
@@ -89,7 +88,9 @@ def _diagnosis(text: str) -> str:
 
 def _sweep_runtime_dir() -> None:
     """Remove what supervisors that were killed left behind: their sockets and their pre-images."""
-    for store in runtime_dir().glob("*.store"):
+    import shutil
+
+    for store in (*runtime_dir().glob("*.store"), *runtime_dir().glob("*.fresh")):
         control = store.with_suffix(".sock")
         with socket.socket(socket.AF_UNIX) as probe:
             error = probe.connect_ex(str(control))
@@ -138,36 +139,53 @@ def _take(workspace: Path, watch: str) -> None:
 
 
 def _stand_up(launch: Launch) -> Supervisor:
-    policy = check_policy(launch.policy, "the policy")  # whoever started us may not have checked it
+    policy = launch.policy
     _refuse_what_cannot_be_held(policy)
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
     _take(workspace, launch.watch)
     python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
     package = Path(__file__).resolve().parent.parent
-    layout = plan_layout(policy, workspace, python, package)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
     delegation = find_delegation()
     by = limits_by(delegation, os.getuid())
     holds = delegation.controllers if delegation is not None else frozenset()
-    leaf = _make_leaf(delegation, launch.watch, policy.limits)
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
     watch_memory = policy.limits.memory_bytes is not None and "memory" not in holds
-    starting = Starting(layout, policy.limits, count_tasks=count_tasks, stderr=2)
-    # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side.
+    site = Site(
+        policy=policy,
+        workspace=workspace,
+        python=python,
+        package=package,
+        passed=launch.environ,
+        fresh=Path(launch.socket).with_suffix(".fresh"),
+        count_tasks=count_tasks,
+    )
+    ground, next_best = begin(site)
+    # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side, so
+    # what is not needed before is imported here (tests/test_supervisor_start.py).
     from jupyter_agentwatch.audit.chain import FORMAT
+    from jupyter_agentwatch.policy import check_policy, policy_digest
     from jupyter_agentwatch.supervisor.core import Supervisor
     from jupyter_agentwatch.supervisor.host import Host
     from jupyter_agentwatch.supervisor.record import Recorder, open_log
 
+    # Whoever started us may not have checked it. Nothing runs inside yet, and bubblewrap ends with us.
+    policy = check_policy(policy, "the policy")
+    leaf = _make_leaf(delegation, launch.watch, policy.limits)
+    try:
+        sandbox = ground.starting.finish(leaf)
+    except RungError as refusal:
+        ground = next_best(refusal)
+        sandbox = ground.starting.finish(leaf)
     log = open_log(
         Path(launch.log),
         watch=launch.watch,
         format=FORMAT,
         cell=launch.cell,
         version=__version__,
-        rung="A",
+        rung=ground.rung,
         workspace=launch.workspace,
         policy=msgspec.json.encode(policy).decode(),
         policy_sha256=policy_digest(policy),
@@ -180,16 +198,24 @@ def _stand_up(launch: Launch) -> Supervisor:
         if supervisor is not None:
             supervisor.trip(why)
 
-    recorder = Recorder(log, launch.watch, log_failed)
-    sandbox = starting.finish(leaf)
+    recorder = Recorder(log, launch.watch, log_failed, max_bytes=policy.audit.max_bytes)
     supervisor = Supervisor(
         launch=launch,
         policy=policy,
         sandbox=sandbox,
         recorder=recorder,
-        environment=clean_environment(policy, launch.environ, python),
-        host=Host("A", by, count_tasks=count_tasks, watch_memory=watch_memory, leaf=leaf),
+        environment=ground.environment,
+        host=Host(
+            ground.rung,
+            by,
+            # Without a PID namespace, a bound on the user's processes would count others of theirs.
+            count_tasks=count_tasks or (sandbox.shares_network and policy.limits.processes is not None),
+            watch_memory=watch_memory,
+            leaf=leaf,
+            writable=ground.writable,
+        ),
     )
+    supervisor.notes += ground.notes
     return supervisor
 
 

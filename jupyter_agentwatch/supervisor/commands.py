@@ -117,6 +117,10 @@ class Commands:
         """Return the steps that run, or may have left processes behind."""
         return sorted({*self._running, *self._tasks.steps()})
 
+    def step_of_session(self, session: int) -> int:
+        """Return the step of a session id as init numbers it, 0 where it is none that we know."""
+        return self._tasks.step_of_session(session)
+
     async def start(self, request: RunCommand, client: Subscriber) -> None:
         """Start a command; `Started`, `Output` and `CommandEnded` go to the client.
 

@@ -24,28 +24,32 @@ from jupyter_agentwatch.events import BreakerChanged, LimitHit, Session
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
 from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
-from jupyter_agentwatch.sandbox.launch import Sandbox
 from jupyter_agentwatch.sandbox.mounts import HOME
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.resolved import NameMemory
+from jupyter_agentwatch.sandbox.standing import Sandbox
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.asks import Asks
-from jupyter_agentwatch.supervisor.census import count_in_namespace, namespace_of
+from jupyter_agentwatch.supervisor.bounds import BoundsWatch
 from jupyter_agentwatch.supervisor.commands import Commands
 from jupyter_agentwatch.supervisor.control import Connection, serve
 from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.fan import EventFan
 from jupyter_agentwatch.supervisor.host import Host, max_flows
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
-from jupyter_agentwatch.supervisor.mediator import Mediator
-from jupyter_agentwatch.supervisor.memory import watch_memory
+from jupyter_agentwatch.supervisor.mediator import Handler, Mediator
+from jupyter_agentwatch.supervisor.metadata import Metadata
+from jupyter_agentwatch.supervisor.neighbours import NeighbourGuard
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.news import NetworkRecords
+from jupyter_agentwatch.supervisor.reach import PrivateReach, Reach, SharedReach
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.requests import Requests
+from jupyter_agentwatch.supervisor.sockets import MadeSockets, SocketSource, TakenSockets
+from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import Launch
 
@@ -86,7 +90,6 @@ class Supervisor:
         self.recorder = recorder
         self.host = host
         self.notes: list[str] = []
-        self._namespace = namespace_of(sandbox.init_pid)
         self.state: BreakerState = "closed"
         self.started = time.monotonic()
         self.started_wall_ns = time.time_ns()
@@ -107,9 +110,14 @@ class Supervisor:
         self._store = Path(launch.socket).with_suffix(".store")
         self.history = self._make_history()
         self._listener = Listener(sandbox.listener_fd)
-        self._task_table = TaskTable(sandbox.init_pid, sandbox.living_sessions)
+        self._task_table = TaskTable(sandbox.init_pid, sandbox.living_sessions, sandbox.forker)
         self._root = Root(sandbox.init_pid)
         self._names = NameMemory(time.monotonic)
+        self._sockets: SocketSource = TakenSockets()
+        self._reach: Reach = PrivateReach()
+        if sandbox.shares_network:
+            self._sockets = MadeSockets(self._listener, sandbox.pids)
+            self._reach = SharedReach(sandbox.dns_tcp.getsockname()[1])
         self._matcher = NetworkMatcher(policy.network)
         self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._sandbox_ended)
         self._gateway = Gateway(policy.network, self._network_records, max_flows=max_flows())
@@ -141,9 +149,11 @@ class Supervisor:
             more_sockets=self._more_sockets,
             timeout_s=self._policy.network.connect_timeout_s,
             failed=self._network_records.failed,
+            connected=self._sockets.connected,
         )
 
     def _make_broker(self) -> NetworkBroker:
+        private = () if self.sandbox.shares_network else ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
         return NetworkBroker(
             listener=self._listener,
             tasks=self._task_table,
@@ -151,8 +161,9 @@ class Supervisor:
             recorder=self.recorder,
             matcher=self._matcher,
             names_for=self._names.names_for,
-            unix_sockets=self._policy.unix_sockets,
-            private_folders=("/tmp", "/dev/shm", HOME),  # noqa: S108 -- the sandbox's own
+            unix=UnixSockets(self._root, self._policy.unix_sockets, private),
+            sockets=self._sockets,
+            reach=self._reach,
             dialer=self._dialer,
             askers=self._askers,
             ask=self.asks.put_from_thread,
@@ -167,9 +178,18 @@ class Supervisor:
             recorder=self.recorder,
             history=self.history,
             network=self._network,
+            more=self._shared_handlers(),
             count_members=self.sandbox.tasks,
             max_tasks=self._policy.limits.processes if self.host.count_tasks else None,
         )
+
+    def _shared_handlers(self) -> dict[str, Handler]:
+        """Return what handles the calls that only a sandbox without namespaces has to trap."""
+        if not isinstance(self._sockets, MadeSockets):
+            return {}
+        guard = NeighbourGuard(self._listener, self._task_table, self.recorder, self.sandbox.init_pid)
+        metadata = Metadata(self._listener, self._root, self.host.writable)
+        return {"socket": self._sockets.make, **guard.handlers(), **metadata.handlers()}
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -215,9 +235,8 @@ class Supervisor:
         self._spawn(self._serve_names())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
-        if self.host.watch_memory:
-            bound = self._policy.limits.memory_bytes or 0
-            self._spawn(watch_memory(bound, self.sandbox, self.commands, self.recorder))
+        bounds = BoundsWatch(self._policy.limits, self.host, self.sandbox, self.commands, self.recorder)
+        self._spawn(bounds.watch())
         ready()
         await self._ended.wait()
         server.close()
@@ -232,7 +251,8 @@ class Supervisor:
 
     async def _serve_names(self) -> None:
         """Answer DNS queries. The stub and its parser cost 25 ms to load: only once somebody asks."""
-        sockets = (self.sandbox.dns_udp, self.sandbox.dns_tcp)
+        datagrams, streams = self.sandbox.dns_udp, self.sandbox.dns_tcp
+        sockets = [streams] if datagrams is None else [datagrams, streams]
         asked = asyncio.Event()
         for sock in sockets:
             sock.setblocking(False)
@@ -245,7 +265,7 @@ class Supervisor:
         records = self._network_records.resolved
         resolver = HostResolver(open_gate=self._is_running)
         stub = DnsStub(self._matcher.decide_name, resolver, records, self._names, ask=self.asks.name)
-        await asyncio.gather(stub.serve_udp(sockets[0]), stub.serve_tcp(sockets[1]))
+        await asyncio.gather(stub.serve_tcp(streams), *(() if datagrams is None else (stub.serve_udp(datagrams),)))
 
     def _connect(self) -> Connection:
         connection = Connection(self._requests.handle, self._client_lost, self.commands.resume_output)
@@ -375,10 +395,12 @@ class Supervisor:
             return await asyncio.shield(self._killing)
         self._killing = self._loop.create_future()
         begun = time.monotonic()
+        if self.sandbox.shares_network:
+            self._mediator.freeze()  # closes the gate: without a PID namespace, what could fork would outrun its end
         living = self.sandbox.members()
         # The kill comes first: nothing that could fail, such as a full disk, may stand before it.
         await self._loop.run_in_executor(None, self.sandbox.destroy)
-        survivors = await self._loop.run_in_executor(None, count_in_namespace, self._namespace)
+        survivors = await self._loop.run_in_executor(None, self.sandbox.survivors)
         latency_ms = (time.monotonic() - begun) * 1000
         self._mediator.stop()
         self._gateway.close_all("killed")
@@ -406,7 +428,8 @@ class Supervisor:
         with contextlib.suppress(OSError):
             os.unlink(self.launch.socket)
         self.history.close()
-        shutil.rmtree(self._store, ignore_errors=True)
+        for folder in (self._store, self._store.with_suffix(".fresh")):
+            shutil.rmtree(folder, ignore_errors=True)
         if self.host.leaf is not None:
             self.host.leaf.remove()
         self._ended.set()
@@ -441,8 +464,13 @@ class Supervisor:
     # -- news from the rooms -------------------------------------------------------------------------------------
 
     def _process_ended(self, news: dict[str, Any]) -> None:
+        moment = time.time_ns()
         self.commands.exited(news)
+        if self.sandbox.members() == 0:
+            self.history.quiet(moment)
 
     async def _more_sockets(self, ipv6: bool, count: int) -> list[socket.socket]:
+        if self.sandbox.shares_network:
+            return [socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) for _ in range(count)]
         _, fds = await self._init.ask({"op": "sockets", "ipv6": ipv6, "count": count})
         return [socket.socket(fileno=fd) for fd in fds]

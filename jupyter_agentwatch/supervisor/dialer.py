@@ -88,12 +88,12 @@ def begin(address: Address) -> tuple[socket.socket, int]:
     return outside, 0
 
 
-def gateway_address(family: int, port: int) -> bytes:
-    """Return the raw address of a loopback port inside."""
-    if family == socket.AF_INET6:
-        loopback = socket.inet_pton(socket.AF_INET6, "::1")
-        return struct.pack("=H", family) + port.to_bytes(2, "big") + bytes(4) + loopback + bytes(4)
-    return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + b"\x7f\0\0\1" + bytes(8)
+def _raw_address(listening: socket.socket) -> bytes:
+    host, port = str(listening.getsockname()[0]), int(listening.getsockname()[1])
+    packed = struct.pack("=H", listening.family) + port.to_bytes(2, "big")
+    if listening.family == socket.AF_INET6:
+        return packed + bytes(4) + socket.inet_pton(listening.family, host) + bytes(4)
+    return packed + socket.inet_pton(listening.family, host) + bytes(8)
 
 
 class Dialer:
@@ -104,10 +104,11 @@ class Dialer:
         listener: Where callers wait.
         gateway: Relays what is joined.
         listening: The gateway's listening sockets inside, IPv4 and IPv6.
-        parking: Parking ports inside, IPv4 and IPv6.
+        parking: Sockets inside that leave every SYN to them unanswered, IPv4 and IPv6.
         more_sockets: Asks init for fresh TCP sockets of the sandbox's network namespace (IPv6 or not, how many).
         timeout_s: Seconds that a dial may take.
         failed: Records that a dial failed, with the errno.
+        connected: Told of each caller's socket that has a peer from now on.
     """
 
     def __init__(
@@ -117,19 +118,22 @@ class Dialer:
         listener: Listener,
         gateway: Gateway,
         listening: tuple[socket.socket, socket.socket],
-        parking: tuple[int, int],
+        parking: tuple[socket.socket, socket.socket],
         more_sockets: Callable[[bool, int], Awaitable[list[socket.socket]]],
         timeout_s: float,
         failed: Callable[[FlowSpec, int], None],
+        connected: Callable[[socket.socket], None],
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._gateway = gateway
-        self._parking = parking
-        self._ports = (listening[0].getsockname()[1], listening[1].getsockname()[1])
+        self._places = tuple(sock.getsockname()[:2] for sock in (*listening, *parking))
+        self._gates = (_raw_address(listening[0]), _raw_address(listening[1]))
+        self._parkings = (_raw_address(parking[0]), _raw_address(parking[1]))
         self._more_sockets = more_sockets
         self._timeout_s = timeout_s
         self._failed = failed
+        self._connected = connected
         self._pools: tuple[deque[socket.socket], deque[socket.socket]] = (deque(), deque())
         # By the caller's own address inside: a port alone may be bound once on each of 127.0.0.0/8.
         self._expected: dict[_Key, Dial] = {}
@@ -143,13 +147,14 @@ class Dialer:
     @property
     def own_ports(self) -> frozenset[int]:
         """Ports inside that belong to the gateway: a direct connect to them is refused."""
-        return frozenset((*self._ports, *self._parking))
+        return frozenset(port for _, port in self._places)
 
     def joined(self, dial: Dial) -> int:
         """Connect the caller's socket to the gateway; return the errno to answer with. Any thread."""
         v6 = dial.target.family == socket.AF_INET6
-        error = connect_raw(dial.target.fileno(), gateway_address(dial.target.family, self._ports[v6]))
+        error = connect_raw(dial.target.fileno(), self._gates[v6])
         if error in {0, errno.EINPROGRESS}:
+            self._connected(dial.target)
             self._loop.call_soon_threadsafe(self._expect, dial, dial.target.getsockname()[:2])
             dial.target.close()
         else:
@@ -267,8 +272,9 @@ class Dialer:
                 self._listener.finish(dial.ident, self.joined(dial))
             return
         v6 = dial.target.family == socket.AF_INET6
-        address = gateway_address(dial.target.family, self._parking[v6])
-        parked = connect_raw(dial.target.fileno(), address)
+        parked = connect_raw(dial.target.fileno(), self._parkings[v6])
+        if parked == errno.EINPROGRESS:
+            self._connected(dial.target)
         self._listener.finish(dial.ident, parked)
         if parked != errno.EINPROGRESS:
             outcome.cancel()
@@ -292,7 +298,7 @@ class Dialer:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            ours.bind(("::1" if v6 else "127.0.0.1", self._parking[v6]))
+            ours.bind(self._places[2 + v6])
             error = ours.connect_ex(dial.target.getsockname())
             if error == errno.EINPROGRESS:
                 error = await self._outcome(ours, self._timeout_s)

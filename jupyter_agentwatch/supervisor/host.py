@@ -20,6 +20,7 @@ class Host:
         count_tasks: The supervisor holds the bound on tasks.
         watch_memory: The supervisor holds the bound on memory.
         leaf: The watch's cgroup, if one was delegated.
+        writable: Real names of what commands may write to, where no mounts hold that.
     """
 
     rung: str
@@ -27,6 +28,13 @@ class Host:
     count_tasks: bool
     watch_memory: bool
     leaf: Leaf | None
+
+    @property
+    def watch_tasks(self) -> bool:
+        """The kernel holds the bound on tasks by RLIMIT_NPROC, and tells nobody."""
+        return not self.count_tasks and (self.leaf is None or "pids" not in self.leaf.controllers)
+
+    writable: tuple[str, ...] = ()
 
 
 def max_flows() -> int:

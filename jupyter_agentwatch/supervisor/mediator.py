@@ -12,20 +12,20 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.events import FileOp, Finding, LimitHit, from_path
+from jupyter_agentwatch.events import Finding, LimitHit
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory, as_int
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
-from jupyter_agentwatch.sandbox.programs import claimed_path
 from jupyter_agentwatch.sandbox.syscalls import Machine
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.execs import ExecWatch
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.record import Recorder
+from jupyter_agentwatch.supervisor.writes import WriteWatch
 
 __all__ = ["Mediator"]
 
@@ -34,8 +34,6 @@ Handler = Callable[[Notification], None]
 _COUNT_AGAIN_S: Final = 0.05
 _FORK_S: Final = 1.0
 """A fork that was let through so many seconds ago has happened, however busy the machine is."""
-_KEPT_NAMES: Final = 4096
-_OPENING: Final = ("open", "openat", "creat", "truncate")
 _REPORT_AGAIN_S: Final = 1.0
 
 
@@ -50,6 +48,7 @@ class Mediator:
         recorder: Where records go.
         history: Keeps what a step is about to change.
         network: Judges and performs what concerns sockets.
+        more: What handles further calls, or these in another way, by the call's name.
         count_members: Counts processes and threads inside.
         max_tasks: Bound on them where the supervisor must hold it, or None.
     """
@@ -64,6 +63,7 @@ class Mediator:
         recorder: Recorder,
         history: WorkspaceHistory,
         network: NetworkBroker,
+        more: Mapping[str, Handler],
         count_members: Callable[[], int],
         max_tasks: int | None,
     ) -> None:
@@ -71,11 +71,10 @@ class Mediator:
         self._tasks = tasks
         self._root = root
         self._recorder = recorder
-        self._history = history
         self._network = network
         self._memory = TargetMemory()
         self._execs = ExecWatch(listener, tasks, root, self._memory, recorder)
-        self._touched: set[tuple[int, str]] = set()
+        self._writes = WriteWatch(listener, tasks, root, self._memory, recorder, history)
         self._count_members = count_members
         self._max_tasks = max_tasks
         self._room = 0
@@ -87,10 +86,10 @@ class Mediator:
         self._reported: dict[tuple[int, type[Exception]], float] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thaw_lock = threading.Lock()
-        self._handlers = self._table(machine)
+        self._handlers = self._table(machine, more)
         self._exec_numbers = {machine.numbers[name] for name in ("execve", "execveat", "set_tid_address")}
 
-    def _table(self, machine: Machine) -> dict[int, Handler]:
+    def _table(self, machine: Machine, more: Mapping[str, Handler]) -> dict[int, Handler]:
         handlers: dict[str, Handler] = {
             "execve": lambda n: self._execs.exec(n, AT_FDCWD, n.args[0], n.args[1]),
             "execveat": lambda n: self._execs.exec(n, as_int(n.args[0]), n.args[1], n.args[2]),
@@ -103,27 +102,24 @@ class Mediator:
             "bind": self._network.bind,
             "listen": self._network.listen,
             "sendto": self._network.sendto,
+            **self._writes.handlers(),
+            **more,
         }
-        # name → (index of dirfd or None, index of path, index of second dirfd or None, index of second path or None)
-        files: dict[str, tuple[int | None, int, int | None, int | None]] = {
-            **dict.fromkeys(("open", "creat", "unlink", "mkdir", "rmdir", "truncate", "mknod"), (None, 0, None, None)),
-            **dict.fromkeys(("openat", "unlinkat", "mkdirat", "mknodat"), (0, 1, None, None)),
-            **dict.fromkeys(("rename", "link"), (None, 0, None, 1)),
-            **dict.fromkeys(("renameat", "renameat2", "linkat"), (0, 1, 2, 3)),
-            "symlink": (None, 1, None, None),
-            "symlinkat": (1, 2, None, None),
-        }
-        for name, where in files.items():
-            handlers[name] = self._file_handler(name, *where)
         return {machine.numbers[name]: handler for name, handler in handlers.items() if name in machine.numbers}
 
     def run(self) -> None:
         """Serve until no task of the sandbox is left."""
+        try:
+            self._serve_calls()
+        finally:
+            self._execs.close()
+
+    def _serve_calls(self) -> None:
         poller = select.poll()
         poller.register(self._listener.fd, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         while True:
-            for fd, events in poller.poll(50 if self._execs.has_claims else None):
+            for fd, events in poller.poll(self._execs.patience_ms):
                 if fd == self._wake_read:
                     if not self._woken():
                         return
@@ -133,8 +129,7 @@ class Mediator:
                         self._serve(notification)
                 elif events & (select.POLLHUP | select.POLLERR):
                     return
-            if self._execs.has_claims:
-                self._execs.look_up_late()
+            self._execs.look_up_late()
 
     def freeze(self) -> None:
         """Hold every call from now on, unanswered."""
@@ -160,7 +155,7 @@ class Mediator:
     def _woken(self) -> bool:
         if b"q" in os.read(self._wake_read, 64):
             return False
-        self._touched.clear()  # an undo may have forgotten what was kept
+        self._writes.forget_touched()
         waiting, self._held = self._held, []
         for notification in waiting:
             self._serve(notification)
@@ -176,7 +171,7 @@ class Mediator:
                 self._listener.finish(notification.id, errno.EPERM)
                 return
             if notification.number not in self._exec_numbers:
-                self._execs.settle_before(notification.tid)
+                self._execs.settle_before(notification)
             handler(notification)
         except Gone:
             # Perhaps only a descriptor or folder of it is gone: a caller that still waits must get an answer.
@@ -244,42 +239,3 @@ class Mediator:
             return False
         self._room -= 1
         return True
-
-    # -- files ---------------------------------------------------------------------------------------------------
-
-    def _file_handler(
-        self, op: str, dirfd_index: int | None, path_index: int, dirfd2_index: int | None, path2_index: int | None
-    ) -> Handler:
-        listener, memory, tasks, history = self._listener, self._memory, self._tasks, self._history
-        record, touched, opens = self._recorder.record, self._touched, op in _OPENING
-
-        def handle(n: Notification) -> None:
-            task, args = tasks.get(n.tid), n.args
-            path2 = ""
-            try:
-                dirfd = AT_FDCWD if dirfd_index is None else as_int(args[dirfd_index])
-                path = claimed_path(memory, n.tid, dirfd, args[path_index])
-                if path2_index is not None:
-                    dirfd = AT_FDCWD if dirfd2_index is None else as_int(args[dirfd2_index])
-                    path2 = claimed_path(memory, n.tid, dirfd, args[path2_index])
-            except OSError:
-                # A bad address, or one that only the caller can read (PROT_WRITE alone): it must not go unrecorded.
-                listener.finish(n.id, errno.EFAULT)
-                return
-            if not listener.is_valid(n.id):
-                return
-            shown, shown2 = from_path(path), from_path(path2)
-            record(FileOp, basis="claimed", step=task.step, pid=task.tgid, op=op, path=shown, path2=shown2)
-            if not opens:
-                touched.clear()  # a name may lead elsewhere from now on
-                history.touch(task.step, path, op=op)
-                if path2:
-                    history.touch(task.step, path2, op=op)
-            elif (task.step, path) not in touched:
-                if len(touched) >= _KEPT_NAMES:
-                    touched.clear()
-                touched.add((task.step, path))
-                history.touch(task.step, path, op=op)
-            listener.proceed(n.id)
-
-        return handle

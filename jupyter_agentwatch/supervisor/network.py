@@ -22,7 +22,7 @@ from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Basis, Connect, Listen
 from jupyter_agentwatch.policy import Decision, NetworkMatcher
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
-from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, as_int, duplicate_socket
+from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, as_int
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
 from jupyter_agentwatch.sandbox.sockaddr import (
     MAX_SIZE,
@@ -36,13 +36,16 @@ from jupyter_agentwatch.sandbox.sockaddr import (
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
+from jupyter_agentwatch.supervisor.reach import Reach
 from jupyter_agentwatch.supervisor.record import Recorder
+from jupyter_agentwatch.supervisor.sockets import SocketSource
 from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
 
 __all__ = ["NetworkBroker"]
 
 _MAX_DATAGRAM: Final = 65535
 _WAITING: Final = 64
+_TCP_SYN_SENT: Final = 2
 _TCP_CLOSE: Final = 7
 
 # Never MSG_ZEROCOPY: a corked datagram would show the sandbox whatever our memory holds by the time it leaves.
@@ -64,8 +67,9 @@ class NetworkBroker:
         recorder: Where records go.
         matcher: The policy's word on destinations.
         names_for: Names that the DNS stub had answered with an address.
-        unix_sockets: Host paths of UNIX sockets that may be connected to.
-        private_folders: Folders inside that only the sandbox has, for sockets that cannot be the host's.
+        unix: Judges UNIX sockets.
+        sockets: Where our descriptors of callers' sockets come from.
+        reach: What is inside.
         dialer: Ends allowed connects.
         askers: Told whose socket a query will come from.
         ask: Holds a connect for a person: (what it is, what to do with the answer).
@@ -80,8 +84,9 @@ class NetworkBroker:
         recorder: Recorder,
         matcher: NetworkMatcher,
         names_for: Callable[[str], Sequence[str]],
-        unix_sockets: Sequence[str],
-        private_folders: Sequence[str],
+        unix: UnixSockets,
+        sockets: SocketSource,
+        reach: Reach,
         dialer: Dialer,
         askers: DnsAskers,
         ask: Callable[[str, int, Callable[[bool, str], None]], None],
@@ -92,7 +97,9 @@ class NetworkBroker:
         self._record = recorder.record
         self._matcher = matcher
         self._names_for = names_for
-        self._unix = UnixSockets(root, unix_sockets, private_folders)
+        self._unix = unix
+        self._sockets = sockets
+        self._reach = reach
         self._dialer = dialer
         self._askers = askers
         self._ask = ask
@@ -127,7 +134,10 @@ class NetworkBroker:
             self._connect_unix(n, task, sock, raw, address)
         elif sock.type != socket.SOCK_STREAM:
             self._connect_datagram(n, task, sock, raw, address)
-        elif is_inside(address.host):
+        elif stub := self._reach.stub_for(sock.family, address):
+            self._note(task, "tcp", address, rule="inside")
+            self._perform(n, sock, stub, asker=task)
+        elif self._reach.is_inside(address):
             self._connect_inside(n, task, sock, raw, address)
         else:
             self._connect_outside(n, task, sock, raw, address)
@@ -140,7 +150,7 @@ class NetworkBroker:
             return None
         try:
             raw = self._memory.read(n.tid, address_at, length) if length else b""
-            sock = duplicate_socket(n.tid, as_int(n.args[0]))
+            sock = self._sockets.take(n.tid, as_int(n.args[0]))
         except OSError as refusal:
             self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return None
@@ -157,7 +167,7 @@ class NetworkBroker:
         self._perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
 
     def _connect_datagram(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
-        if is_inside(address.host):
+        if self._reach.is_inside(address):
             self._note(task, "udp", address, rule="inside")
             self._perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
         elif self._names_for(address.host):
@@ -168,9 +178,15 @@ class NetworkBroker:
             self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
 
     def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
-        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSE:
+        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        if state != _TCP_CLOSE and self._reach.has_namespace:
             self._perform(n, sock, raw)  # in use: the kernel says how (EALREADY, EISCONN), and goes nowhere
             return
+        if state != _TCP_CLOSE:
+            sock.close()  # said as the kernel would, because by now the call could begin a new connection
+            self._listener.finish(n.id, errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN)
+            return
+        address = self._reach.outside(address)
         names = tuple(self._names_for(address.host))
         decision = self._matcher.decide_connect(address.host, address.port, names)
         if decision.verdict == "deny":
@@ -215,9 +231,13 @@ class NetworkBroker:
 
     def _connect_unix(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         if not address.path or address.path.startswith(b"\0"):
-            # Abstract names belong to the network namespace, hence to the sandbox.
-            self._note(task, "unix", address, rule="inside")
-            self._perform(n, sock, raw)
+            # Abstract names belong to the network namespace.
+            rule = self._unix.abstract_rule(address, is_inside=self._reach.is_inside_abstract(address.path))
+            if rule:
+                self._note(task, "unix", address, rule=rule)
+                self._perform(n, sock, raw)
+            else:
+                self._deny(n, task, sock, ("unix", address), Decision.refuse("unix-socket"), errno.EACCES)
             return
         path = os.fsdecode(address.path)
         if not path.startswith("/"):
@@ -265,7 +285,7 @@ class NetworkBroker:
             if sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
                 error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
             else:
-                error = bind_raw(sock.fileno(), raw)
+                error = self._reach.bind(sock, raw)
             if sock.type == socket.SOCK_DGRAM and error == 0:
                 self._askers.note(sock, task)  # a query by sendmsg is not seen: let it not be a former owner's
             self._note_listen(task, "bind", sock, address, error)
@@ -275,17 +295,21 @@ class NetworkBroker:
         """Perform a listen, and put the name on record."""
         task = self._tasks.get(n.tid)
         try:
-            sock = duplicate_socket(n.tid, as_int(n.args[0]))
+            sock = self._sockets.take(n.tid, as_int(n.args[0]))
         except OSError as refusal:
             self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return
         with sock:
             if not self._listener.is_valid(n.id):
                 return
-            error = listen_raw(sock.fileno(), as_int(n.args[1]))
+            error = 0 if sock.family == socket.AF_UNIX else self._reach.before_listen(sock)
+            error = error or listen_raw(sock.fileno(), as_int(n.args[1]))
             if sock.family == socket.AF_UNIX:
                 self._unix.bound(sock)
             self._note_listen(task, "listen", sock, None, error)
+            if error == 0:
+                self._reach.listens(sock)
+                self._sockets.connected(sock)
         self._listener.finish(n.id, error)
 
     def sendto(self, n: Notification) -> None:
@@ -347,6 +371,8 @@ class NetworkBroker:
             self._blocked.discard(sock)
             if asker is not None:
                 self._askers.note(sock, asker)
+            if error in {0, errno.EINPROGRESS}:
+                self._sockets.connected(sock)
             self._listener.finish(n.id, error)
             sock.close()
             if held >= 0:

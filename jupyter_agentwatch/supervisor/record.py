@@ -7,16 +7,31 @@ cannot be written, `record` raises, the caller denies, and the breaker trips; th
 
 from __future__ import annotations
 
+import errno
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NoReturn
 
 from jupyter_agentwatch.audit.log import AuditLog, LogWriteError
-from jupyter_agentwatch.events import Event, Gap, Session
+from jupyter_agentwatch.events import (
+    BreakerChanged,
+    Control,
+    Event,
+    Finding,
+    Gap,
+    LimitHit,
+    Session,
+    from_path,
+    printable,
+)
 
 __all__ = ["Recorder", "open_log"]
+
+_ALWAYS: Final = frozenset({BreakerChanged, Control, Finding, Session})
+"""What a log of full size still takes: a suspended sandbox causes none of these, so they are few."""
 
 
 def open_log(path: Any, **fields: Any) -> AuditLog:
@@ -33,15 +48,18 @@ class Recorder:
         watch: Id of the watch.
         on_failure: Called once, from the recording thread, when the log cannot be written; again after `rearm`, or
             after a record that could be written.
+        max_bytes: Size of the log, bytes, from which on only what ends the watch or a person does is recorded.
     """
 
-    def __init__(self, log: AuditLog, watch: str, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, log: AuditLog, watch: str, on_failure: Callable[[str], None], *, max_bytes: int) -> None:
         self._log = log
         self._watch = watch
         self._lock = threading.Lock()
         self._on_failure = on_failure
         self._lost = 0
         self._failing = False
+        self._max_bytes = self._allowed = max_bytes
+        self._warn_at = max_bytes - max_bytes // 10
         self._cells: dict[int, str] = {}
         self._counts: Counter[tuple[type[Event], str]] = Counter()
         self.listener: Callable[[bytes], None] | None = None
@@ -58,8 +76,13 @@ class Recorder:
         return self._lost
 
     def rearm(self) -> None:
-        """Tell of the next failure again: somebody let the watch go on, perhaps before there was room."""
+        """Tell of the next failure again: somebody let the watch go on, perhaps before there was room.
+
+        A log of full size may grow by a tenth of its bound.
+        """
         self._failing = False
+        if self._log.size >= self._allowed:
+            self._allowed = self._log.size + self._max_bytes // 10
 
     def step_belongs_to(self, step: int, cell: str) -> None:
         """Make every record of a step bear the cell that started it."""
@@ -89,6 +112,10 @@ class Recorder:
             LogWriteError: The log cannot be written; the call that this is about must be denied.
         """
         with self._lock:
+            if self._log.size >= self._warn_at:
+                self._warn()
+            if self._log.size >= self._allowed and kind not in _ALWAYS and fields.get("op") != "end":
+                self._refuse()
             if self._lost:
                 gap = {"lost": self._lost, "reason": "the audit log could not be written"}
                 self._append(Gap, "deny", {"basis": "verified", **gap}, sync=False)
@@ -109,15 +136,33 @@ class Recorder:
                 log.sync()
         except LogWriteError as error:
             self._lost += log.next_seq == seq
-            if not self._failing:
-                self._failing = True
-                self._on_failure(str(error))
+            self._tell(error)
             raise
         self._failing = False
         self._counts[kind, verdict] += 1
         if self.listener is not None:
             self.listener(body)
         return seq
+
+    def _tell(self, error: LogWriteError) -> None:
+        if not self._failing:
+            self._failing = True
+            self._on_failure(str(error))
+
+    def _refuse(self) -> NoReturn:
+        self._lost += 1
+        path = printable(from_path(str(self._log.path)), 4096)
+        msg = f"audit log {path} has reached audit.max_bytes ({self._max_bytes}); a resume lets it grow by a tenth"
+        error = LogWriteError(msg, errno.EDQUOT)
+        self._tell(error)
+        raise error
+
+    def _warn(self) -> None:
+        """Say once, on record, that little room is left."""
+        self._warn_at = sys.maxsize
+        size, bound = float(self._log.size), float(self._max_bytes)
+        fields = {"basis": "verified", "limit": "audit.max_bytes", "value": size, "maximum": bound, "action": "warn"}
+        self._append(LimitHit, "allow", fields, sync=False)
 
     def counts(self) -> dict[str, int]:
         """Return how many records there are of each kind and verdict ("connect:deny")."""

@@ -117,7 +117,7 @@ class Requests:
             owner_pid=self._watch.launch.owner_pid,
             started_wall_ns=self._watch.started_wall_ns,
             elapsed_s=time.monotonic() - self._watch.started,
-            processes=self._watch.sandbox.members(),
+            processes=self._watch.sandbox.usage().processes,
             running_steps=self._watch.commands.running,
             steps=self._watch.commands.steps,
             counts=self._watch.recorder.counts(),

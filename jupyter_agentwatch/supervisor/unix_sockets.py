@@ -15,6 +15,7 @@ from typing import Final
 
 from jupyter_agentwatch.policy import unix_allowed
 from jupyter_agentwatch.sandbox.paths import Root
+from jupyter_agentwatch.sandbox.sockaddr import Address
 
 __all__ = ["UnixSockets"]
 
@@ -55,6 +56,12 @@ class UnixSockets:
         if info.st_dev in self._private or (info.st_dev, info.st_ino) in self._inside:
             return "inside"
         return "unix_sockets" if unix_allowed(self._allowed, os.readlink(f"/proc/self/fd/{held}")) else ""
+
+    def abstract_rule(self, address: Address, *, is_inside: bool) -> str:
+        """Return why an abstract name may be connected to: "inside", "unix_sockets", or "" (not)."""
+        if is_inside:
+            return "inside"
+        return "unix_sockets" if unix_allowed(self._allowed, address.host) else ""
 
     def _learn(self) -> None:
         while self._just_bound:

@@ -17,6 +17,7 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     "dns": {"qname": "example.org", "qtype": "A", "rcode": "NOERROR"},
     "flow": {"op": "named", "flow": 1, "addr": "192.0.2.1", "port": 443},
     "file": {"op": "open", "path": "/project/file.txt"},
+    "gpu": {"op": "device", "device": "GPU-1", "index": 0},
     "limit": {"limit": "processes", "value": 1025.0, "maximum": 1024.0, "action": "refused"},
     "finding": {"rule": "example", "title": "An example", "severity": "low"},
     "breaker": {"before": "closed", "after": "frozen", "cause": "example"},

@@ -5,7 +5,17 @@ Deciding, recording and killing are the supervisor's; nothing here can loosen wh
 
 from jupyter_agentwatch.watch.command import Command, CommandResult
 from jupyter_agentwatch.watch.handle import Watch
+from jupyter_agentwatch.watch.importable import ImportableWorkspaceWarning
 from jupyter_agentwatch.watch.running import Running
 from jupyter_agentwatch.watch.shell import Shell, ShellResult, Terminal
 
-__all__ = ["Command", "CommandResult", "Running", "Shell", "ShellResult", "Terminal", "Watch"]
+__all__ = [
+    "Command",
+    "CommandResult",
+    "ImportableWorkspaceWarning",
+    "Running",
+    "Shell",
+    "ShellResult",
+    "Terminal",
+    "Watch",
+]

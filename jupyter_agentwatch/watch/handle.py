@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.errors import CommandFailedError, ControlError
 from jupyter_agentwatch.policy import Policy
-from jupyter_agentwatch.sandbox.mounts import check_workspace
+from jupyter_agentwatch.sandbox.places import check_workspace
 from jupyter_agentwatch.watch.cell import current_cell
 from jupyter_agentwatch.watch.command import Command, CommandResult, build_request
+from jupyter_agentwatch.watch.importable import guard_imports
 from jupyter_agentwatch.watch.opening import load_policy, plan_launch, private_folders
 from jupyter_agentwatch.watch.process import SupervisorProcess, supervisor_command
 from jupyter_agentwatch.watch.running import Interrupts, OnOutput, Running
@@ -79,12 +80,16 @@ class Watch:
             RungError: This machine cannot give the isolation that the policy asks for.
             SessionEndedError: The supervisor ended while it started.
             ControlError: The supervisor could not be reached, or a folder of ours is not private.
+
+        Warns:
+            ImportableWorkspaceWarning: This Python imports modules from a folder that the commands can write to.
         """
         self.last_result: CommandResult | None = None
         self._policy = load_policy(policy)
         self._workspace = check_workspace(Path(workspace), private_folders())
         self._cell = cell or current_cell
         launch = plan_launch(self._policy, self._workspace, self._cell())
+        self._import_risk = guard_imports(self._policy, self._workspace, launch.python)
         self._supervisor = SupervisorProcess.start(launch, supervisor or supervisor_command())
         self._client = self._supervisor.client
         # Runs when the watch is forgotten and at the end of the interpreter; it must not refer to the watch.
@@ -135,8 +140,8 @@ class Watch:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of this sandbox (what is weaker here than elsewhere)."""
-        return list(self._client.welcome.notes)
+        """What a person should know of this watch (what is weaker here than elsewhere)."""
+        return [*self._client.welcome.notes, *filter(None, [self._import_risk])]
 
     @property
     def head(self) -> str:
@@ -349,6 +354,9 @@ class Watch:
     def diff(self, step: int | None = None) -> list[Change]:
         """Return what a step changed in the workspace.
 
+        A row with change "unclaimed" is one that no call on record explains: somebody outside changed it while the step
+        ran, or a program altered a name after it was recorded. What it was before is not known.
+
         Args:
             step: Number of the command; default: the last one that ended.
 
@@ -365,7 +373,7 @@ class Watch:
             step: Number of the command.
 
         Returns:
-            What was taken back.
+            What was taken back, and as "unclaimed" what was left as it is.
 
         Raises:
             UndoConflictError: A later step changed the same files, or a pre-image was not kept.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_agentwatch.errors import PolicyError
+from jupyter_agentwatch.events import from_path, printable
 from jupyter_agentwatch.policy import Policy, check_policy, parse_policy, policy_from_mapping
 from jupyter_agentwatch.wire.messages import Launch
 from jupyter_agentwatch.wire.runtime import control_socket, log_dir, new_watch_id, runtime_dir
@@ -21,10 +22,10 @@ _MAX_POLICY = 1 << 20
 
 
 def load_policy(policy: Policy | Mapping[str, Any] | str | os.PathLike[str] | None) -> Policy:
-    """Return the policy that a caller means; None means the default.
+    """Return the policy that a caller means; None means the default. A path may begin with `~`.
 
     Raises:
-        PolicyError: It is malformed, or its file cannot be read.
+        PolicyError: It is malformed, or its file cannot be read; the text names file, line and field.
         TypeError: It is none of these.
     """
     if policy is None:
@@ -34,21 +35,22 @@ def load_policy(policy: Policy | Mapping[str, Any] | str | os.PathLike[str] | No
     if isinstance(policy, Mapping):
         return policy_from_mapping(policy)
     path = _policy_path(policy)
+    name = from_path(str(path))
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_POLICY + 1).decode()
     except OSError as error:
-        msg = f"policy {path}: {error.strerror}"
+        msg = f"{printable(name, 4096)}: cannot read the policy: {error.strerror}"
         raise PolicyError(msg) from error
     except UnicodeDecodeError as error:
-        msg = f"policy {path}: not UTF-8 text: byte {error.start}"
+        msg = f"{printable(name, 4096)}: cannot read the policy: not UTF-8 text at byte {error.start}"
         raise PolicyError(msg) from error
-    return parse_policy(text, str(path))
+    return parse_policy(text, name)
 
 
 def _policy_path(policy: object) -> Path:
     if isinstance(policy, (str, os.PathLike)):
-        return Path(policy)
+        return Path(os.path.expanduser(policy))
     msg = f"policy must be a Policy, a mapping or the path of a YAML file, not {type(policy).__name__}"
     raise TypeError(msg)
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from jupyter_agentwatch import errors
-from jupyter_agentwatch.errors import AgentwatchError, ControlError, SessionEndedError
+from jupyter_agentwatch.errors import AgentwatchError, ControlError, RefusedError, SessionEndedError
 from jupyter_agentwatch.wire.framing import FrameDecoder, encode_frame
 from jupyter_agentwatch.wire.messages import PROTOCOL, Failed, FromSupervisor, Hello, Message, Request, Welcome
 
@@ -56,11 +56,13 @@ def check_peer(sock: socket.socket) -> int:
 
 
 def error_from(message: Failed) -> AgentwatchError:
-    """Return the exception that a refusal names; an unknown name becomes `ControlError`."""
+    """Return the exception that a refusal names; a plain `ControlError` and an unknown name become `RefusedError`."""
     kind = getattr(errors, message.error, None)
+    if kind is ControlError:
+        return RefusedError(message.text)
     if isinstance(kind, type) and issubclass(kind, AgentwatchError):
         return kind(message.text)
-    return ControlError(f"{message.error}: {message.text}")
+    return RefusedError(f"{message.error}: {message.text}")
 
 
 def open_socket(path: str | Path, timeout: float) -> tuple[socket.socket, FrameDecoder[FromSupervisor]]:

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 
 from jupyter_agentwatch.errors import ControlError
 
-__all__ = ["control_socket", "find_watch", "live_watches", "log_dir", "new_watch_id", "runtime_dir"]
+__all__ = [
+    "audit_log",
+    "control_socket",
+    "find_watch",
+    "is_watch_id",
+    "live_watches",
+    "log_dir",
+    "new_watch_id",
+    "runtime_dir",
+]
 
 _ID = re.compile(r"[0-9a-f]{8}")
 _MAX_SOCKET_PATH = 107
@@ -22,7 +30,12 @@ _MAX_SOCKET_PATH = 107
 
 def new_watch_id() -> str:
     """Return a fresh watch id: 8 hexadecimal characters."""
-    return secrets.token_hex(4)
+    return os.urandom(4).hex()
+
+
+def is_watch_id(text: str) -> bool:
+    """Say whether a text has the form of a watch id; only then may it become part of a path."""
+    return _ID.fullmatch(text) is not None
 
 
 def runtime_dir() -> Path:
@@ -57,6 +70,15 @@ def log_dir() -> Path:
     return _private(Path(state) / "agentwatch" / "logs")
 
 
+def audit_log(watch: str) -> Path:
+    """Return the path of a watch's audit log.
+
+    Raises:
+        ControlError: The folder of audit logs is not ours alone.
+    """
+    return log_dir() / f"{watch}.jsonl"
+
+
 def control_socket(watch: str) -> Path:
     """Return the path of a watch's control socket.
 
@@ -73,7 +95,7 @@ def control_socket(watch: str) -> Path:
 def live_watches() -> list[str]:
     """Return the ids of all watches of this user that have a control socket."""
     found = (p.name.removesuffix(".sock") for p in runtime_dir().glob("*.sock"))
-    return sorted(name for name in found if _ID.fullmatch(name))
+    return sorted(name for name in found if is_watch_id(name))
 
 
 def find_watch(prefix: str) -> str:

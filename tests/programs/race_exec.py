@@ -1,7 +1,8 @@
-"""Runs ./prog-a or ./prog-b while a child flips the letter under the call; prints the exit codes: 0 for a, 1 for b.
+"""Runs one of two things while a child flips a letter under the call; prints the exit codes: 0 for a, 1 for b.
 
-Arguments: how many times, and "plain" or "noisy" (a second thread calls exec, while the first one makes calls that are
-trapped, too).
+Arguments: how many times, and a way: "plain" flips the name, ./prog-a or ./prog-b; "noisy" does so while a second
+thread calls exec and the first one makes calls that are trapped, too; "arguments" flips the last argument of test(1),
+and "script" that of ./script.
 """
 
 # ruff: noqa: T201 -- it answers on standard output
@@ -18,9 +19,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 times, way = int(sys.argv[1]), sys.argv[2]
 SET_TID_ADDRESS = {"x86_64": 218, "aarch64": 96}[os.uname().machine]
 page = mmap.mmap(-1, mmap.PAGESIZE)
-page[:9] = b"./prog-a\0"
+names = {"arguments": b"/usr/bin/test", "script": b"./script"}
+name = names.get(way, b"./prog-a")
+page[: len(name)] = name
+page[256:257] = b"a"
 at = ctypes.addressof(ctypes.c_char.from_buffer(page))
-arguments = (ctypes.c_char_p * 2)(b"program", None)
+flipped = at + (256 if way in names else 7)
+arguments = (ctypes.c_void_p * 5)()
+for index, word in enumerate((b"test\0", b"a\0", b"=\0")):
+    page[512 + 16 * index : 512 + 16 * index + len(word)] = word
+    arguments[index] = at + 512 + 16 * index
+arguments[3] = at + 256
 
 
 def flip_for_ever() -> None:
@@ -28,8 +37,8 @@ def flip_for_ever() -> None:
     a, b = ctypes.addressof(letters), ctypes.addressof(letters) + 1
     copy = ctypes.memmove
     while True:
-        copy(at + 7, b, 1)
-        copy(at + 7, a, 1)
+        copy(flipped, b, 1)
+        copy(flipped, a, 1)
 
 
 def run() -> None:

@@ -1,0 +1,299 @@
+"""Resource hijacking by mining: what miners are told on their command lines, whatever the binary is called.
+
+A name is a weak sign and can be changed; a pool, a login and an algorithm together are the grammar of no other tool.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from jupyter_agentwatch.detect.endpoints import parse_endpoint
+from jupyter_agentwatch.detect.pools import pool_domain, pool_service
+from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
+from jupyter_agentwatch.detect.unwrap import Invocation
+from jupyter_agentwatch.detect.wallets import wallet_kind
+
+__all__ = ["MINER_OPTIONS", "MINING", "miner_score"]
+
+_T: Final = "T1496"  # Resource Hijacking
+
+MINER_OPTIONS: Final = Rule(
+    id="mining.miner_options",
+    title="a program is told a pool, a login and how to hash",
+    severity="critical",
+    technique=_T,
+    rationale="No other kind of program takes a pool's address, a wallet or worker and a hashing algorithm.",
+    false_positives=("a test of mining software in a laboratory that studies it",),
+)
+KNOWN_MINER: Final = Rule(
+    id="mining.known_miner",
+    title="a mining program is started",
+    severity="high",
+    technique=_T,
+    rationale="The program has the name of a miner. Names prove little, but nobody gives this one by chance.",
+    false_positives=("its help or version is asked for (low)", "a program of one's own with the same name"),
+)
+POOL_ADDRESS: Final = Rule(
+    id="mining.pool_address",
+    title="a program is given the address of a mining pool",
+    severity="high",
+    technique=_T,
+    rationale="A Stratum URL, or a pool's service name with a port, has one use.",
+    false_positives=("a client of a pool's statistics, which speaks HTTP (not reported)",),
+)
+CONFIG: Final = Rule(
+    id="mining.config",
+    title="a miner's configuration or login is written",
+    severity="high",
+    technique=_T,
+    rationale="The text has the shape of a miner's configuration (pools with url and user) or of a Stratum login.",
+    false_positives=("test data for a parser of such files",),
+)
+NODE: Final = Rule(
+    id="mining.node",
+    title="a blockchain node is told to mine",
+    severity="high",
+    technique=_T,
+    rationale="Nodes mine without a pool when they are given an address for the reward.",
+    false_positives=("a private test chain (`generatetoaddress` on regtest is not reported)",),
+)
+PREPARATION: Final = Rule(
+    id="mining.preparation",
+    title="the machine is tuned as miners want it",
+    severity="medium",
+    technique=_T,
+    rationale="RandomX gains from huge pages and from writing model-specific registers of the processor.",
+    false_positives=("databases and DPDK use huge pages", "performance counters use the msr module"),
+)
+FETCH: Final = Rule(
+    id="mining.fetch",
+    title="mining software is fetched",
+    severity="medium",
+    technique="T1105",
+    rationale="The name of a miner is in the address that is fetched.",
+    false_positives=("reading its source code",),
+)
+
+_MINERS: Final = frozenset(
+    "xmrig xmrig-proxy xmrig-cuda xmrig-notls xmr-stak xmr-stak-rx minerd cpuminer cpuminer-opt cpuminer-avx2 cpuminer-sse2 "
+    "cpuminer-multi ccminer ethminer cgminer bfgminer sgminer claymore nbminer t-rex trex gminer lolminer phoenixminer "
+    "teamredminer nanominer bminer wildrig wildrig-multi srbminer srbminer-multi rigel onezerominer bzminer minerstat "
+    "tt-miner z-enemy cryptodredge kawpowminer progpowminer ethdcrminer64 ethdcrminer multiminer xmrigcc xmrigdaemon "
+    "hellminer ccminer-verus kaspa-miner karlsen-miner kaspaminer astrominer derominer dero-miner tnn-miner xlarig "
+    "p2pool miniz ewbf zecminer64 optiminer gatorminer aethir moneroocean nheqminer nhqminer minergate minergate-cli "
+    "packetcrypt pkt-miner raptoreum spectre-miner qubic-miner randomx-benchmark bitcoin-miner poclbm rigv peakminer".split()
+) - {"trex"}
+_SCHEME: Final = re.compile(
+    r"(?:stratum[12]?|ethstratum|ethproxy|eth-proxy|stratums|daemon|zil|nicehash|ethash|kawpow|randomx|solo|raw)"
+    r"(?:\+|2\+|1\+)?(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?)?://",
+    re.I,
+)
+_STRATUM: Final = re.compile(r"stratum(?:[12]|s)?(?:\+(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?))?://|ethstratum", re.I)
+_POOL_OPTIONS: Final = {
+    "o": 3,
+    "pool": 3,
+    "epool": 3,
+    "zpool": 3,
+    "pool1": 3,
+    "pools": 3,
+    "stratum": 3,
+    "p": 3,
+    "url": 2,
+    "uri": 2,
+    "server": 2,
+    "s": 2,
+    "proxy-pool": 2,
+    "daemon-address": 2,
+    "node": 1,
+    "host": 1,
+    "pool-address": 3,
+    "poolurl": 3,
+    "mining-url": 3,
+}
+_LOGIN_OPTIONS: Final = frozenset(
+    "u user wallet wal ewal zwal w userpass username address miner-address mining-address login account rewards-address "
+    "payout-address pool-user coinbase mining-addr a".split()
+)
+_ALGORITHM_OPTIONS: Final = frozenset({"a", "algo", "algorithm", "coin", "c", "cipher", "mode", "pow"})
+_PASSWORD_OPTIONS: Final = frozenset({"p", "pass", "password", "epsw"})
+_ALGORITHM: Final = re.compile(
+    r"(?:rx/\w+|cn(?:-\w+)?/\w+|cn-?(?:lite|heavy|pico|turtle|gpu)\w*|randomx?(?:hash2?|_\w+|[a-z]{1,8})?|cryptonight\S{0,24}|"
+    r"kawpow|progpow\w{0,12}|firopow|meowpow|evrprogpow|ethashb3|ethash|etchash|ubqhash|autolykos2?|octopus|ghostrider|gr|"
+    r"equihash\S{0,12}|beamhash\w{0,4}|cuck(?:oo|aroo|atoo)\w{0,8}|sha256(?:d|dt|t|csm|q)|sha512256d|scrypt\w{0,8}|x1[1-9]\w{0,6}|x2[0-9]\w{0,3}|"
+    r"ye(?:scrypt|spower)\w{0,10}|argon2\S{0,16}|verus(?:hash)?|k(?:heavyhash|arlsenhashv?2?|as|aspa)|heavyhash|"
+    r"dynex(?:solve)?|nexapow|blake3\w{0,12}|zelhash|zil(?:liqa)?|lyra2\w{0,8}|neoscrypt\w{0,6}|verthash|minotaurx?|panthera|"
+    r"astrobwt\S{0,4}|xelishash\w{0,4}|pyrinhash|fishhash|skydoge|memehash|allium|flex|power2b|mike|spectrex|"
+    r"xmr|monero|etc|eth|rvn|ravencoin|kas|erg|ergo|zeph|zephyr|alph|flux|btg|cfx|zec|aeon|wow|wownero|arqma|sumo|salvium)",
+    re.I,
+)
+_MINER_FLAGS: Final = frozenset(
+    "donate-level donate-over-proxy rig-id cpu-max-threads-hint cpu-priority cpu-affinity-mask randomx-mode randomx-init "
+    "randomx-1gb-pages randomx-no-numa randomx-wrmsr randomx-no-rdmsr randomx-cache-qos nicehash huge-pages-jit no-huge-pages "
+    "cpu-no-yield argon2-impl cuda-loader cuda-devices cuda-bfactor-hint opencl-devices opencl-platform no-cpu asm "
+    "print-time retry-pause http-access-token self-select ethi etha mport allpools allcoins lhr-tune lhr worker "
+    "kernel intensity gpu-intensity cpu-threads disable-gpu disable-cpu extranonce-subscribe tls-fingerprint api-worker-id "
+    "mining-threads pool-timeout farm-recheck report-hashrate hash-power dcri esm eworker worker-name rigname "
+    "1gb-pages pl fidelity".split()
+)
+_MINING_PORTS: Final = frozenset(
+    {3333, 3334, 3335, 3336, 4444, 5555, 5556, 6666, 7777, 7778, 8888, 9999, 10128, 10300, 10343, 14433, 14444, 20580, 20535}
+    | {45700, 45560, 3357, 5588, 13531, 18080, 18081, 2020, 1314, 4242, 3032, 3352, 12020, 10001, 10032, 33333, 1010, 6060}
+)
+_LOGIN_TEXT: Final = re.compile(
+    r"mining\.(?:subscribe|authorize|submit)|eth_submit(?:Login|Work|Hashrate)|EthereumStratum/|"
+    r"\"method\"\s*:\s*\"login\"[^}]{0,200}\"(?:pass|agent|rigid)\"",
+    re.I,
+)
+_CONFIG_TEXT: Final = re.compile(
+    r"\"pools\"\s*:\s*\[.{0,2000}\"(?:url|pool_address)\"|\"(?:pool_address|wallet_address)\"\s*:.{0,400}\"(?:rig_id|pool_password|use_tls)\"|"
+    r"\"donate-level\"\s*:|\"url\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"user\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"(?:algo|coin|keepalive|rig-id)\"|"
+    r"^\s*wallet\s*=\s*\S{20,}.{0,400}(?:pool1|rigName|coin)\s*=",
+    re.I | re.S | re.M,
+)
+
+
+def _options(argv: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return (option in lower case, value) as most miners read them; an operand has the name ""."""
+    found: list[tuple[str, str]] = []
+    at = 1
+    while at < len(argv):
+        word = argv[at]
+        at += 1
+        if word[:1] != "-" or len(word) < 2:
+            found.append(("", word))
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        if not equals and word[1] != "-" and len(word) > 2 and word[1] in "oua" and parse_endpoint(word[2:]):
+            name, value, equals = word[1], word[2:], "="
+        if not equals and at < len(argv) and (argv[at][:1] != "-" or len(argv[at]) < 2):
+            value = argv[at]
+            at += 1
+        found.append((name.lower(), value))
+    return found
+
+
+def miner_score(argv: tuple[str, ...]) -> int:
+    """Return how much an argument vector reads like a miner's; 5 is more than any other tool's, 7 is certain.
+
+    Args:
+        argv: Arguments, the program's name first.
+    """
+    pool = login = algorithm = password = flags = 0
+    for name, value in _options(argv):
+        if _STRATUM.match(value) or _STRATUM.match(value.rpartition(",")[2]):
+            pool = 5
+            login = max(login, 4 if wallet_kind(value.partition("://")[2].partition("@")[0]) else 0)
+        elif _SCHEME.match(value) and "@" in value:
+            pool = max(pool, 3)
+            login = max(login, 4 if wallet_kind(value.partition("://")[2].partition("@")[0].partition(":")[0]) else 1)
+        elif name in _POOL_OPTIONS:
+            pool = max(pool, _pool_points(name, value))
+        if name in _LOGIN_OPTIONS and value:
+            login = max(login, 4 if wallet_kind(value) else 1 if name != "a" else 0)
+        if name in _ALGORITHM_OPTIONS and _ALGORITHM.fullmatch(value):
+            algorithm = 3
+        if name in _PASSWORD_OPTIONS and (value in ("x", "X", "123", "z") or re.match(r"[cd]=", value)):
+            password = 1
+        if name in _MINER_FLAGS:
+            flags = min(4, flags + 2)
+    if not pool and not (login == 4 and (algorithm or flags)):
+        return 0
+    if pool < 5 and not (login or algorithm or flags):
+        return 0
+    return pool + login + algorithm + password + flags
+
+
+def _pool_points(name: str, value: str) -> int:
+    """Return the points of one pool option: 0 where its value is no destination."""
+    endpoint = parse_endpoint(value)
+    if endpoint is None or endpoint.path.strip("/"):
+        return 0
+    if endpoint.scheme in ("http", "https"):
+        return 1
+    if not endpoint.port:
+        return 2 if pool_domain(endpoint.host) else 0
+    named = 2 if pool_domain(endpoint.host) else 0
+    return min(4, _POOL_OPTIONS[name] + (endpoint.port in _MINING_PORTS)) + named
+
+
+def _grammar(run: Invocation) -> Iterable[Hit]:
+    argv = tuple(run.filled(word) for word in run.argv[:64])
+    score = miner_score(argv)
+    if score >= 5 and run.name not in _OTHER_GRAMMARS:
+        yield Hit(MINER_OPTIONS, severity="critical" if score >= 7 else "high")
+        return
+    for word in argv[1:]:
+        value = word.rpartition("=")[2] if word.startswith("-") else word
+        endpoint = parse_endpoint(value)
+        if endpoint is None or endpoint.scheme in ("http", "https", "git", "ssh"):
+            continue
+        if _STRATUM.match(value) or (endpoint.port and pool_service(endpoint.host)):
+            yield Hit(POOL_ADDRESS, value)
+            return
+
+
+# Where -o, -u, -p and -a mean something else and a destination with a port is ordinary.
+_OTHER_GRAMMARS: Final = frozenset({"curl", "wget", "ssh", "scp", "sftp", "mysql", "psql", "docker", "kubectl", "mount", "tcpdump"})
+
+
+def _known(run: Invocation) -> Iterable[Hit]:
+    asks = any(word in ("--version", "-V", "--help", "-h", "--list-devices") for word in run.argv[1:3])
+    yield Hit(KNOWN_MINER, severity="low" if asks else None)
+
+
+def _texts(run: Invocation) -> Iterable[Hit]:
+    text = "\n".join((*run.argv[1:], run.stdin))
+    writes = any(r.op in (">", ">>", ">|", "&>") for r in run.redirects) or run.name == "tee"
+    speaks = run.name in ("nc", "ncat", "netcat", "socat", "telnet", "openssl") or run.code != "" or "/dev/tcp" in str(run.redirects)
+    if (writes and _CONFIG_TEXT.search(text)) or (speaks and _LOGIN_TEXT.search(text)):
+        yield Hit(CONFIG)
+
+
+def _node(run: Invocation) -> Iterable[Hit]:
+    words = [word.lower().lstrip("-").partition("=")[0] for word in run.argv[1:]]
+    if "regtest" in words or "dev" in words:
+        return
+    mines = {"start-mining", "mine", "miner.etherbase", "miner.threads", "mining-threads", "gen", "generate", "start_mining"}
+    if mines & set(words) or any("miner.start" in word for word in run.argv):
+        yield Hit(NODE)
+
+
+def _prepares(run: Invocation) -> Iterable[Hit]:
+    words = run.argv[1:]
+    if run.name in ("modprobe", "insmod") and "msr" in words:
+        yield Hit(PREPARATION, severity="medium" if any("allow_writes" in word for word in words) else "low")
+    elif run.name == "wrmsr" or (run.name == "sysctl" and any(re.match(r"vm\.nr_hugepages=\d", w) for w in words)):
+        yield Hit(PREPARATION)
+
+
+def _fetches(run: Invocation) -> Iterable[Hit]:
+    for word in run.argv[1:]:
+        if "://" not in word and run.name != "git":
+            continue
+        pieces = re.split(r"[/?#=&@]", word.lower())
+        names = {re.sub(r"[-_.](?:v?\d|linux|win|macos|focal|static|x64|git).*$", "", piece) for piece in pieces}
+        if names & _MINERS:
+            yield Hit(FETCH, word)
+            return
+
+
+_RULES: Final = (MINER_OPTIONS, KNOWN_MINER, POOL_ADDRESS, CONFIG, NODE, PREPARATION, FETCH)
+
+MINING: Final = Ruleset(
+    rules=_RULES,
+    by_name={
+        **dict.fromkeys(_MINERS, (_known,)),
+        **dict.fromkeys(("monerod", "geth", "bitcoind", "bitcoin-cli", "zcashd", "erigon", "monero-wallet-cli"), (_node,)),
+        **dict.fromkeys(("modprobe", "insmod", "sysctl", "wrmsr"), (_prepares,)),
+        **dict.fromkeys(("curl", "wget", "git", "aria2c", "axel"), (_fetches,)),
+    },
+    shapes=(_grammar, _texts),
+    shape_pattern=(
+        r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|donate-level|"
+        r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|eth_submit|"
+        r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}"
+    ),
+)
+"""What mining looks like on a command line."""

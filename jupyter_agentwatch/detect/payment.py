@@ -1,0 +1,137 @@
+"""Payments: command lines that move money, or tell a wallet, a node or a server that asks for money to do so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
+from jupyter_agentwatch.detect.unwrap import Invocation
+from jupyter_agentwatch.detect.wallets import wallet_kind
+
+__all__ = ["PAYMENT"]
+
+_T: Final = "T1657"  # Financial Theft
+
+WALLET_RPC: Final = Rule(
+    id="payment.wallet_rpc",
+    title="a wallet or node is told to send money",
+    severity="high",
+    technique=_T,
+    rationale="The call signs or broadcasts a payment, which nobody can take back.",
+    false_positives=("a private test chain (medium on a loopback address)",),
+)
+HEADER: Final = Rule(
+    id="payment.header",
+    title="a payment is attached to a web request",
+    severity="high",
+    technique=_T,
+    rationale="The header carries a signed payment (x402, MPP, L402).",
+    false_positives=("a test of a server that asks for payments",),
+)
+WALLET_TOOL: Final = Rule(
+    id="payment.wallet_tool",
+    title="a wallet program is told to pay",
+    severity="high",
+    technique=_T,
+    rationale="It moves money by itself.",
+    false_positives=("a development chain (`--url localhost`, devnet: medium)",),
+)
+KEY: Final = Rule(
+    id="payment.key",
+    title="a wallet is made or its key is taken out",
+    severity="medium",
+    technique="T1552.004",
+    rationale="Who has the key has the money; an agent that makes a wallet of its own can be paid.",
+    false_positives=("a test of wallet software",),
+)
+
+_METHODS: Final = re.compile(
+    r"\b(?:eth_send(?:Raw)?Transaction|eth_signTransaction|personal_(?:sendTransaction|unlockAccount|sign)|wallet_sendCalls|send(?:toaddress|many|rawtransaction)|"
+    r"walletprocesspsbt|sendTransaction|transfer_split|sweep_all|signAndSendTransaction)\b"
+)
+_HEADERS: Final = re.compile(r"^\s*(?:x-payment|payment-signature|payment-authorization|authorization:\s*(?:payment|l402|lsat)\b)", re.I)
+_LOCAL: Final = re.compile(r"localhost|127\.0\.0\.1|\[::1\]|devnet|testnet|regtest|sepolia|anvil|hardhat|signet")
+
+
+def _local_severity(text: str) -> str:
+    return "medium" if _LOCAL.search(text) else "high"
+
+
+def _web(run: Invocation) -> Iterable[Hit]:
+    text = " ".join((*run.argv[1:], run.stdin))
+    method = _METHODS.search(text) or re.search(r"\"method\"\s*:\s*\"transfer\"", text)
+    if method:
+        yield Hit(WALLET_RPC, method[0], "medium" if _LOCAL.search(text) else None)
+    if any(_HEADERS.search(word.partition(":")[0] + ":" + word.partition(":")[2]) for word in run.argv[1:] if ":" in word):
+        yield Hit(HEADER, severity="medium" if _LOCAL.search(text) else None)
+
+
+def _tool(run: Invocation) -> Iterable[Hit]:
+    text = " ".join(run.argv[1:])
+    verbs = {
+        "cast": r"^(?:send|publish|mktx|wallet sign)\b",
+        "bitcoin-cli": r"\bsend(?:toaddress|many|rawtransaction|all)?\b|\bdumpprivkey\b",
+        "litecoin-cli": r"\bsend(?:toaddress|many|rawtransaction)\b",
+        "dogecoin-cli": r"\bsend(?:toaddress|many|rawtransaction)\b",
+        "solana": r"^(?:transfer|pay)\b",
+        "spl-token": r"^transfer\b",
+        "monero-wallet-cli": r"\b(?:transfer|sweep_all)\b",
+        "electrum": r"\b(?:payto|paytomany|broadcast)\b",
+        "lncli": r"\b(?:payinvoice|sendpayment|sendcoins)\b",
+        "lightning-cli": r"\b(?:pay|withdraw|sendpay)\b",
+        "geth": r"sendTransaction",
+        "near": r"^(?:send|tokens)\b",
+        "x402": r"\S",
+        "awal": r"\b(?:send|pay|x402)\b",
+        "purl": r"\S",
+        "mppx": r"\S",
+        "cleos": r"^(?:transfer|push)\b",
+        "gaiad": r"\btx bank send\b",
+        "aptos": r"\btransfer\b",
+        "sui": r"\b(?:pay|transfer)\w*\b",
+    }
+    pattern = verbs.get(run.name)
+    if pattern and re.search(pattern, text):
+        yield Hit(WALLET_TOOL, severity="medium" if _LOCAL.search(text) else None)
+    elif re.search(r"\b(?:dumpprivkey|wallet new|keygen new|account new|generate-new-wallet|importprivkey|mnemonic)\b", text):
+        if run.name in verbs or run.name in ("solana-keygen", "monero-wallet-cli", "ethkey"):
+            yield Hit(KEY)
+
+
+_CODE: Final = re.compile(
+    r"send_raw_transaction|sendTransaction|eth_account|Account\.from_key|send_transaction|sendRawTransaction|signAndSubmit|transferSOL|x402"
+)
+
+
+def _code(run: Invocation) -> Iterable[Hit]:
+    found = _METHODS.search(run.code) or (_CODE.search(run.code) if run.code else None)
+    if run.code and found:
+        yield Hit(WALLET_RPC, found[0], "medium" if _LOCAL.search(run.code) else None)
+
+
+def _gives_wallet(run: Invocation) -> Iterable[Hit]:
+    """A payment tool of unknown name: an amount, a destination that is a wallet, and a word for paying."""
+    words = run.argv[1:]
+    pays = any(word.lower() in ("send", "pay", "transfer", "withdraw", "--amount", "payto") for word in words)
+    if pays and any(wallet_kind(word.rpartition("=")[2]) for word in words) and any(re.fullmatch(r"(?:--\w+=)?\d+(?:\.\d+)?\w{0,5}", word) for word in words):
+        yield Hit(WALLET_TOOL)
+
+
+_TOOLS: Final = (
+    "cast bitcoin-cli litecoin-cli dogecoin-cli solana spl-token monero-wallet-cli electrum lncli lightning-cli geth near x402 awal purl mppx "
+    "cleos gaiad aptos sui solana-keygen ethkey"
+).split()
+
+PAYMENT: Final = Ruleset(
+    rules=(WALLET_RPC, HEADER, WALLET_TOOL, KEY),
+    by_name={
+        **dict.fromkeys(("curl", "wget", "http", "https", "xh"), (_web,)),
+        **dict.fromkeys(_TOOLS, (_tool,)),
+        **dict.fromkeys(("python", "node", "nodejs", "bun", "deno", "ipython", "ruby"), (_code,)),
+    },
+    shapes=(_gives_wallet,),
+    shape_pattern=r"\b(?:send|pay|transfer|withdraw|payto)\b.*(?:0x[0-9a-f]{40}|bc1|[48][1-9A-HJ-NP-Za-km-z]{94}|[1-9A-HJ-NP-Za-km-z]{32,44})",
+)
+"""What payments look like on a command line."""

@@ -1,0 +1,245 @@
+"""Probing: command lines that ask many hosts or many ports, or the address where clouds hand out credentials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.decoding import range_size
+from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
+from jupyter_agentwatch.detect.shells import NETCAT, NETCATS
+from jupyter_agentwatch.detect.unwrap import Invocation
+
+__all__ = ["METADATA", "MANY_HOSTS", "MANY_PORTS", "PROBING"]
+
+METADATA: Final = Rule(
+    id="probing.metadata",
+    title="the cloud's metadata service is asked",
+    severity="high",
+    technique="T1552.005",
+    rationale="It hands out the machine's own credentials to whoever asks.",
+    false_positives=("cloud command lines look there for a default identity",),
+)
+SCANNER: Final = Rule(
+    id="probing.scanner",
+    title="a network scanner is started",
+    severity="high",
+    technique="T1046",
+    rationale="It asks many hosts or ports what they offer.",
+    false_positives=("a check of the loopback address alone (low)", "one named host and few ports (medium)"),
+)
+SWEEP: Final = Rule(
+    id="probing.sweep",
+    title="a loop asks many hosts or ports",
+    severity="high",
+    technique="T1018",
+    rationale="A sweep by ordinary tools is still a sweep.",
+    false_positives=("waiting for a handful of one's own services (not reported)",),
+)
+DISCOVERY: Final = Rule(
+    id="probing.discovery",
+    title="neighbours on the network are listed",
+    severity="low",
+    technique="T1016",
+    rationale="It is a usual first step, and also ordinary troubleshooting.",
+    false_positives=("finding out why a connection fails",),
+)
+WEB_SCANNER: Final = Rule(
+    id="probing.web_scanner",
+    title="a tool that searches for weak points or guesses passwords is started",
+    severity="high",
+    technique="T1595",
+    rationale="It tries paths, names, weak points or passwords at another machine.",
+    false_positives=("a security test that a person ordered",),
+)
+MANY_HOSTS: Final = 8
+"""So many values of a loop's variable in a host make a sweep."""
+
+MANY_PORTS: Final = 12
+"""So many ports of one host make a scan."""
+
+_NMAP: Final = Grammar(
+    valued="pgeDbi",
+    attached="oPs",
+    long_valued=frozenset(
+        "top-ports script script-args exclude-ports excludefile exclude host-timeout min-rate max-rate source-port dns-servers "
+        "max-retries min-parallelism data-length scan-delay port-ratio".split()
+    ),
+)
+_SCANNERS: Final = (
+    "nmap masscan zmap rustscan unicornscan naabu pnscan fping hping3 hping nping arp-scan netdiscover nbtscan fscan angryip "
+    "zgrab2 zgrab ipscan smap sx netscan xscan pscan libtins-scan arping onesixtyone snmp-check"
+).split()
+_WEB_SCANNERS: Final = (
+    "nikto gobuster dirb ffuf feroxbuster wfuzz sqlmap nuclei wpscan hydra medusa ncrack patator crackmapexec netexec nxc enum4linux "
+    "smbmap amass subfinder theharvester dnsenum dnsrecon fierce kerbrute responder bettercap ettercap crowbar evil-winrm linpeas "
+    "linenum kube-hunter peirates cdk pacu scoutsuite impacket-secretsdump dirsearch whatweb"
+).split()
+_HOST_LIKE: Final = re.compile(r"[\w.-]+\.[\w-]+|\d+\.\d+\.\d+\.\d+")
+_RANGE: Final = re.compile(r"\d+\.\d+\.\d+\.\d+/\d{1,2}|\d+\.\d+\.\d+\.(?:\d+-\d+|\*|\[)|\d+\.\d+\.(?:\d+-\d+|\*)\.|\d+\.\d+\.\d+\.\d+-\d+\.\d+|[0-9a-f:]+::/\d+")
+_METADATA_TEXT: Final = re.compile(
+    r"169\.254\.(?:169\.254|170\.(?:2|23))|metadata\.google\.internal|100\.100\.100\.200|\bfd00:ec2::254|2852039166|0xa9fea9fe|"
+    r"metadata\.(?:azure\.com|tencentyun\.com)|/latest/(?:meta-data|api/token|dynamic)|computeMetadata/v1",
+    re.I,
+)
+
+
+def _ports(text: str) -> int:
+    """Return how many ports a list such as "22,80,8000-8100" names; "-" and ranges without end are all of them."""
+    if text in ("-", "*", "0-", "1-"):
+        return 65535
+    total = 0
+    for part in text.replace("T:", "").replace("U:", "").split(","):
+        span = re.fullmatch(r"(\d{0,5})[-:](\d{0,5})", part)
+        if span:
+            total += int(span[2] or 65535) - int(span[1] or 1) + 1
+        elif part:
+            total += range_size(part)
+    return max(total, 0)
+
+
+def _scanner(run: Invocation) -> Iterable[Hit]:
+    options = parse(run.argv, _NMAP)
+    targets = [run.filled(word) for word in options.operands if re.search(r"[\w]\.[\w]|::|localhost|/\d", word)]
+    asks = options.has("version", "V", "help", "h")
+    if asks and not targets:
+        return
+    if targets and all(zone_of(target.partition("/")[0]) == "loopback" for target in targets):
+        yield Hit(SCANNER, severity="low")
+        return
+    wide = any(_RANGE.search(target) for target in targets) or len(targets) >= MANY_HOSTS or options.has("iL", "i", "iR")
+    single = run.name in ("nmap", "nping", "hping3", "hping", "arping", "fping")
+    if run.name in ("arping", "fping") and not wide and not options.has("g", "generate"):
+        yield Hit(SCANNER, severity="low")
+        return
+    ports = sum(_ports(value) for value in options.all("p"))
+    thorough = ports >= MANY_PORTS or not ports or bool(options.all("s", "script", "top-ports")) or options.has("A", "O", "sV", "sS")
+    yield Hit(SCANNER, severity=None if wide or not single or thorough else "medium")
+
+
+def _netcat(run: Invocation) -> Iterable[Hit]:
+    options = parse(run.argv, NETCAT)
+    if options.has("l", "listen") or not options.operands:
+        return
+    host = run.filled(options.operands[0])
+    count = sum(_ports(word) * max(1, run.repeats(word)) for word in options.operands[1:48])
+    many_hosts = run.repeats(options.operands[0]) >= MANY_HOSTS or range_size(options.operands[0]) >= MANY_HOSTS
+    scans = (count >= MANY_PORTS or many_hosts) and (options.has("z", "zero") or options.has("w", "v"))
+    if scans or (options.has("z", "zero") and _open_loop(run, options.operands)):
+        yield Hit(SWEEP, severity="low" if zone_of(host) == "loopback" else None)
+
+
+def _open_loop(run: Invocation, words: Iterable[str]) -> bool:
+    """Whether some word runs over a list that the text does not give, and so can be anything."""
+    return any(run.repeats(word) == 0 for word in words)
+
+
+def _looped(run: Invocation) -> Iterable[Hit]:
+    """Any client of the network whose host or port is a loop's variable."""
+    if run.name not in _CLIENTS and not any("/dev/tcp/" in r.target for r in run.redirects):
+        return
+    words = [*run.argv[1:], *(r.target for r in run.redirects if "/dev/tcp/" in r.target)]
+    for word in words:
+        count = run.repeats(word) * range_size(word)
+        if count == 1:
+            continue
+        filled = run.filled(word)
+        endpoint = parse_endpoint(filled)
+        device = re.match(r"/dev/(?:tcp|udp)/([^/]+)/", filled)
+        host = endpoint.host if endpoint else device[1] if device else filled
+        zone = zone_of(host) if "." in host or ":" in host or device or endpoint else "loopback"
+        before_host = (word.partition("/dev/tcp/")[2] if device else word).replace("{", "${")
+        varies = "${" in before_host.partition("?")[0].partition("://")[-1 if "://" in word else 0].partition("/")[0] or device
+        inner = zone in ("private", "link-local", "metadata") or (device is not None and zone != "loopback")
+        if varies and inner and (count >= MANY_HOSTS or count == 0):
+            yield Hit(SWEEP, word)
+            return
+        if varies and count >= 64 and (run.name in ("ping", "telnet", "nc", "arping") or zone == "outside") and _HOST_LIKE.search(filled):
+            yield Hit(SWEEP, word)
+            return
+    if run.name == "curl" and any(_RANGE_URL.search(word) and not _is_loopback_url(word) for word in run.argv[1:]):
+        yield Hit(SWEEP)
+
+
+_RANGE_URL: Final = re.compile(r"://[^/]*\[\d+-\d+\]|://[^/]*:\[\d+-\d+\]|^\d+\.\d+\.\d+\.\[\d+-\d+\]")
+
+
+def _is_loopback_url(word: str) -> bool:
+    host = word.partition("://")[2].partition("/")[0].rpartition(":")[0]
+    return zone_of(host) == "loopback" if "[" not in host else False
+
+
+def _metadata(run: Invocation) -> Iterable[Hit]:
+    if run.name in _TEXT_ONLY:
+        return
+    found = _METADATA_TEXT.search(" ".join((*run.argv[1:], *(r.target for r in run.redirects))))
+    if found:
+        yield Hit(METADATA, found[0])
+
+
+_TEXT_ONLY: Final = frozenset({"ip", "route", "iptables", "tcpdump", "nft", "export", "sudo", "sh", "bash", "dash", "zsh", "find"})
+
+
+def _discovers(run: Invocation) -> Iterable[Hit]:
+    text = " ".join(run.argv[1:])
+    if run.name == "arp" or (run.name == "ip" and re.match(r"-?\w*\s*n(?:eigh(?:bou?r)?)?\b", text)):
+        yield Hit(DISCOVERY)
+    elif run.name == "ping" and (re.search(r"\.255(?:\s|$)|-b\b.*\.255", text)):
+        yield Hit(SWEEP, severity="medium")
+    elif run.name in ("dig", "host", "nslookup", "dnsrecon") and re.search(r"\baxfr\b|(?:^|\s)-l\s", text, re.I):
+        yield Hit(SCANNER, f"zone transfer: {text}")
+    elif run.name == "snmpwalk" or (run.name in ("smbclient", "rpcclient", "showmount") and re.search(r"-L|-e\b|enum", text)):
+        yield Hit(DISCOVERY, severity="medium")
+    elif run.name == "avahi-browse":
+        yield Hit(DISCOVERY)
+
+
+_LOOP_CODE: Final = re.compile(r"range\(\s*\d*\s*,?\s*\d{2,5}|for\s*\(\s*\w+\s*=|\.\.|ip_network\(|\.hosts\(\)|\b(?:ports|hosts)\b", re.I)
+_CONNECT_CODE: Final = re.compile(r"connect_ex\s*\(|create_connection\s*\(|\.connect\s*\(|urlopen\s*\(|requests\.get\s*\(|TCPSocket\.new|fsockopen|IO::Socket::INET|net\.connect")
+_ADDRESS_CODE: Final = re.compile(r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.[\d{%$]")
+
+
+def _code(run: Invocation) -> Iterable[Hit]:
+    code = run.code
+    if not code:
+        return
+    found = _METADATA_TEXT.search(code)
+    if found:
+        yield Hit(METADATA, found[0])
+    if _LOOP_CODE.search(code) and _CONNECT_CODE.search(code):
+        is_inner = _ADDRESS_CODE.search(code) is not None or "ip_network" in code
+        if is_inner or "connect_ex" in code:
+            local = not is_inner and re.search(r"localhost|127\.0\.0\.1", code) is not None
+            yield Hit(SWEEP, severity="low" if local else None)
+
+
+def _web_scanner(run: Invocation) -> Iterable[Hit]:
+    asks = any(word in ("--version", "--help", "-h", "-V") for word in run.argv[1:3]) or len(run.argv) < 2
+    yield Hit(WEB_SCANNER, severity="info" if asks else None)
+
+
+_CLIENTS: Final = frozenset({*NETCATS, "ping", "ping6", "curl", "wget", "telnet", "ssh", "http", "dig", "host", "nslookup", "arping", "traceroute", "openssl"})
+_CODE_NAMES: Final = ("python", "perl", "ruby", "php", "node", "nodejs", "pypy", "lua", "bun", "deno", "ipython", "awk", "gawk")
+
+PROBING: Final = Ruleset(
+    rules=(METADATA, SCANNER, SWEEP, DISCOVERY, WEB_SCANNER),
+    by_name={
+        **dict.fromkeys(_SCANNERS, (_scanner,)),
+        **dict.fromkeys(_WEB_SCANNERS, (_web_scanner,)),
+        **dict.fromkeys(NETCATS, (_netcat,)),
+        **dict.fromkeys(_CODE_NAMES, (_code,)),
+        **dict.fromkeys(
+            ("arp", "ip", "dig", "host", "nslookup", "ping", "snmpwalk", "smbclient", "rpcclient", "showmount", "avahi-browse"),
+            (_discovers,),
+        ),
+    },
+    shapes=(_metadata, _looped),
+    shape_pattern=(
+        r"169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
+        r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|nslookup|dig)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
+    ),
+)
+"""What probing looks like on a command line."""

@@ -1,0 +1,110 @@
+"""What a rule of our own is: its name, its severity, why it exists and what it takes for an attack by mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jupyter_agentwatch.detect.model import Draft, Family
+from jupyter_agentwatch.detect.unwrap import Invocation
+from jupyter_agentwatch.events import AnyEvent, Severity
+
+__all__ = ["SEVERITIES", "Check", "Family", "Hit", "Rule", "Ruleset", "draft"]
+
+SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
+"""From the least to the greatest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule of our own.
+
+    Attributes:
+        id: Stable id, "family.name".
+        title: What was seen, in one line without a final stop.
+        severity: What it is worth when nothing weakens it.
+        technique: MITRE ATT&CK id.
+        rationale: Why this matters for an agent in a sandbox.
+        false_positives: What honest work it can be.
+    """
+
+    id: str
+    title: str
+    severity: Severity
+    technique: str
+    rationale: str
+    false_positives: tuple[str, ...]
+
+    @property
+    def family(self) -> Family:
+        """What it is a sign of: the first part of its id."""
+        return self.id.partition(".")[0]  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A rule that holds for a command.
+
+    Attributes:
+        rule: Which.
+        detail: What exactly was seen, hostile text.
+        severity: Instead of the rule's own, where this case is worth more or less.
+    """
+
+    rule: Rule
+    detail: str = ""
+    severity: Severity | None = None
+
+
+Check = Callable[[Invocation], Iterable[Hit]]
+"""Looks at one program that is to run; pure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What one family knows about commands.
+
+    Attributes:
+        rules: Every rule that its checks can give.
+        by_name: Program name to the checks for it.
+        shapes: Checks for programs of any name, asked where `shape_pattern` is found in the joined arguments.
+        shape_pattern: Regular expression over arguments joined by blanks, "" for never.
+    """
+
+    rules: Sequence[Rule]
+    by_name: Mapping[str, Sequence[Check]] = field(default_factory=dict)
+    shapes: Sequence[Check] = ()
+    shape_pattern: str = ""
+
+
+_MAX_DETAIL = 200
+
+
+def draft(
+    rule: Rule,
+    event: AnyEvent,
+    detail: str = "",
+    *,
+    severity: Severity | None = None,
+    evidence: tuple[int, ...] = (),
+) -> Draft:
+    """Make the draft of a finding that `event` completes.
+
+    Args:
+        rule: The rule.
+        event: The record that completed it.
+        detail: What exactly was seen; cut at 200 characters.
+        severity: Instead of the rule's own.
+        evidence: Earlier records that it rests on; the event's own is added.
+    """
+    return Draft(
+        rule=rule.id,
+        title=f"{rule.title}: {detail[:_MAX_DETAIL]}" if detail else rule.title,
+        severity=severity or rule.severity,
+        family=rule.family,
+        technique=rule.technique,
+        rationale=f"{rule.rationale} Honest cases: {'; '.join(rule.false_positives)}.",
+        evidence=(*(seq for seq in evidence if seq != event.seq), event.seq),
+        step=event.step,
+        pid=event.pid,
+    )

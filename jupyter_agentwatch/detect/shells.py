@@ -1,0 +1,288 @@
+"""Reverse and bind shells: a shell's input and output joined to a socket, by whatever means a command line has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
+from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, program_name
+from jupyter_agentwatch.detect.wrappers import CODE_FLAGS
+
+__all__ = ["NETCAT", "NETCATS", "SHELL", "SOCKET_CLIENTS"]
+
+_T: Final = "T1059.004"  # Command and Scripting Interpreter: Unix Shell
+
+SOCKET_SHELL: Final = Rule(
+    id="shell.socket_shell",
+    title="a shell is put on a network connection",
+    severity="critical",
+    technique=_T,
+    rationale="Whoever is at the other end of the connection types the commands from now on.",
+    false_positives=("an exercise in a laboratory about such shells",),
+)
+CODE_SHELL: Final = Rule(
+    id="shell.interpreter_socket_shell",
+    title="a one-line program joins a socket to the running of commands",
+    severity="high",
+    technique="T1059",
+    rationale="It opens a connection and gives what comes to a shell, or its own standard streams to the socket.",
+    false_positives=("a test server written as a one-liner that starts programs",),
+)
+DEV_TCP: Final = Rule(
+    id="shell.dev_tcp",
+    title="the shell itself opens a network connection",
+    severity="medium",
+    technique=_T,
+    rationale="/dev/tcp needs no program that could be watched; with a shell's streams on it, it is a reverse shell.",
+    false_positives=("waiting until a port answers, without any data (info)",),
+)
+FETCHED_CODE: Final = Rule(
+    id="shell.fetched_code",
+    title="what comes from the network is run at once",
+    severity="medium",
+    technique="T1105",
+    rationale="Nobody can have read it. From a bare address or a raw connection it is high.",
+    false_positives=("installers of well-known tools are often fetched so",),
+)
+PTY_SHELL: Final = Rule(
+    id="shell.pty",
+    title="an interactive shell is started from a one-line program",
+    severity="high",
+    technique=_T,
+    rationale="It turns a bare connection into a terminal, the usual second step of a reverse shell.",
+    false_positives=("a test of terminal programs",),
+)
+HIDDEN_CODE: Final = Rule(
+    id="shell.hidden_code",
+    title="a command decodes text and runs it",
+    severity="medium",
+    technique="T1027",
+    rationale="Text that is run need not be encoded except to keep it from being read.",
+    false_positives=("start scripts that were packed to pass through several layers of quoting",),
+)
+SHELL_TOOL: Final = Rule(
+    id="shell.tool",
+    title="a program made for remote control is started",
+    severity="high",
+    technique="T1219",
+    rationale="It gives somebody else a terminal on this machine.",
+    false_positives=("a support session that a person asked for",),
+)
+
+NETCATS: Final = ("nc", "ncat", "netcat", "nc.openbsd", "nc.traditional", "pwncat", "rustcat", "rcat", "cryptcat", "sbd", "dbd", "ncat.openbsd")
+"""Programs that join their standard streams to a socket."""
+
+SOCKET_CLIENTS: Final = frozenset({*NETCATS, "telnet", "socat", "openssl", "gnutls-cli", "websocat", "busybox-nc", "s_client", "torify"})
+"""Programs whose standard streams are, or can be, a socket."""
+
+NETCAT: Final = Grammar(
+    valued="ceGgIiMmOPpqsTVWwXx",
+    long_valued=frozenset(
+        "exec sh-exec lua-exec source source-port proxy proxy-type proxy-auth wait idle-timeout max-conns delay ssl-cert "
+        "ssl-key allow allowfile deny denyfile output hex-dump".split()
+    ),
+    long_flags=frozenset({"listen", "keep-open", "udp", "ssl", "verbose", "nodns", "send-only", "recv-only", "broker", "zero"}),
+)
+"""Options of the netcats; where they disagree (-c, -o, -t) the reading that hides nothing is taken."""
+
+_SHELL_PATH: Final = r"(?:/(?:usr/(?:local/)?)?bin/|\b)(?:ba|da|z|k|a|mk|c|tc|fi|pdk)?sh\b|\bcmd\.exe\b|\bpowershell\b|\bpwsh\b"
+_IS_SHELL: Final = re.compile(_SHELL_PATH)
+_NETWORK_CODE: Final = re.compile(
+    r"socket\.(?:socket|create_connection|create_server|tcp)\b|\bsocket\s*\(|from socket import|TCPSocket|TCPServer|UDPSocket|"
+    r"IO::Socket|use Socket|\bp?fsockopen\b|stream_socket_(?:client|server)|socket_create|"
+    r"net\.(?:connect|createConnection|createServer|Socket|Dial|Listen)|require\(\s*['\"](?:net|tls|dgram|socket(?:\.core)?)['\"]|"
+    r"/inet\d?/(?:tcp|udp)/|open_connection|start_server|TCPClient|Net\.Sockets|java\.net|Socket\(|tls\.connect|socket\.connect|"
+    r"Bun\.connect|Deno\.connect|TcpStream|\bsocket\s+-?\w|make_socket|socat|socketserver|paramiko",
+)
+_SPAWNING_CODE: Final = re.compile(
+    r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|\bsystem\b|passthru|"
+    r"proc_open|os\.execute|getline|\biex\b|Invoke-Expression|ProcessBuilder|getRuntime|IO\.popen|\bfork\b|reopen|`[^`]{1,80}`|"
+    r"exec\s*\{|open\s*\(\s*STD(?:IN|OUT)|STDIN->fdopen|fdopen",
+    re.I,
+)
+_REMOTE_COMMAND: Final = re.compile(
+    r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+\.)?"
+    r"(?:recv|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)",
+    re.I,
+)
+_PTY: Final = re.compile(r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.*\bexec\b.*sh|spawn\s+/bin/(?:ba)?sh.*interact", re.S)
+_DEV_NET: Final = re.compile(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
+
+
+def _netcat(run: Invocation) -> Iterable[Hit]:
+    options = parse(run.argv, NETCAT)
+    program = options.last("e", "exec", "sh-exec", "lua-exec", "c")
+    if program and (options.has("e", "exec", "sh-exec", "lua-exec") or _IS_SHELL.search(program)):
+        yield Hit(SOCKET_SHELL)
+        return
+    yield from _shell_before(run)
+
+
+def _shell_before(run: Invocation) -> Iterable[Hit]:
+    """A shell earlier in the pipeline sends its output to this connection."""
+    if any(_reads_commands(each) for each in run.before):
+        yield Hit(SOCKET_SHELL, " | ".join(" ".join(each.argv) for each in (*run.before[-3:], run)))
+
+
+def _reads_commands(run: Invocation) -> bool:
+    """Whether a shell takes its commands from standard input."""
+    if run.name not in SHELLS:
+        return False
+    words = run.argv[1:]
+    return not any("c" in word.lstrip("-") for word in words if word[:1] == "-" and word[1:2] != "-") and all(
+        word[:1] == "-" or word in ("/dev/stdin",) for word in words
+    )
+
+
+def _shell(run: Invocation) -> Iterable[Hit]:
+    """A shell whose own input is a connection, by pipeline, redirection or substitution."""
+    if _DEV_NET.search(" ".join(r.target for r in run.redirects)):
+        yield Hit(SOCKET_SHELL, _with_redirects(run))
+        return
+    if _reads_commands(run):
+        for each in run.before:
+            if each.name in SOCKET_CLIENTS and not _is_local(each):
+                yield Hit(SOCKET_SHELL, " | ".join(" ".join(one.argv) for one in (each, run)))
+                return
+        if any(r.op == "<&" or (r.op == ">&" and r.target.isdigit() and int(r.target) > 2) for r in run.redirects):
+            yield Hit(SOCKET_SHELL, _with_redirects(run), "high")
+            return
+    yield from _runs_fetched(run)
+
+
+def _is_local(run: Invocation) -> bool:
+    return any(zone_of(word) == "loopback" for word in run.argv[1:] if word)
+
+
+def _with_redirects(run: Invocation) -> str:
+    return " ".join([*run.argv, *(f"{r.op}{r.target}" for r in run.redirects)])
+
+
+def _runs_fetched(run: Invocation) -> Iterable[Hit]:
+    """An interpreter that reads from curl, wget or decoded text."""
+    takes_stdin = _reads_commands(run) or (run.name in CODE_FLAGS and all(w in ("-", "-u") for w in run.argv[1:]))
+    sources = list(run.before) if takes_stdin else []
+    if "/dev/fd/63" in run.argv[1:2] or run.name in ("eval", ".", "source") or (run.inner and "-c" in run.argv):
+        sources += run.inner
+    for each in sources:
+        if each.name in ("curl", "wget", "fetch", "aria2c"):
+            urls = [parse_endpoint(word) for word in each.argv[1:]]
+            bare = any(url and re.fullmatch(r"[\d.]+|[0-9a-f:]+", url.host) and url.zone == "outside" for url in urls)
+            yield Hit(FETCHED_CODE, " ".join(each.argv), "high" if bare else None)
+            return
+        if each.name in ("nc", "ncat", "netcat", "dig", "nslookup") and not _is_local(each):
+            yield Hit(FETCHED_CODE, " ".join(each.argv), "high")
+            return
+        if each.name in ("base64", "base32", "xxd") or (each.name == "openssl" and "base64" in each.argv):
+            yield Hit(HIDDEN_CODE, " ".join(each.argv))
+            return
+
+
+def _dev_tcp(run: Invocation) -> Iterable[Hit]:
+    """The shell's own network files in a redirection of any command."""
+    if run.name in SHELLS:
+        return
+    targets = [r for r in run.redirects if _DEV_NET.search(r.target)]
+    if not targets:
+        return
+    if run.name == "exec":
+        duplex = any(r.op in ("<>", "<") or r.fd in (0, 1, 2) for r in targets)
+        yield Hit(DEV_TCP, _with_redirects(run), "high" if duplex else None)
+    elif len(run.argv) > 1 and run.argv[0] not in ("echo", ":", "true", "printf", "cat", "("):
+        yield Hit(DEV_TCP, _with_redirects(run), "high")
+    else:
+        yield Hit(DEV_TCP, _with_redirects(run), "info" if run.argv[0] in ("", ":", "true", "echo") else None)
+
+
+def _exec_shell(run: Invocation) -> Iterable[Hit]:
+    """`exec sh <&3 >&3` and commands read from a descriptor."""
+    variable = run.argv[0].startswith("${") and any(r.op == ">&" and r.target.isdigit() and int(r.target) > 2 for r in run.redirects)
+    if variable:
+        yield Hit(SOCKET_SHELL, _with_redirects(run), "high")
+
+
+def _code(run: Invocation) -> Iterable[Hit]:
+    code = run.code
+    if not code:
+        if run.name in CODE_FLAGS:
+            yield from _runs_fetched(run)
+        return
+    if _NETWORK_CODE.search(code) and _SPAWNING_CODE.search(code):
+        coprocess = re.search(r"\|&\s*getline\s+(\w+).*?\b\1\b\s*\|&\s*getline", code, re.S)
+        puts_streams = coprocess or re.search(r"dup2|fdopen|STDIN|reopen|<&%?d?|>&", code)
+        if puts_streams or _IS_SHELL.search(code) or _REMOTE_COMMAND.search(code):
+            yield Hit(CODE_SHELL)
+            return
+    if _PTY.search(code):
+        yield Hit(PTY_SHELL)
+
+
+def _socat(run: Invocation) -> Iterable[Hit]:
+    kinds = [word.partition(":")[0].lower() for word in run.argv[1:] if ":" in word]
+    runs = [word for word in run.argv[1:] if re.match(r"(?:exec|system|shell):", word, re.I)]
+    network = any(re.match(r"(?:tcp|udp|openssl|ssl|sctp|dtls|socks|proxy|vsock)", kind) for kind in kinds)
+    if network and runs:
+        is_shell = any(_IS_SHELL.search(word) for word in runs)
+        yield Hit(SOCKET_SHELL, severity="critical" if is_shell else "high")
+    yield from _shell_before(run)
+
+
+def _client(run: Invocation) -> Iterable[Hit]:
+    yield from _shell_before(run)
+
+
+def _remote_control(run: Invocation) -> Iterable[Hit]:
+    words = set(run.argv[1:])
+    asks = bool(words & {"--version", "--help", "-V", "-h"})
+    if run.name in ("pwncat", "pwncat-cs", "gsocket", "gs-netcat", "tmate", "sshx", "ttyd", "gotty", "wetty", "teleconsole", "upterm"):
+        yield Hit(SHELL_TOOL, severity="low" if asks else None)
+    elif run.name == "xterm" and any(word.startswith("-display") for word in words):
+        yield Hit(SOCKET_SHELL, severity="high")
+    elif run.name in ("msfvenom", "msfconsole", "sliver", "sliver-client", "merlin", "villain", "hoaxshell"):
+        yield Hit(SHELL_TOOL)
+
+
+def _inetd(run: Invocation) -> Iterable[Hit]:
+    """Servers that start a program for each connection."""
+    text = " ".join(run.argv[1:])
+    if run.name in ("tcpserver", "ucspi-tcp", "faucet", "websocketd", "systemd-socket-activate", "inetd", "xinetd") and (
+        _IS_SHELL.search(text) or run.name in ("faucet",)
+    ):
+        yield Hit(SOCKET_SHELL)
+
+
+_CODE_NAMES: Final = tuple(name for name in CODE_FLAGS)
+_REMOTE: Final = (
+    *("pwncat-cs", "gsocket", "gs-netcat", "tmate", "sshx", "ttyd", "gotty", "wetty", "teleconsole", "upterm", "xterm"),
+    *("msfvenom", "msfconsole", "sliver", "sliver-client", "merlin", "villain", "hoaxshell"),
+)
+
+SHELL: Final = Ruleset(
+    rules=(SOCKET_SHELL, CODE_SHELL, DEV_TCP, FETCHED_CODE, PTY_SHELL, HIDDEN_CODE, SHELL_TOOL),
+    by_name={
+        **dict.fromkeys(NETCATS, (_netcat,)),
+        **dict.fromkeys(SHELLS, (_shell,)),
+        **dict.fromkeys(_CODE_NAMES, (_code,)),
+        **dict.fromkeys(("telnet", "openssl", "gnutls-cli", "websocat"), (_client,)),
+        **dict.fromkeys(_REMOTE, (_remote_control,)),
+        **dict.fromkeys(("tcpserver", "faucet", "websocketd", "systemd-socket-activate"), (_inetd,)),
+        **dict.fromkeys(("eval", "source", "."), (_runs_fetched,)),
+        "socat": (_socat,),
+    },
+    shapes=(_dev_tcp, _exec_shell),
+    shape_pattern=r"/dev/(?:tcp|udp)/|\$\{\w+\}.*>&\s?\d",
+)
+"""What shells on sockets look like on a command line."""
+
+
+def renamed_netcat(run: Invocation) -> bool:
+    """Return whether an unknown program is told to run a shell for a connection, as only netcats are."""
+    options = parse(run.argv, NETCAT)
+    program = options.last("e", "exec", "sh-exec")
+    if not program or program_name(program.split(" ")[0]) not in SHELLS:
+        return False
+    return options.has("l", "p") or any(word.isdigit() and 0 < int(word) < 65536 for word in options.operands[-1:])

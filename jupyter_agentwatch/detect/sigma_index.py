@@ -1,0 +1,181 @@
+"""Which rules an event could match at all, so that it is shown to a handful instead of to all.
+
+Each rule gives what every match of it must hold: the name of a program, or a text. A rule that gives nothing is always
+a candidate. The choice is only ever too wide; the rule itself decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal
+
+import re2  # type: ignore[import-untyped]
+
+from jupyter_agentwatch.detect.sigma_evaluate import Bank, PatternBanks, Test, compiled
+from jupyter_agentwatch.detect.sigma_fields import KEYWORD_FACTS
+from jupyter_agentwatch.detect.sigma_form import ANYWHERE, AllOf, AnyOf, Node, Pattern, Text
+from jupyter_agentwatch.detect.sigma_view import View
+
+__all__ = ["Index", "facts_of"]
+
+_IMAGE: Final = "image"
+_MEMORY_BYTES: Final = 64 << 20
+
+_NOBODY: Final[frozenset[int]] = frozenset()
+
+_USUAL: Final = frozenset(
+    {"initiated", "is_ipv6", "transport", "op", "verdict", "basis", "audit_type", "user", "qtype"}
+)
+"""Facts that have few values: to know one says little."""
+
+_Anchor = tuple[Literal["program", "value", "text"], str, str] | Pattern
+"""The name of a program, a fact's whole value, or a text that a fact must hold, as (which, fact, text) in lower case.
+
+Or a pattern that must be found.
+"""
+
+
+class Index:
+    """Rules over the events of one kind.
+
+    Args:
+        nodes: The rules' conditions; a rule's number is its place among them.
+        kind: The kind of events.
+    """
+
+    def __init__(self, nodes: Sequence[Node], kind: str) -> None:
+        banks = PatternBanks()
+        self._tests: list[Test | None] = [compiled(node, banks) for node in nodes]
+        banks.freeze()
+        self._everywhere: set[int] = set()
+        self._by_program: dict[str, set[int]] = {}
+        self._by_value: dict[str, dict[str, set[int]]] = {}
+        self._by_pattern: dict[Bank, dict[int, set[int]]] = {}
+        by_text: dict[str, set[int]] = {}
+        facts: set[str] = set()
+        for number, node in enumerate(nodes):
+            anchors = _anchors(node)
+            if anchors is None:
+                self._everywhere.add(number)
+            for anchor in anchors or ():
+                match anchor:
+                    case Pattern():
+                        bank, place = banks.place(anchor)
+                        self._by_pattern.setdefault(bank, {}).setdefault(place, set()).add(number)
+                    case ("program", _, name):
+                        self._by_program.setdefault(name, set()).add(number)
+                    case ("value", fact, value):
+                        self._by_value.setdefault(fact, {}).setdefault(value, set()).add(number)
+                    case (_, fact, text):
+                        by_text.setdefault(text, set()).add(number)
+                        facts.add(fact)
+        if ANYWHERE in facts:
+            facts.difference_update(KEYWORD_FACTS.get(kind, ()))
+        self._facts = tuple(sorted(facts))
+        self._owners = tuple(by_text.values())
+        self._texts = _literals(by_text)
+
+    def matches(self, view: View) -> list[int]:
+        """Return the numbers of the rules that match, in order."""
+        tests = self._tests
+        return [number for number in sorted(self._candidates(view)) if (test := tests[number]) and test(view)]
+
+    def failing(self, view: View) -> list[tuple[int, Exception]]:
+        """Disable and return the rules that raise on an event, each with what it raised."""
+        failed = []
+        for number, test in enumerate(self._tests):
+            try:
+                if test is not None:
+                    test(view)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others have to run
+                failed.append((number, error))
+                self._tests[number] = None
+        return failed
+
+    def _candidates(self, view: View) -> set[int]:
+        found = set(self._everywhere)
+        if self._by_program:
+            for image in view.lowered(_IMAGE):
+                found |= self._by_program.get(image.rpartition("/")[2], _NOBODY)
+        for fact, values in self._by_value.items():
+            for value in view.lowered(fact):
+                found |= values.get(value, _NOBODY)
+        for bank, numbers in self._by_pattern.items():
+            for place in bank.found_in(view):
+                found |= numbers.get(place, _NOBODY)
+        if self._owners:
+            text = "\n".join([text for fact in self._facts for text in view.lowered(fact)])
+            places = self._texts.Match(text.encode("utf-8", "replace"))
+            owners = self._owners
+            if len(owners) not in places:  # RE2 ran out of memory and has found nothing, see `_literals`
+                return found.union(*owners)
+            for place in places:
+                if place < len(owners):
+                    found |= owners[place]
+        return found
+
+
+def _literals(texts: Iterable[str]) -> Any:
+    """Return a set that finds all the texts in one pass; the last one, the empty text, is found wherever it works."""
+    options = re2.Options()
+    options.literal = True
+    options.log_errors = False
+    options.max_mem = _MEMORY_BYTES
+    # Bytes are compared, not characters: the same for whole texts in UTF-8, and a much smaller machine.
+    options.encoding = re2.Options.Encoding.LATIN1
+    found = re2.Set.SearchSet(options)
+    for text in (*texts, ""):
+        found.Add(text.encode("utf-8", "replace"))
+    found.Compile()
+    return found
+
+
+def facts_of(node: Node) -> frozenset[str]:
+    """Return every fact that a condition asks for."""
+    if isinstance(node, AllOf | AnyOf):
+        return frozenset().union(*map(facts_of, node.parts))
+    found = {getattr(node, name) for name in ("fact", "other") if hasattr(node, name)}
+    return frozenset(found) | (facts_of(node.part) if hasattr(node, "part") else frozenset())
+
+
+def _anchors(node: Node) -> frozenset[_Anchor] | None:
+    """Return anchors of which every match has at least one, or None where nothing can be said."""
+    match node:
+        case AllOf(parts):
+            known = [anchors for anchors in map(_anchors, parts) if anchors is not None]
+            return min(known, key=_cost, default=None)
+        case AnyOf(parts):
+            each = [_anchors(part) for part in parts]
+            if any(anchors is None for anchors in each):
+                return None
+            return frozenset().union(*(anchors for anchors in each if anchors is not None))
+        case Text(values=values):
+            return _text_anchors(node) if all(values) else None
+        case Pattern():
+            return frozenset({("text", node.fact, node.hint)} if node.hint else {node})
+        case _:
+            return None
+
+
+def _text_anchors(node: Text) -> frozenset[_Anchor]:
+    lowered = [value.lower() for value in node.values]
+    names = [value.rpartition("/")[2] for value in lowered]
+    ends = node.op in ("equals", "endswith")
+    if node.fact == _IMAGE and ends and all(names) and all("/" in value for value in lowered):
+        return frozenset(("program", _IMAGE, name) for name in names)
+    which: Literal["value", "text"] = "value" if node.op == "equals" else "text"
+    return frozenset((which, node.fact, value) for value in lowered)
+
+
+def _cost(anchors: frozenset[_Anchor]) -> float:
+    """Guess how often an event has one of these anchors: names of programs are rare, short texts are common."""
+    return sum(map(_frequency, anchors))
+
+
+def _frequency(anchor: _Anchor) -> float:
+    if isinstance(anchor, Pattern):
+        return 0.1
+    which, fact, text = anchor
+    if fact in _USUAL:
+        return 0.5
+    return min(1.0, 4.0 * 0.6 ** len(text)) if which == "text" else 0.005

@@ -1,0 +1,322 @@
+"""Takes wrappers, shells and interpreters off a command until the programs that would really run are in sight.
+
+It knows how nohup, sudo, xargs, docker run and the like name what they start; it judges nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded
+from jupyter_agentwatch.detect.shellwords import Command, Loop, Redirect, read_script
+from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS, wrapped
+
+__all__ = ["SHELLS", "Invocation", "invocations", "program_name"]
+
+SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "rbash", "rzsh"})
+"""Programs that run what they read."""
+
+_MAX_DEPTH: Final = 6
+_MAX_FOUND: Final = 2000
+_SHELL: Final = Grammar(
+    valued="oO", long_valued=frozenset({"rcfile", "init-file"}), long_flags=frozenset({"norc"}), operands=0
+)
+_BUILD: Final = re.compile(
+    r"(?:[-_.](?:v?[0-9][\w.]*|linux|darwin|x86|x64|x86_64|amd64|arm64|aarch64|static|musl|gnu|multi))+$"
+)
+_SUFFIX: Final = re.compile(r"\.(?:exe|py|sh|bin|elf|run|pl|rb|js|x86_64|appimage)$")
+_VERSIONED: Final = re.compile(r"(python|pypy|perl|ruby|php|lua|node|gawk|tclsh)[0-9][0-9.]*$")
+_CALL: Final = re.compile(
+    r"(?:system|popen[23]?|exec[lv]?p?e?|execSync|spawnSync|spawnl?v?p?e?|call|check_call|check_output|run|getoutput|"
+    r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|\\.){1,4096}?)\1"
+)
+_LIST_CALL: Final = re.compile(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,1024}'|\"[^\"\\]{0,1024}\")\s*,?\s*){2,48})[\])]")
+_LITERAL: Final = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_B64: Final = re.compile(r"b64decode\(\s*[rbu]?['\"]([A-Za-z0-9+/=\\n]{16,65536})['\"]")
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One program as it would be started.
+
+    Attributes:
+        argv: Its arguments, its own name first.
+        name: Which program it is: base name in lower case without version, platform and suffix.
+        from_script: It was read out of text; only an exec record of its own proves that it ran.
+        redirects: Its redirections.
+        assigned: Variables set for it.
+        loops: `for` variables around it.
+        before: What runs earlier in its pipeline, wrappers taken off.
+        inner: What the substitutions in its words run.
+        stdin: Text that it would read, where that is known.
+        code: The program that an interpreter got as an argument or on its standard input.
+        wrappers: Names of what was taken off ("nohup", "setsid", "npx" …).
+        is_background: It ends in `&`.
+    """
+
+    argv: tuple[str, ...]
+    name: str
+    from_script: bool = False
+    redirects: tuple[Redirect, ...] = ()
+    assigned: Mapping[str, str] = field(default_factory=dict)
+    loops: Mapping[str, Loop] = field(default_factory=dict)
+    before: tuple[Invocation, ...] = ()
+    inner: tuple[Invocation, ...] = ()
+    stdin: str = ""
+    code: str = ""
+    wrappers: frozenset[str] = frozenset()
+    is_background: bool = False
+
+    def filled(self, word: str) -> str:
+        """Return a word with its `for` variables at their first values."""
+        if "${" not in word:
+            return word
+        for name, loop in self.loops.items():
+            word = word.replace("${" + name + "}", loop.first)
+        return word
+
+    def repeats(self, word: str) -> int:
+        """Return how many values a word takes in the loops around it; 0 where the text does not tell."""
+        total = 1
+        for name, loop in self.loops.items():
+            if name and "${" + name + "}" in word:
+                total *= loop.count
+        return total
+
+
+@lru_cache(maxsize=4096)
+def program_name(word: str) -> str:
+    """Return which program a word names: base name, lower case, without version, platform and suffix."""
+    name = word.rpartition("/")[2].lower()
+    if name[:1] == "-" and name[1:] in SHELLS:
+        return name[1:]
+    if name.startswith(("ld-linux", "ld-musl", "ld.so")):
+        return "ld.so"
+    name = _SUFFIX.sub("", name)
+    versioned = _VERSIONED.fullmatch(name)
+    if versioned:
+        return versioned[1]
+    return _BUILD.sub("", name) or name
+
+
+def invocations(argv: Sequence[str], *, path: str = "") -> list[Invocation]:
+    """Return the programs that an argument vector would start, the innermost in place of their wrappers.
+
+    Shells, interpreters and unknown programs stand in the list themselves; what their text starts follows them.
+
+    Args:
+        argv: Arguments, hostile.
+        path: What the exec named; unlike `argv[0]` it decides which program runs.
+    """
+    if not argv:
+        return []
+    words = tuple(argv)
+    if path and program_name(path) not in ("busybox", "toybox"):
+        words = (path, *words[1:])
+    found = _Found()
+    found.add(Invocation(words, program_name(words[0])), depth=0)
+    return found.items
+
+
+class _Found:
+    """Collects what is found; its length and the characters read bound the work that a hostile text can ask for."""
+
+    def __init__(self) -> None:
+        self.items: list[Invocation] = []
+        self._characters_left = MAX_TEXT
+
+    def add(self, invocation: Invocation, depth: int) -> None:
+        """Take wrappers off one invocation, and add it and what it starts."""
+        for peeled in _peeled(invocation):
+            if len(self.items) >= _MAX_FOUND:
+                return
+            self.items.append(peeled)
+            if depth < _MAX_DEPTH:
+                self._follow(peeled, depth + 1)
+
+    def _follow(self, run: Invocation, depth: int) -> None:
+        if run.name in SHELLS:
+            for script, scope in _shell_texts(run):
+                self.script(script, scope, run, depth)
+        elif run.name in ("eval", "trap"):
+            words = run.argv[1:] if run.name == "eval" else run.argv[1:2]
+            self.script(" ".join(words), {}, run, depth)
+        elif run.name in ("source", ".") and run.stdin:
+            self.script(run.stdin, {}, run, depth)
+        elif run.code:
+            for script in _scripts_in(run.code):
+                self.script(script, {}, run, depth)
+            for words in _lists_in(run.code):
+                self.add(_child(run, words), depth)
+        elif run.name in ("at", "batch") and run.stdin:
+            self.script(run.stdin, {}, run, depth)
+
+    def script(self, text: str, scope: Mapping[str, str], parent: Invocation, depth: int) -> None:
+        """Add what a script starts."""
+        text = text[: self._characters_left]
+        self._characters_left -= len(text)
+        for pipeline in read_script(text, scope):
+            if len(self.items) >= _MAX_FOUND:
+                return
+            earlier: list[Invocation] = []
+            for index, command in enumerate(pipeline):
+                run = _from_command(command, tuple(earlier), _text_before(pipeline[:index]), parent)
+                if run is None:
+                    continue
+                peeled = list(_peeled(run))
+                earlier += [*run.inner, *peeled] if run.argv[0] == "(" else peeled
+                if run.argv[0] != "(":
+                    self.add(run, depth)
+
+
+def _child(parent: Invocation, words: Sequence[str]) -> Invocation:
+    return Invocation(
+        tuple(words), program_name(words[0]), from_script=True, loops=parent.loops, wrappers=parent.wrappers
+    )
+
+
+def _from_command(
+    command: Command, before: tuple[Invocation, ...], fed: str | None, parent: Invocation
+) -> Invocation | None:
+    words = command.words
+    if not words and not command.redirects:
+        return None
+    words = words or ("",)
+    bodies = [r.body for r in command.redirects if r.op in ("<<", "<<<") and r.fd in (-1, 0)]
+    inner = [
+        peeled
+        for pipeline in command.inner
+        for each in pipeline
+        if each.words and each.words[0] != "("
+        for peeled in _peeled(Invocation(each.words, program_name(each.words[0]), redirects=each.redirects))
+    ]
+    return Invocation(
+        words,
+        program_name(words[0]),
+        from_script=True,
+        redirects=command.redirects,
+        assigned=command.assigned,
+        loops=command.loops or parent.loops,
+        before=before,
+        inner=tuple(inner[:_MAX_FOUND]),
+        stdin=bodies[-1] if bodies else fed or "",
+        wrappers=parent.wrappers,
+        is_background=command.background,
+    )
+
+
+def _text_before(stages: Sequence[Command]) -> str | None:
+    if not stages:
+        return None
+    return decoded([(stage.words, _body(stage)) for stage in stages])
+
+
+def _body(command: Command) -> str | None:
+    bodies = [r.body for r in command.redirects if r.op in ("<<", "<<<")]
+    return bodies[-1] if bodies else None
+
+
+def _peeled(run: Invocation) -> Iterator[Invocation]:
+    """Yield what is left of an invocation when its wrappers are off."""
+    queue = [run]
+    for _ in range(64):
+        if not queue:
+            return
+        each = queue.pop(0)
+        starts = wrapped(each.name, each.argv, each.stdin) if each.name in WRAPPERS else []
+        if not starts:
+            yield _with_code(each)
+            continue
+        for argv, assigned in starts:
+            name = program_name(argv[0])
+            queue.append(_inside(each, argv, name, assigned))
+
+
+def _inside(outer: Invocation, argv: Sequence[str], name: str, assigned: Mapping[str, str]) -> Invocation:
+    return Invocation(
+        tuple(argv),
+        name,
+        from_script=outer.from_script,
+        redirects=outer.redirects,
+        assigned={**outer.assigned, **assigned},
+        loops=outer.loops,
+        before=outer.before,
+        inner=outer.inner,
+        stdin="" if outer.name == "xargs" else outer.stdin,
+        wrappers=outer.wrappers | {outer.name},
+        is_background=outer.is_background,
+    )
+
+
+def _with_code(run: Invocation) -> Invocation:
+    flags = CODE_FLAGS.get(run.name)
+    if flags is None:
+        return run
+    code = _code_argument(run, flags)
+    if not code and run.stdin and all(word == "-" for word in run.argv[1:]):
+        code = run.stdin
+    if not code:
+        return run
+    for match in list(_B64.finditer(code))[:4]:
+        code += "\n" + (decoded([(("base64", "-d"), match[1])]) or "")
+    return Invocation(
+        run.argv,
+        run.name,
+        from_script=run.from_script,
+        redirects=run.redirects,
+        assigned=run.assigned,
+        loops=run.loops,
+        before=run.before,
+        inner=run.inner,
+        stdin=run.stdin,
+        code=code,
+        wrappers=run.wrappers,
+        is_background=run.is_background,
+    )
+
+
+def _code_argument(run: Invocation, flags: str) -> str:
+    if flags == "":  # awk: the first word that is no option
+        words = iter(run.argv[1:])
+        for word in words:
+            if word in ("-F", "-v", "-f"):
+                next(words, "")
+            elif not word.startswith("-"):
+                return word
+        return ""
+    for at, word in enumerate(run.argv[1:48], 1):
+        if word in ("--eval", "--execute", "--run", "eval") and at + 1 < len(run.argv):
+            return run.argv[at + 1]
+        if word[:1] != "-" or word == "-":
+            return ""
+        if word[1:2] != "-" and word[-1] in flags:
+            return "\n".join(run.argv[at + 1 :])
+        if len(word) > 2 and word[1] in flags and not word[2:].isalpha():
+            return word[2:]
+    return ""
+
+
+def _shell_texts(run: Invocation) -> Iterator[tuple[str, dict[str, str]]]:
+    options = parse(run.argv, _SHELL)
+    rest = options.rest or options.operands
+    if "c" in options.flags and rest:
+        scope = {str(at): word for at, word in enumerate(rest[1:10])}
+        scope["@"] = scope["*"] = " ".join(rest[2:])
+        yield rest[0], scope
+    elif run.stdin and (not rest or "s" in options.flags or rest[0] in ("/dev/stdin", "-")):
+        yield run.stdin, {}
+
+
+def _scripts_in(code: str) -> Iterator[str]:
+    for match in list(_CALL.finditer(code))[:64]:
+        yield match[2].replace("\\'", "'").replace('\\"', '"')
+
+
+def _lists_in(code: str) -> Iterator[list[str]]:
+    for match in list(_LIST_CALL.finditer(code))[:64]:
+        yield [first or second for first, second in _LITERAL.findall(match[1])]

@@ -1,0 +1,205 @@
+"""The live watches of this user, for an event loop that must never wait: each call blocks in a thread of a pool.
+
+Kills have a pool of their own, so that no number of silent supervisors stands before one. No kernel is asked anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from jupyter_agentwatch.audit.reader import read_last
+from jupyter_agentwatch.errors import AgentwatchError, ControlError, LogError, SessionEndedError
+from jupyter_agentwatch.events import Session
+from jupyter_agentwatch.server.render import ended_json, safe, status_json
+from jupyter_agentwatch.wire.force import supervisors_of
+from jupyter_agentwatch.wire.messages import Killed, Request, WatchStatus
+from jupyter_agentwatch.wire.runtime import audit_log, control_socket, is_watch_id, live_watches
+from jupyter_agentwatch.wire.watches import kill_watch, tell_watch, watch_status
+
+__all__ = ["Runs", "UnknownRunError", "recorded_end"]
+
+_NAME = "jupyter server"
+_AT_ONCE = 32
+_REMEMBERED = 256
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class UnknownRunError(ControlError):
+    """No watch of this user has, or ever had, this id."""
+
+
+class Runs:
+    """Every live watch of this user, whoever started it.
+
+    Args:
+        kernel_of: Returns the id of the kernel that has a process id, or "".
+    """
+
+    def __init__(self, kernel_of: Callable[[int], str]) -> None:
+        self._kernel_of = kernel_of
+        self._asking = ThreadPoolExecutor(_AT_ONCE, "agentwatch-ask")
+        self._killing = ThreadPoolExecutor(_AT_ONCE, "agentwatch-kill")
+        self._kills: dict[str, asyncio.Task[Killed]] = {}
+
+    async def live(self) -> list[str]:
+        """Return the ids of all watches that have a control socket.
+
+        Raises:
+            ControlError: The folder of control sockets is not ours alone.
+        """
+        return await self.in_thread(live_watches)
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Return every live watch; one that does not answer is listed as silent, and holds up nobody for long.
+
+        Raises:
+            ControlError: The folder of control sockets is not ours alone.
+        """
+        return list(await asyncio.gather(*map(self.describe, await self.live())))
+
+    async def describe(self, watch: str) -> dict[str, Any]:
+        """Return a watch, or that it is gone or silent and why; never raises for a watch that does not answer."""
+        try:
+            return self.picture(await self.in_thread(watch_status, watch, name=_NAME))
+        except SessionEndedError as error:
+            return {"watch": watch, "state": "gone", "error": safe(str(error))}
+        except AgentwatchError as error:
+            return {"watch": watch, "state": "silent", "error": safe(str(error))}
+
+    async def status(self, watch: str) -> dict[str, Any]:
+        """Return a watch that is live, or how it ended.
+
+        Raises:
+            UnknownRunError: There is and was no such watch.
+            ControlError: Its supervisor does not answer, or is another user's.
+        """
+        await self.check(watch)
+        try:
+            return self.picture(await self.in_thread(watch_status, watch, name=_NAME))
+        except SessionEndedError:
+            return ended_json(watch, await self.in_thread(recorded_end, watch))
+
+    async def outcome(self, watch: str) -> dict[str, Any] | None:
+        """Return how a watch ended, or None where its supervisor still lives."""
+        ended = await self.in_thread(_outcome, watch)
+        return None if ended is None else ended_json(watch, ended)
+
+    async def tell(self, watch: str, message: Request, user: str) -> None:
+        """Send a live watch a request that is answered with a plain yes.
+
+        Args:
+            watch: Its id.
+            message: `Suspend`, `Resume` or `Answer`.
+            user: Who asks, for the audit log.
+
+        Raises:
+            UnknownRunError: There is and was no such watch.
+            SessionEndedError: It has ended.
+            RefusedError: Its supervisor said no.
+            ControlError: Its supervisor does not answer, or is another user's.
+        """
+        await self.check(watch)
+        await self.in_thread(tell_watch, watch, message, name=f"{_NAME}: {user}")
+
+    async def kill(self, watch: str, reason: str, user: str) -> Killed:
+        """End a watch. Idempotent: whoever asks at the same time, or later, gets the same answer.
+
+        Args:
+            watch: Its id.
+            reason: For the audit log.
+            user: Who kills, for the audit log.
+
+        Raises:
+            UnknownRunError: There is and was no such watch.
+            ControlError: Nothing was killed; the text says why.
+        """
+        task = self._kills.get(watch)
+        if task is None:
+            kill = asyncio.get_running_loop().run_in_executor(self._killing, _kill, watch, reason, f"{_NAME}: {user}")
+            task = self._kills[watch] = asyncio.ensure_future(_result(kill))
+            task.add_done_callback(lambda done: self._remember(watch, done))
+        return await asyncio.shield(task)  # a browser that goes away must not take the others' answer with it
+
+    async def kill_all(self, reason: str, user: str) -> dict[str, Killed | str]:
+        """End every live watch; a text says why one was not killed.
+
+        Raises:
+            ControlError: The folder of control sockets is not ours alone.
+        """
+        ids = await asyncio.get_running_loop().run_in_executor(self._killing, live_watches)
+        results = await asyncio.gather(*(self.kill(watch, reason, user) for watch in ids), return_exceptions=True)
+        texts = (each if isinstance(each, Killed) else str(each) for each in results)
+        return dict(zip(ids, texts, strict=True))
+
+    def picture(self, status: WatchStatus) -> dict[str, Any]:
+        """Return a status as a browser gets it."""
+        return status_json(status, self._kernel_of(status.owner_pid))
+
+    async def check(self, watch: str) -> None:
+        """Refuse what cannot be a watch, before it becomes part of a path.
+
+        Raises:
+            UnknownRunError: There is and was no such watch.
+        """
+        await self.in_thread(_check_known, watch)
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do blocking work in a thread; a kill never waits for one of these."""
+        return await asyncio.get_running_loop().run_in_executor(self._asking, lambda: work(*args, **kwargs))
+
+    def _remember(self, watch: str, done: asyncio.Task[Killed]) -> None:
+        if done.cancelled() or done.exception() is not None or done.result().survivors > 0:
+            del self._kills[watch]  # the next one tries again
+        elif len(self._kills) > _REMEMBERED:
+            over = next(name for name, task in self._kills.items() if task.done())
+            del self._kills[over]
+
+
+def recorded_end(watch: str) -> Killed:
+    """Return what the audit log says of a watch that has no supervisor any more; `survivors` -1: nobody counted."""
+    try:
+        closing = _closing(watch)
+    except LogError as error:
+        return Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=f"it has ended; {error}")
+    if closing is not None:
+        note = f"it has ended: {closing.reason}"
+        return Killed(killed=closing.killed, survivors=closing.survivors, latency_ms=0.0, head="", note=note)
+    note = "its supervisor ended without closing the log; its sandbox ended with it, and nobody counted"
+    return Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=note)
+
+
+def _closing(watch: str) -> Session | None:
+    last = read_last(audit_log(watch))
+    return last if isinstance(last, Session) and last.op == "close" else None
+
+
+def _outcome(watch: str) -> Killed | None:
+    # The log first: a supervisor that has closed it lives on for a moment.
+    with contextlib.suppress(LogError):
+        if _closing(watch) is not None:
+            return recorded_end(watch)
+    return None if supervisors_of(control_socket(watch)) else recorded_end(watch)
+
+
+async def _result(work: asyncio.Future[Killed]) -> Killed:
+    return await work
+
+
+def _check_known(watch: str) -> None:
+    if not is_watch_id(watch) or not (control_socket(watch).exists() or audit_log(watch).exists()):
+        msg = f"no run {watch!r} of this user"
+        raise UnknownRunError(msg)
+
+
+def _kill(watch: str, reason: str, name: str) -> Killed:
+    _check_known(watch)
+    try:
+        return kill_watch(watch, reason=reason, name=name)
+    except SessionEndedError:
+        return recorded_end(watch)

@@ -1,0 +1,123 @@
+"""Bounds that no cgroup holds: looks at 10 Hz while anything runs, ends what is too large, and records what is hit.
+
+What comes and goes between two looks is not seen: memory may be over its bound for that long, and a fork that the
+kernel refuses then leaves no record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from jupyter_agentwatch.audit.log import LogWriteError
+from jupyter_agentwatch.events import LimitHit
+from jupyter_agentwatch.policy import Limits
+from jupyter_agentwatch.sandbox.mounts import HOME
+from jupyter_agentwatch.sandbox.standing import Sandbox
+from jupyter_agentwatch.sandbox.usage import Usage, bytes_in_folders
+from jupyter_agentwatch.supervisor.commands import Commands
+from jupyter_agentwatch.supervisor.host import Host
+from jupyter_agentwatch.supervisor.record import Recorder
+
+__all__ = ["BoundsWatch"]
+
+_SAMPLE_S: Final = 0.1
+_SHARE: Final = 5
+"""A look that takes long is followed by a pause of so many times its length: a crowd must not occupy the supervisor."""
+
+_FILES_EVERY: Final = 10
+"""Looks between two that ask each process for its memory files, which costs the most."""
+
+
+class BoundsWatch:
+    """Holds the bound on memory, and tells of the bound on tasks, which the kernel holds.
+
+    Args:
+        limits: Bounds of the policy.
+        host: Which of them nobody else holds, or tells of.
+        sandbox: Whose.
+        commands: Steps that can be ended.
+        recorder: Where records go.
+    """
+
+    def __init__(self, limits: Limits, host: Host, sandbox: Sandbox, commands: Commands, recorder: Recorder) -> None:
+        self._memory_bytes = limits.memory_bytes if host.watch_memory else None
+        self._processes = limits.processes if host.watch_tasks else None
+        own = () if sandbox.shares_network else ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
+        self._folders = [f"/proc/{sandbox.init_pid}/root{folder}" for folder in own]
+        self._sandbox = sandbox
+        self._commands = commands
+        self._recorder = recorder
+        self._told: set[int] = set()
+        self._in_files = 0
+        self._looks = 0
+
+    async def watch(self) -> None:
+        """Look on, until cancelled."""
+        if self._memory_bytes is None and self._processes is None:
+            return
+        pause = _SAMPLE_S
+        while True:
+            await asyncio.sleep(pause)
+            if not self._commands.running and self._sandbox.members() == 0:
+                continue
+            begun = time.monotonic()
+            usage, in_files = await asyncio.to_thread(self._look)
+            pause = max(_SAMPLE_S, _SHARE * (time.monotonic() - begun))
+            if self._memory_bytes is not None and usage.resident_bytes + in_files > self._memory_bytes:
+                await self._end_all(usage.resident_bytes, in_files, self._memory_bytes)
+            if self._processes is not None and sum(usage.tasks.values()) >= self._processes:
+                self._tell(usage, self._processes)
+
+    def _look(self) -> tuple[Usage, int]:
+        if self._memory_bytes is None:
+            return self._sandbox.usage(), 0
+        if self._looks % _FILES_EVERY == 0:
+            self._in_files = self._sandbox.bytes_in_memory_files()
+        self._looks += 1
+        return self._sandbox.usage(), self._in_files + bytes_in_folders(self._folders)
+
+    async def _end_all(self, resident: int, in_files: int, bound: int) -> None:
+        with contextlib.suppress(LogWriteError):
+            self._recorder.record(
+                LimitHit,
+                verdict="kill",
+                limit="memory_bytes",
+                value=float(resident + in_files),
+                maximum=float(bound),
+                action=f"steps killed; {in_files} bytes of it are in files in memory",
+                sync=True,
+            )
+        for step in self._commands.with_processes():
+            await self._commands.kill(step, "limit:memory_bytes")
+        self._looks = 0  # what they held open has gone with them
+
+    def _tell(self, usage: Usage, bound: int) -> None:
+        """Record it once for the step that has most tasks: the kernel does not say whom it refused."""
+        step = _most_tasks(usage, self._commands.step_of_session)
+        if step in self._told:
+            return
+        self._told.add(step)
+        with contextlib.suppress(LogWriteError):
+            self._recorder.record(
+                LimitHit,
+                verdict="deny",
+                step=step,
+                limit="processes",
+                value=float(sum(usage.tasks.values())),
+                maximum=float(bound),
+                action="forks denied by the kernel",
+                sync=True,
+            )
+
+
+def _most_tasks(usage: Usage, step_of: Callable[[int], int]) -> int:
+    """Return the step that has most tasks; 0 where there are none."""
+    by_step = Counter[int]()
+    for session, tasks in usage.tasks.items():
+        by_step[step_of(session)] += tasks
+    return max(by_step, key=lambda step: by_step[step], default=0)

@@ -1,0 +1,219 @@
+"""What each process of the sandbox uses, read from /proc in one pass.
+
+Not psutil: it costs 73 µs for a process (CPU, memory, threads, state, IO; 7 % of a core for 100 processes at 10 Hz),
+where one read of a /proc file that is kept open costs 3 µs (measured on 2 virtual CPUs, Linux 6.18). The kept file also
+belongs to one process for good: after that process has ended it gives ESRCH, also when its number was given away again.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from jupyter_agentwatch.events import from_bytes
+from jupyter_agentwatch.telemetry.model import ProcessSample, Resources
+
+__all__ = ["ProcessTable"]
+
+_TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
+_PAGE: Final = resource.getpagesize()
+_WINDOW_NS: Final = 500_000_000
+_STAT_BYTES: Final = 1024  # the kernel writes less than 400, whatever the name
+_MAX_KEPT: Final = 512
+
+
+class _Rate:
+    """CPU time per time over the last 0.5 to 1 s: a clock tick alone would be a step of 10 % at 10 Hz."""
+
+    __slots__ = ("_mark", "_mark_ns", "_old", "_old_ns")
+
+    def __init__(self, t_ns: int, value: int) -> None:
+        self._old_ns = self._mark_ns = t_ns
+        self._old = self._mark = value
+
+    def percent(self, t_ns: int, value: int) -> float:
+        if t_ns - self._mark_ns >= _WINDOW_NS:
+            self._old_ns, self._old = self._mark_ns, self._mark
+            self._mark_ns, self._mark = t_ns, value
+        if value <= self._old or t_ns <= self._old_ns:
+            return 0.0
+        return round((value - self._old) * _TICK_S * 1e11 / (t_ns - self._old_ns), 1)
+
+
+class _Process:
+    """One living process: its open file, and what was read last."""
+
+    __slots__ = (
+        "cpu_ticks",
+        "fd",
+        "name",
+        "pid",
+        "ppid",
+        "rate",
+        "raw",
+        "read_bytes",
+        "rss_bytes",
+        "start_ticks",
+        "state",
+        "threads",
+        "total_ticks",
+        "write_bytes",
+    )
+
+    def __init__(self, pid: int, raw: bytes, fd: int, t_ns: int) -> None:
+        self.pid = pid
+        self.fd = fd
+        self.raw = b""
+        self.read_bytes: int | None = None
+        self.write_bytes: int | None = None
+        self.take(raw)
+        self.rate = _Rate(t_ns, self.cpu_ticks)
+
+    def take(self, raw: bytes) -> None:
+        if raw == self.raw:
+            return  # an idle process: the same text costs a comparison, no parsing
+        # The name is the process's own choice and may hold parentheses and newlines; what follows the last one may not.
+        end = raw.rindex(b")")
+        fields = raw[end + 2 :].split(b" ", 22)
+        own = int(fields[11]) + int(fields[12])
+        self.cpu_ticks, self.total_ticks = own, own + int(fields[13]) + int(fields[14])
+        self.state = fields[0].decode("ascii", "replace")
+        self.ppid, self.threads = int(fields[1]), int(fields[17])
+        self.start_ticks, self.rss_bytes = int(fields[19]), int(fields[21]) * _PAGE
+        self.name = from_bytes(raw[raw.index(b"(") + 1 : end])
+        self.raw = raw
+
+    def take_io(self) -> None:
+        try:
+            fields = dict(line.split(b": ", 1) for line in _read(f"/proc/{self.pid}/io", 512).splitlines())
+            self.read_bytes, self.write_bytes = int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
+        except (OSError, KeyError, ValueError):
+            return  # ended, or a kernel without IO accounting: what was known stays
+
+    def sample(self, t_ns: int) -> ProcessSample:
+        return ProcessSample(
+            pid=self.pid,
+            start_ticks=self.start_ticks,
+            ppid=self.ppid,
+            name=self.name,
+            state=self.state,
+            cpu_s=self.cpu_ticks * _TICK_S,
+            cpu_percent=self.rate.percent(t_ns, self.cpu_ticks),
+            rss_bytes=self.rss_bytes,
+            threads=self.threads,
+            read_bytes=self.read_bytes,
+            write_bytes=self.write_bytes,
+        )
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class ProcessTable:
+    """Samples the members of a sandbox. One thread at a time.
+
+    The CPU time of all includes processes that ended between two samples, because the kernel adds it to whoever waited
+    for them; for that, init must be among the members.
+
+    Args:
+        pids: Gives the members' process ids as this process sees them.
+        io_every: Ticks between two readings of a process's IO counters, which cost as much as all the rest; the
+            processes take turns. Those of a new process are read at once.
+        max_processes: Processes that one sample holds at most; the rest is counted in `unread`.
+    """
+
+    def __init__(self, pids: Callable[[], Iterable[int]], *, io_every: int = 10, max_processes: int = 4096) -> None:
+        self._pids = pids
+        self._io_every = max(1, io_every)
+        self._max = max_processes
+        self._known: dict[int, _Process] = {}
+        self._tick = 0
+        self._rate: _Rate | None = None
+        self._ended_io = [0, 0]
+
+    def sample(self, t_mono_ns: int) -> Resources:
+        """Read every member once.
+
+        Args:
+            t_mono_ns: Monotonic clock, nanoseconds.
+        """
+        self._tick += 1
+        pids = set(self._pids())
+        for pid in self._known.keys() - pids:
+            self._forget(pid)
+        chosen = pids if len(pids) <= self._max else sorted(pids)[: self._max]
+        read = [process for pid in chosen if (process := self._read(pid, t_mono_ns)) is not None]
+        return self._sum(read, len(pids) - len(read), t_mono_ns)
+
+    def close(self) -> None:
+        """Close every file."""
+        for pid in list(self._known):
+            self._forget(pid)
+
+    def _read(self, pid: int, t_ns: int) -> _Process | None:
+        process = self._known.get(pid)
+        if process is not None:
+            try:
+                kept = process.fd >= 0
+                raw = os.pread(process.fd, _STAT_BYTES, 0) if kept else _read(f"/proc/{pid}/stat", _STAT_BYTES)
+                before = process.start_ticks
+                process.take(raw)
+            except (OSError, ValueError, IndexError):
+                self._forget(pid)
+            else:
+                if process.start_ticks == before:
+                    if (self._tick + pid) % self._io_every == 0:
+                        process.take_io()
+                    return process
+                self._forget(pid)
+        return self._open(pid, t_ns)
+
+    def _open(self, pid: int, t_ns: int) -> _Process | None:
+        try:
+            fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            process = _Process(pid, os.pread(fd, _STAT_BYTES, 0), fd, t_ns)
+        except (OSError, ValueError, IndexError):
+            os.close(fd)
+            return None
+        if len(self._known) >= _MAX_KEPT:
+            process.close()
+        process.take_io()
+        self._known[pid] = process
+        return process
+
+    def _forget(self, pid: int) -> None:
+        process = self._known.pop(pid)
+        process.close()
+        self._ended_io[0] += process.read_bytes or 0
+        self._ended_io[1] += process.write_bytes or 0
+
+    def _sum(self, read: list[_Process], unread: int, t_ns: int) -> Resources:
+        ticks = sum(process.total_ticks for process in read)
+        if self._rate is None:
+            self._rate = _Rate(t_ns, ticks)
+        return Resources(
+            t_mono_ns=t_ns,
+            processes=[process.sample(t_ns) for process in read],
+            unread=unread,
+            cpu_s=ticks * _TICK_S,
+            cpu_percent=self._rate.percent(t_ns, ticks),
+            rss_bytes=sum(process.rss_bytes for process in read),
+            threads=sum(process.threads for process in read),
+            read_bytes=self._ended_io[0] + sum(process.read_bytes or 0 for process in read),
+            write_bytes=self._ended_io[1] + sum(process.write_bytes or 0 for process in read),
+        )
+
+
+def _read(path: str, size: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, size)
+    finally:
+        os.close(fd)
