@@ -13,14 +13,16 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from jupyter_agentwatch import Watch
+    from jupyter_agentwatch.policy import Policy
 
 REQUIRE = "AGENTWATCH_REQUIRE_SANDBOX"
 LEAK_PATIENCE_S = 5.0
@@ -125,6 +127,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     last = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
     return str(last).removeprefix("Skipped: ")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a person run everything on one rung."""
+    parser.addoption("--rung", choices=("A", "B", "C"), help="run every test of a sandbox on this rung")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each rung that its module names; what names none runs on the best that there is."""
+    marker = metafunc.definition.get_closest_marker("rungs")
+    asked = metafunc.config.getoption("rung")
+    if asked or marker:
+        metafunc.parametrize("rung", [asked] if asked else list(marker.args), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The rung of every watch of this process whose policy leaves it open; "" where nothing was said."""
+    from jupyter_agentwatch.watch import handle
+
+    asked: str = getattr(request, "param", "")
+    plain = handle.load_policy
+
+    def on_this_rung(policy: Any) -> Policy:
+        found = plain(policy)
+        return msgspec.structs.replace(found, isolation=asked) if found.isolation == "required" else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        if asked:
+            patch.setattr(handle, "load_policy", on_this_rung)
+        yield asked
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -16,6 +17,7 @@ import pytest
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.events import Connect, Event, Flow, Session
+from jupyter_agentwatch.sandbox.unclaimed import stamp_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,6 +151,13 @@ def wait_for_line(running: Any, line: bytes) -> bytes:
         if line in seen:
             return seen
     return pytest.fail(f"the command ended without {line!r}: {seen[-2000:]!r}")
+
+
+def wait_for_file_clock() -> None:
+    """Wait until the coarse clock that files are stamped with has come to what the precise one says now."""
+    now = time.time_ns()
+    while stamp_now() <= now:
+        os.sched_yield()
 
 
 def closing(log: Path) -> Session:

@@ -1,4 +1,4 @@
-"""The evaluator against an independent one: the same rules and events, thousands of answers, and no unexplained difference."""
+"""The evaluator against an independent one: thousands of answers, and no difference that is not explained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from azuma import Rule
+from azuma import Rule  # type: ignore[import-untyped]
 
 from jupyter_agentwatch.detect.sigma_compile import compile_rules
 from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
@@ -145,7 +145,7 @@ def events_for(random: Random, category: str) -> list[Fields]:
 @pytest.mark.parametrize("seed", range(4))
 def test_two_evaluators_agree(seed: int, category: str) -> None:
     """Thousands of random answers are the same, and both answers occur often enough to mean something."""
-    random = Random(seed)
+    random = Random(seed)  # noqa: S311 - answers have to be repeatable
     answers = []
     for _ in range(40):
         detection, seen = a_rule(random, category), events_for(random, category)

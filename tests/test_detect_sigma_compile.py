@@ -206,8 +206,20 @@ def test_a_bad_cache_is_noticed(data: bytes) -> None:
 
 
 WORDS = st.sampled_from(
-    [*("title", "id", "logsource", "detection", "condition", "selection", "category", "process_creation", "product")]
-    + [*("linux", "Image|endswith", "CommandLine|re", "|all", "correlation", "filter", "action", "global", "1 of them")]
+    [
+        *("title", "id", "logsource", "detection", "condition", "selection", "category", "process_creation", "product"),
+        *(
+            "linux",
+            "Image|endswith",
+            "CommandLine|re",
+            "|all",
+            "correlation",
+            "filter",
+            "action",
+            "global",
+            "1 of them",
+        ),
+    ]
 )
 VALUES = st.recursive(
     st.one_of(WORDS, st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.dates()),

@@ -1,4 +1,4 @@
-"""Events through the engine: how execs are joined, what failing detectors and rules leave behind, and how long it takes."""
+"""Events through the engine: how execs are joined, and what failing detectors and rules leave behind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Scripted:
     def feed(self, shown: AnyEvent) -> Iterable[Draft]:
         """See `Detector`."""
         self.seen.append(str(shown.__struct_config__.tag))
-        return self.react(shown)  # type: ignore[no-any-return]
+        return self.react(shown)
 
 
 def draft(title: str) -> Draft:

@@ -6,15 +6,18 @@ import base64
 from typing import Any
 
 import pytest
+import re2  # type: ignore[import-untyped]
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jupyter_agentwatch.detect import sigma_search
 from jupyter_agentwatch.detect.sigma_compile import compile_rules
 from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
 from jupyter_agentwatch.detect.sigma_evaluate import PatternBanks, compiled
 from jupyter_agentwatch.detect.sigma_form import AnyOf, Node, Not, Pattern, Text
 from jupyter_agentwatch.detect.sigma_index import Index
+from jupyter_agentwatch.detect.sigma_search import PatternSet
 from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.testing import event
 
@@ -83,7 +86,11 @@ MEANINGS: dict[str, tuple[Detection, list[str], list[str]]] = {
     "re and all": (cli("|re|all", ["a+", "b+"]), ["ab"], ["a", "b"]),
     "neq": (cli("|neq", "ls"), ["cat", ""], ["ls", "LS"]),
     "a number is compared as text": (cli("", 22), ["22"], ["222", "22.0"]),
-    "windash": (cli("|windash|contains", " -e "), ["x -e y", "x /e y", "x –e y", "x —e y", "x ―e y"], ["x e y"]),
+    "windash": (
+        cli("|windash|contains", " -e "),
+        ["x -e y", "x /e y", "x \u2013e y", "x \u2014e y", "x \u2015e y"],
+        ["x e y"],
+    ),
     "windash and all": (cli("|contains|all|windash", [" -e ", " -x "]), [" /e  -x "], [" -e "]),
     "base64": (cli("|base64|contains", "/bin/bash -i"), ["echo L2Jpbi9iYXNoIC1p"], ["echo /bin/bash -i"]),
     "base64offset finds each shift": (cli("|base64offset|contains", "/bin/bash -i"), SHIFTED, ["L2Jpb"]),
@@ -165,7 +172,7 @@ def test_conditions_bind_as_in_the_specification(
     ids=str,
 )
 def test_addresses_are_compared_as_addresses(selection: Detection, matching: list[str], others: list[str]) -> None:
-    """cidr works for both families, IPv4 inside IPv6 included, and an address that is none is in no range."""
+    """Ranges work for both families, IPv4 inside IPv6 included, and an address that is none is in no range."""
     rule = detector({"sel": selection}, category="network_connection", product="linux")
     assert [a for a in matching if not list(rule.feed(event("connect", addr=a, step=hash(a))))] == []
     assert [a for a in others if list(rule.feed(event("connect", addr=a, step=hash(a))))] == []
@@ -208,7 +215,7 @@ def test_what_is_no_number_is_neither_more_nor_less(text: str) -> None:
 def test_fields_are_compared_with_each_other(
     modifiers: str, matching: list[tuple[str, str]], others: list[tuple[str, str]]
 ) -> None:
-    """fieldref compares two fields of one event; absent fields are not equal."""
+    """A field reference compares two fields of one event; absent fields are not equal."""
     rule = detector({"sel": {f"server_name{modifiers}": "host"}}, category="flow", product="agentwatch")
 
     def met(pair: tuple[str, str]) -> bool:
@@ -270,3 +277,35 @@ def test_the_index_never_hides_a_match(nodes: list[Node], image: str, command: s
     banks.freeze()
     each = [number for number, test in enumerate(tests) if test(View(event("exec"), facts))]
     assert Index(nodes, "exec").matches(View(event("exec"), facts)) == each
+
+
+class Starved:
+    """A set of RE2 that runs out of memory at each text: it reports nothing at all, not even the empty pattern."""
+
+    def Add(self, _: bytes) -> int:  # noqa: N802 - RE2's names
+        """Take a pattern."""
+        return 0
+
+    def Compile(self) -> None:  # noqa: N802
+        """Succeed, as RE2 does: the memory is needed when texts come."""
+
+    def Match(self, _: bytes) -> list[int]:  # noqa: N802
+        """Find nothing."""
+        return []
+
+
+@pytest.mark.parametrize("where", ["at once", "later"])
+def test_without_memory_rules_are_slow_and_not_blind(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Where RE2 cannot take all patterns together, each is tried alone, and every match is still found."""
+    if where == "at once":
+        monkeypatch.setattr(sigma_search, "_MEMORY_BYTES", 2000)
+        assert PatternSet(["needle" * 50]).find("needle" * 50) is None
+    else:
+        monkeypatch.setattr(re2.Set, "SearchSet", lambda _: Starved())
+    nodes: list[Node] = [
+        Text("user", "contains", ("needle",)),
+        Pattern("user", "ne+dle$"),
+        Text("user", "contains", ("other",)),
+    ]
+    index = Index(nodes, "exec")
+    assert index.matches(View(event("exec"), {"user": "a needle"})) == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def detector(*documents: dict[str, Any]) -> SigmaDetector:
     return SigmaDetector(rules)
 
 
-def run(rules: SigmaDetector, seen: list[tuple[float, dict[str, Any]]]) -> list[Draft]:
+def run(rules: SigmaDetector, seen: Sequence[tuple[float, dict[str, Any]]]) -> list[Draft]:
     """Feed connections at these seconds and return the findings."""
     drafts: list[Draft] = []
     for seq, (seconds, fields) in enumerate(seen):
@@ -55,7 +56,7 @@ def evidence(drafts: list[Draft]) -> list[tuple[int, ...]]:
     return [draft.evidence for draft in drafts]
 
 
-def counted(type_: str = "event_count", **condition: Any) -> SigmaDetector:
+def counted(type_: str = "event_count", /, **condition: Any) -> SigmaDetector:
     """A correlation over one base rule."""
     return detector(connections("any"), correlation(type_, ["any"], condition=condition))
 
@@ -63,7 +64,8 @@ def counted(type_: str = "event_count", **condition: Any) -> SigmaDetector:
 @pytest.mark.parametrize(("operator", "needed"), [("gte", 3), ("gt", 2), ("eq", 3)])
 def test_matches_are_counted(operator: str, needed: int) -> None:
     """event_count fires at the match that completes the number, names all of them, and begins anew."""
-    rules = counted(**{operator: needed})
+    condition: dict[str, Any] = {operator: needed}
+    rules = counted(**condition)
     assert evidence(run(rules, [(second, {}) for second in range(7)])) == [(0, 1, 2), (3, 4, 5)]
 
 
@@ -130,14 +132,14 @@ def at_ports(*ports: int, gap: float = 1.0) -> list[tuple[float, dict[str, Any]]
 
 
 def test_rules_meet_in_any_order() -> None:
-    """temporal needs each rule once within the span."""
+    """A temporal rule needs each rule once within the span."""
     assert evidence(run(three("temporal"), at_ports(3, 3, 1, 2))) == [(1, 2, 3)]
     assert run(three("temporal"), at_ports(1, 2, 1, 2)) == []
     assert run(three("temporal"), at_ports(1, 2, 3, gap=5.1)) == []
 
 
 def test_some_of_the_rules_may_be_enough() -> None:
-    """temporal takes a count of different rules."""
+    """A temporal rule takes a count of different rules."""
     assert evidence(run(three("temporal", condition={"gte": 2}), at_ports(1, 1, 3))) == [(1, 2)]
 
 

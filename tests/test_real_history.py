@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,8 +11,7 @@ import pytest
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.events import FileOp, Finding
-from jupyter_agentwatch.sandbox.unclaimed import stamp_now
-from tests.outside import LONG_S, answer_of, put, recorded
+from tests.outside import LONG_S, answer_of, put, recorded, wait_for_file_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,27 +199,21 @@ def test_a_descriptor_from_an_earlier_step_writes_for_that_step(shared: Watch) -
 def test_only_what_changes_while_a_step_lives_is_its(tmp_path: Path) -> None:
     """What a person writes while a step runs is told as unclaimed; before, and after its last process, it is not."""
     (tmp_path / "notes").write_text("before")
+    ended = "echo >/tmp/gate; while grep -qsx cat /proc/[0-9]*/comm; do :; done"
     with Watch(workspace=tmp_path) as watch:
         (tmp_path / "earlier").touch()
-        wait_for_the_clock()
+        wait_for_file_clock()
         # The first process ends at once, the step does not.
         step = watch.run("echo >begun; mkfifo /tmp/gate; (setsid cat /tmp/gate >/dev/null 2>&1 &)").step
         (tmp_path / "meanwhile").touch()
-        assert watch.run("echo >/tmp/gate; while pgrep cat; do :; done >/dev/null", timeout=LONG_S).ok
-        wait_for_the_clock()
+        assert watch.run(ended, timeout=LONG_S).ok
+        wait_for_file_clock()
         (tmp_path / "notes").write_text("a person's")
         assert changed(watch, step) == {"begun": "added", "meanwhile": "unclaimed"}
         (unclaimed,) = [change for change in watch.undo(step) if change.change == "unclaimed"]
         assert unclaimed.path == "meanwhile"
         assert "by no call on record" in unclaimed.note
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "meanwhile", "notes"]
-
-
-def wait_for_the_clock() -> None:
-    """Wait until the coarse clock that files are stamped with has come to what the precise one says now."""
-    now = time.time_ns()
-    while stamp_now() <= now:
-        os.sched_yield()
 
 
 def test_a_name_too_long_to_be_looked_up_is_denied(shared: Watch) -> None:

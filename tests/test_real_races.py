@@ -104,7 +104,7 @@ def test_the_program_that_really_ran_is_on_record(tmp_path: Path, way: str) -> N
 
 @pytest.mark.parametrize("way", ["arguments", "script"])
 def test_the_arguments_that_a_program_really_got_are_on_record(tmp_path: Path, way: str) -> None:
-    """An argument that flips under exec: what the program saw is on record, and each difference is a critical finding."""
+    """An argument that flips under exec: what the program saw is on record, and each difference is a finding."""
     (tmp_path / "script").write_text('#!/bin/sh -u\nexec /usr/bin/test "$@"\n')
     (tmp_path / "script").chmod(0o755)
     with Watch(workspace=tmp_path) as watch:

@@ -100,6 +100,22 @@ def test_cpu_use_is_percent_of_a_core() -> None:
         assert only(before.processes).cpu_percent == 0
 
 
+def test_an_idle_process_is_read_rarely_and_its_waking_is_seen() -> None:
+    """After 2 s without a change a process is read at 0.4 s distances, and no CPU time is lost by that."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass\n"
+    with running(f"{WAIT.replace('read()', 'readline()')}\n{burn}{WAIT}") as process:
+        with table(lambda: [process.pid]) as processes:
+            start, idle, resting = (processes.sample(round(t * SECOND_NS)) for t in (1.0, 3.1, 3.2))
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            unread, awake = (processes.sample(round(t * SECOND_NS)) for t in (3.3, 3.6))
+        assert start.cpu_s == idle.cpu_s == resting.cpu_s == unread.cpu_s
+        assert awake.cpu_s - unread.cpu_s >= 0.4
+
+
 def test_short_lived_processes_are_in_the_sum() -> None:
     """A child that lived between two samples only has no row, and its CPU time counts nevertheless."""
     child = "import time\nwhile time.process_time() < 0.3: pass\n"
@@ -122,7 +138,7 @@ def test_bytes_written_to_storage_are_counted(tmp_path: Any) -> None:
     write = f"import os\nf = os.open({str(tmp_path / 'f')!r}, 65)\nos.write(f, bytes(1 << 20)); os.fsync(f)\n"
     with running(f"{write}{WAIT}") as process:
         pids = [process.pid]
-        with table(lambda: pids, io_every=1) as processes:
+        with table(lambda: pids, io_every_s=0) as processes:
             first = processes.sample(SECOND_NS)
             with open(f"/proc/{process.pid}/io", encoding="ascii") as file:
                 counted = {name: int(number) for name, number in (line.split(": ") for line in file)}
@@ -142,7 +158,7 @@ def test_a_process_that_is_gone_is_left_out() -> None:
             assert len(processes.sample(SECOND_NS).processes) == 1
             process.communicate(timeout=PATIENCE_S)
             gone = processes.sample(2 * SECOND_NS)
-            assert (gone.processes, gone.unread) == ([], 1)
+            assert (gone.processes, gone.unread) == ([], 0)
 
 
 def test_a_number_that_is_given_to_another_process_is_another_process() -> None:

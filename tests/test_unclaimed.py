@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_agentwatch.sandbox import history
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
-from jupyter_agentwatch.sandbox.unclaimed import stamp_now
+from tests.outside import wait_for_file_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ class Ground:
         for name in ("f", "g", "d/h", "d/e/i"):
             (self.root / name).write_text("before")
         os.link(self.root / "g", self.root / "d" / "g2")
-        wait_for_a_tick()
+        wait_for_file_clock()
         self.kept = WorkspaceHistory(self.root, base / "store", file_bytes=1 << 20, total_bytes=1 << 20)
         self.claim("/tmp/elsewhere", 1)
 
@@ -35,13 +35,6 @@ class Ground:
 
     def told(self, step: int = 1) -> dict[str, str]:
         return {change.path: change.change for change in self.kept.changes(step)}
-
-
-def wait_for_a_tick() -> None:
-    """Wait until the coarse clock that files are stamped with has come to what the precise one says now."""
-    now = time.time_ns()
-    while stamp_now() <= now:
-        os.sched_yield()
 
 
 @pytest.fixture
@@ -108,12 +101,12 @@ def test_what_is_not_followed_shows_here(ground: Ground, change: str) -> None:
 def test_what_changes_while_nothing_runs_is_no_steps(ground: Ground) -> None:
     """What a person changes before the step, or after its last process ended, is not told of it."""
     (ground.root / "f").write_text("in time")
-    wait_for_a_tick()
+    wait_for_file_clock()
     ground.kept.quiet(time.time_ns())
-    wait_for_a_tick()
+    wait_for_file_clock()
     (ground.root / "d" / "h").write_text("a person's")
     assert ground.told() == {"f": "unclaimed"}
-    wait_for_a_tick()
+    wait_for_file_clock()
     ground.claim("/tmp/elsewhere", 2)
     (ground.root / "d" / "e" / "i").write_text("late")
     assert ground.told(2) == {"d/e/i": "unclaimed"}
@@ -123,10 +116,10 @@ def test_what_changes_while_nothing_runs_is_no_steps(ground: Ground) -> None:
 def test_a_step_that_goes_on_is_not_cut_off(ground: Ground) -> None:
     """A moment of quiet that lies before a step began ends nothing of it."""
     before = time.time_ns()
-    wait_for_a_tick()
+    wait_for_file_clock()
     ground.claim("/tmp/elsewhere", 2)
     ground.kept.quiet(before)
-    wait_for_a_tick()
+    wait_for_file_clock()
     (ground.root / "f").write_text("late")
     assert ground.told(2) == {"f": "unclaimed"}
 
@@ -146,7 +139,7 @@ def test_an_undo_leaves_no_trace_of_its_own(ground: Ground) -> None:
     (ground.root / "f").write_text("after")
     (ground.root / "d" / "h").unlink()
     (ground.root / "d" / "new").mkdir()
-    wait_for_a_tick()
+    wait_for_file_clock()
     assert set(ground.told()) == {"f", "d/h", "d/new"}
     ground.kept.undo(1)
     assert ground.told() == {}

@@ -20,13 +20,15 @@ __all__ = ["CommandDetector"]
 
 _REMEMBERED: Final = 4096
 _STDIN_SHOWN: Final = 4096
+_Shape = tuple[tuple[str, ...], re.Pattern[str], Sequence[Check]]
 _READERS: Final = SHELLS | WRAPPERS | frozenset(CODE_FLAGS) | {"eval", "source", "."}
 _QUOTING: Final = str.maketrans("", "", "'\"\\")
 _PIECE: Final = re.compile(r"[a-z0-9_+]+")
 # Text whose command names cannot be seen before it is expanded.
 _HIDING: Final = re.compile(
-    r"base(?:64|32)|b64decode|\bxxd\b|\bprintf\b|\$'|\$\{?IFS|\beval\b|\brev\b|\btr\b|gunzip|zcat|/dev/(?:tcp|udp)|"
-    r"\$\{?\w+(?::[^}]*)?\}?\$|(?:^|[;&|]\s*)\$\{?\w|\{\w+,"
+    r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval\b|\\x[0-9a-fA-F]{2}|"
+    r"\$\{?\w+(?::\d[^}]*)?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
+    r"(?:\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b).{0,4096}\|\s*(?:\S*/)?(?:ba|da|z)?sh\b|(?:\$\(|`)\s*(?:echo|printf|rev)\b"
 )
 # Their arguments are text to look for, to write or to fetch, not something that they do.
 _TEXT_TOOLS: Final = frozenset(
@@ -45,14 +47,14 @@ class CommandDetector:
 
     def __init__(self, rulesets: Sequence[Ruleset]) -> None:
         self._by_name: dict[str, list[Check]] = {}
-        self._shapes: list[tuple[re.Pattern[str], Sequence[Check]]] = []
+        self._shapes: list[_Shape] = []
+        loud: set[str] = set()
         for each in rulesets:
+            loud |= each.by_name.keys() - each.quiet
             for name, checks in each.by_name.items():
                 self._by_name.setdefault(name, []).extend(checks)
-            if each.shape_pattern:
-                self._shapes.append((re.compile(each.shape_pattern, re.IGNORECASE), each.shapes))
-        self._any_shape = re.compile("|".join(f"(?:{p.pattern})" for p, _ in self._shapes) or "(?!)", re.IGNORECASE)
-        self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in self._by_name)
+            self._shapes.append((tuple(each.marks), re.compile(each.shape_pattern or "(?!)", re.IGNORECASE), each.shapes))
+        self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self.rules: tuple[Rule, ...] = tuple(rule for each in rulesets for rule in each.rules)
 
@@ -76,11 +78,14 @@ class CommandDetector:
             is_hint = True
         else:
             return ()
-        if not event.argv or not self._is_worth_reading(path or event.argv[0], event.argv):
+        if not event.argv:
+            return ()
+        shapes = self._interest(path or event.argv[0], event.argv)
+        if shapes is None:
             return ()
         found: list[Draft] = []
         for run in invocations(event.argv, path=path):
-            for hit in self._hits(run):
+            for hit in self._hits(run, shapes):
                 severity = _weight(hit, is_hint=is_hint or run.from_script)
                 if self._is_news(event.step, run, hit, severity):
                     detail = hit.detail or " ".join(run.argv)
@@ -89,33 +94,31 @@ class CommandDetector:
 
     def hits(self, argv: Sequence[str], *, path: str = "") -> list[Hit]:
         """Return everything that the rules say of one argument vector, without memory and without weighing."""
-        return [hit for run in invocations(argv, path=path) for hit in self._hits(run)]
+        return [hit for run in invocations(argv, path=path) for hit in self._hits(run, self._shapes)]
 
-    def _is_worth_reading(self, program: str, argv: Sequence[str]) -> bool:
+    def _interest(self, program: str, argv: Sequence[str]) -> list[_Shape] | None:
+        """Return the shapes that these arguments can have, or None where nothing at all can be found in them."""
         name = program_name(program)
-        if name in self._by_name:
-            return True
-        joined = " ".join(argv)
+        plain = " ".join(argv).translate(_QUOTING).lower()
+        shapes = [shape for shape in self._shapes if _has_mark(shape[0], plain)]
         if name not in _READERS:
-            return name not in _TEXT_TOOLS and self._any_shape.search(joined) is not None
-        plain = joined.translate(_QUOTING).lower()
-        return (
-            not self._pieces.isdisjoint(_PIECE.findall(plain))
-            or _HIDING.search(joined) is not None
-            or self._any_shape.search(plain) is not None
-        )
+            if name in self._by_name:
+                return shapes
+            return shapes if shapes and name not in _TEXT_TOOLS else None
+        if _HIDING.search(" ".join(argv)):
+            return self._shapes
+        return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 
-    def _hits(self, run: Invocation) -> Iterable[Hit]:
+    def _hits(self, run: Invocation, shapes: Sequence[_Shape]) -> Iterable[Hit]:
         for check in self._by_name.get(run.name, ()):
             yield from check(run)
-        if run.name in _TEXT_TOOLS and not (run.redirects or run.assigned):
+        if not shapes or (run.name in _TEXT_TOOLS and not (run.redirects or run.assigned)):
             return
-        joined = " ".join((*run.argv, run.stdin[:_STDIN_SHOWN]))
-        for redirect in run.redirects:
-            joined += f" {redirect.op}{redirect.target}"
-        for variable, value in run.assigned.items():
-            joined += f" {variable}={value}"
-        for pattern, checks in self._shapes:
+        words = [*run.argv, run.stdin[:_STDIN_SHOWN]]
+        words += [f"{redirect.op}{redirect.target}" for redirect in run.redirects]
+        words += [f"{variable}={value}" for variable, value in run.assigned.items()]
+        joined = " ".join(words)
+        for _, pattern, checks in shapes:
             if pattern.search(joined):
                 for check in checks:
                     yield from check(run)
@@ -130,6 +133,13 @@ class CommandDetector:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return True
+
+
+def _has_mark(marks: tuple[str, ...], text: str) -> bool:
+    for mark in marks:  # noqa: SIM110 - `any` over a generator takes three times as long, and this runs for every exec
+        if mark in text:
+            return True
+    return False
 
 
 def _weight(hit: Hit, *, is_hint: bool) -> Severity:

@@ -108,6 +108,8 @@ DIVERSION: Final = Ruleset(
         **dict.fromkeys(_STRESSORS, (_stress,)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_bomb,)),
     },
+    quiet=frozenset({"dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "gzip", "bzip2", "xz", "sh", "bash", "dash", "zsh", "john", "yes"}),
+    marks=("yes", "nohup", "setsid", "visible_devices", "/dev/zero", "random", "(){", "() {", "speed"),
     shapes=(_detached,),
     shape_pattern=r">\s?/dev/null|\(\)\s*\{\s*([\w:]+)\s*\|",
 )

@@ -9,7 +9,7 @@ from typing import Final
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.endpoints import Endpoint, is_address, parse_endpoint, remote_copy, zone_of
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
-from jupyter_agentwatch.detect.secrets import is_archive, is_sensitive, is_sweeping
+from jupyter_agentwatch.detect.sensitive import is_archive, is_sensitive, is_sweeping
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.events import Severity
@@ -380,6 +380,12 @@ EXFILTRATION: Final = Ruleset(
         **dict.fromkeys(("mail", "mailx", "mutt", "sendmail", "swaks"), (_mails,)),
         **dict.fromkeys(_CODE_NAMES, (_code,)),
     },
+    quiet=frozenset({*_CODE_NAMES, "curl", "wget", "tar", "zip", "rsync", "openssl", "mail", "http", "https", "http.server", "mc", "gcloud", "aws", "az", "7z"}),
+    marks=(
+        *("/dev/tcp/", "/dev/udp/", "@", "-t ", "--upload", "post-file", "body-file", "$(", "`", "-f ", "--form", "http post", "| http", "<"),
+        *("s_client", "requests", "urlopen", "fetch(", "ftplib", "smtp", "s3", "gs://", "send", "upload", "storage", "sync", "rsync", "-a "),
+        *(".ssh", ".aws", ".env", "/etc/", ".netrc", ".kube", "id_rsa", ".gnupg", "secret", "credential", ".pem", ".key"),
+    ),
     shapes=(_dev_tcp,),
     shape_pattern=r"/dev/(?:tcp|udp)/",
 )

@@ -289,6 +289,11 @@ MINING: Final = Ruleset(
         **dict.fromkeys(("modprobe", "insmod", "sysctl", "wrmsr"), (_prepares,)),
         **dict.fromkeys(("curl", "wget", "git", "aria2c", "axel"), (_fetches,)),
     },
+    quiet=frozenset({"curl", "wget", "git", "sysctl", "modprobe", "aria2c"}),
+    marks=(
+        *("stratum", "donate-level", "algo", "coin", "pool", "wallet", "-wal", "eth_submit", "mining", "0x", "bc1q", "kaspa:q"),
+        *(" -o ", "-u ", "--url", "--server", "-uri", "user", "msr", "hugepages", "xmrig", "miner"),
+    ),
     shapes=(_grammar, _texts),
     shape_pattern=(
         r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|donate-level|"

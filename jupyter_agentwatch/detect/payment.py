@@ -131,6 +131,8 @@ PAYMENT: Final = Ruleset(
         **dict.fromkeys(_TOOLS, (_tool,)),
         **dict.fromkeys(("python", "node", "nodejs", "bun", "deno", "ipython", "ruby"), (_code,)),
     },
+    quiet=frozenset({"curl", "wget", "http", "https", "python", "node", "nodejs", "bun", "deno", "ipython", "ruby", "near", "sui", "cast"}),
+    marks=("payment", "l402", "lsat", "send", "transfer", "transaction", "withdraw", "payto", "pay ", "eth_account", "x402", "personal_"),
     shapes=(_gives_wallet,),
     shape_pattern=r"\b(?:send|pay|transfer|withdraw|payto)\b.*(?:0x[0-9a-f]{40}|bc1|[48][1-9A-HJ-NP-Za-km-z]{94}|[1-9A-HJ-NP-Za-km-z]{32,44})",
 )

@@ -236,6 +236,9 @@ PROBING: Final = Ruleset(
             (_discovers,),
         ),
     },
+    quiet=frozenset({*_CODE_NAMES, "ip", "arp", "ping", "host", "dig", "nslookup", "cdk", "smap", "sx", "responder"}),
+    marks=("169.254.", "metadata", "100.100.100.200", "ec2::254", "2852039166", "0xa9fea9fe", "meta-data", "for ", "xargs", "/dev/tcp/", "axfr",
+           "connect", "{1..", "[0-", "[1-", "parallel", ".255"),
     shapes=(_metadata, _looped),
     shape_pattern=(
         r"169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"

@@ -273,6 +273,9 @@ SHELL: Final = Ruleset(
         **dict.fromkeys(("eval", "source", "."), (_runs_fetched,)),
         "socat": (_socat,),
     },
+    quiet=frozenset({*SHELLS, *_CODE_NAMES, "source", ".", "openssl"}),
+    marks=("/dev/tcp/", "/dev/udp/", "socket", "pty", "/inet", "fsockopen", "net.", "'net'", "(net)", "s_client", "<(", ">&", "| sh", "|sh", "| bash",
+           "|bash", "| sudo", "| python", "|python", "| perl", "| zsh", "| dash", "bin/sh", "bin/bash", "subprocess", "os.system", "popen"),
     shapes=(_dev_tcp, _exec_shell),
     shape_pattern=r"/dev/(?:tcp|udp)/|\$\{\w+\}.*>&\s?\d",
 )

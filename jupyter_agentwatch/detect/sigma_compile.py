@@ -20,10 +20,10 @@ from sigma.policy.regex_engine import RE2RegexEngine
 from sigma.rule import SigmaRule, SigmaRuleBase
 
 from jupyter_agentwatch.detect.sigma_correlate import compile_windows
-from jupyter_agentwatch.detect.sigma_evaluate import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_fields import Source, family_of, source_for
 from jupyter_agentwatch.detect.sigma_form import AllOf, AnyOf, CompiledRules, Node, Problem, Rule, Text
 from jupyter_agentwatch.detect.sigma_places import Places
+from jupyter_agentwatch.detect.sigma_search import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_translate import MissingFieldError, UnsupportedError, translated
 from jupyter_agentwatch.events import Severity
 
@@ -148,9 +148,9 @@ def _collected(file: _File, documents: list[Any], problems: list[Problem]) -> It
     of_rules = {id(error) for rule in collection.rules for error in rule.errors}
     problems += [_problem(file, line, title, _told(e)) for e in collection.errors if id(e) not in of_rules]
     for each in collection.filters:
-        where = file.places.of_document(each.title, each.id)
+        where = file.places.of_document(str(each.title), each.id)
         reason = "is a filter, which is not supported: leave rules out by their id instead"
-        problems.append(_problem(file, where, each.title, reason, "unsupported"))
+        problems.append(_problem(file, where, str(each.title), reason, "unsupported"))
     yield from collection.rules
 
 

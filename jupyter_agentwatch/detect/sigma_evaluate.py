@@ -1,16 +1,11 @@
-"""Conditions as closures over a view. Exact, and linear in the length of the text whatever a rule's author wrote.
-
-Regular expressions go to RE2 alone: the agent chooses the text, so an engine that backtracks could be made to stall.
-"""
+"""Conditions as closures over a view: exact, and linear in the length of the text whatever a rule's author wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from math import isfinite
-from typing import Any, Final, cast
-
-import re2  # type: ignore[import-untyped]
+from typing import Any, cast
 
 from jupyter_agentwatch.detect.sigma_form import (
     AllOf,
@@ -25,42 +20,13 @@ from jupyter_agentwatch.detect.sigma_form import (
     SameAs,
     Text,
 )
+from jupyter_agentwatch.detect.sigma_search import PatternSet, checked_pattern
 from jupyter_agentwatch.detect.sigma_view import View
 
-__all__ = ["Bank", "PatternBanks", "PatternError", "Test", "checked_pattern", "compiled"]
+__all__ = ["Bank", "PatternBanks", "Test", "compiled"]
 
 Test = Callable[[View], bool]
 """Whether one event meets a condition."""
-
-_MEMORY_BYTES: Final = 64 << 20
-
-
-def _options() -> Any:
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = _MEMORY_BYTES
-    return options
-
-
-class PatternError(ValueError):
-    """RE2 does not take a regular expression; the text says why, and what to do."""
-
-
-def checked_pattern(pattern: str) -> Any:
-    """Return a pattern compiled by RE2.
-
-    Raises:
-        PatternError: RE2 does not take it.
-    """
-    try:
-        return re2.compile(pattern, _options())
-    except re2.error as error:
-        reason = error.args[0] if error.args else b""
-        told = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        msg = (
-            f"{told or 'it is too large'}; Sigma allows neither look-around nor references back, write it without them"
-        )
-        raise PatternError(msg) from error
 
 
 class Bank:
@@ -70,7 +36,7 @@ class Bank:
         self._fact = fact
         self._lowered = lowered
         self._patterns: list[str] = []
-        self._set: Any = None
+        self._set = PatternSet(())
 
     def add(self, pattern: str) -> int:
         """Add a pattern and return its number."""
@@ -80,12 +46,7 @@ class Bank:
 
     def freeze(self) -> None:
         """Compile what was added."""
-        self._set = re2.Set.SearchSet(_options())
-        # The empty pattern is found in every text. RE2 reports nothing at all where it runs out of memory, and this
-        # tells that apart from "nothing found".
-        for pattern in (*self._patterns, ""):
-            self._set.Add(pattern)
-        self._set.Compile()
+        self._set = PatternSet(self._patterns)
 
     def found_in(self, view: View) -> frozenset[int]:
         """Return the numbers of the patterns that are found in the fact."""
@@ -101,11 +62,11 @@ class Bank:
         return numbers + self._search(text[:-1]) if text.endswith("\n") else numbers
 
     def _search(self, text: str) -> list[int]:
-        raw = text.encode("utf-8", "replace")
-        numbers: list[int] = self._set.Match(raw)
-        if len(self._patterns) in numbers:
+        numbers = self._set.find(text)
+        if numbers is not None:
             return numbers
-        return [number for number, pattern in enumerate(self._patterns) if re2.search(pattern, raw, _options())]
+        raw = text.encode("utf-8", "replace")
+        return [number for number, pattern in enumerate(self._patterns) if checked_pattern(pattern).search(raw)]
 
 
 class PatternBanks:
@@ -256,7 +217,7 @@ def _addresses(view: View, fact: str) -> tuple[IPv4Address | IPv6Address, ...]:
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        address = ip_address(text.partition("%")[0])
+        address = ip_address(text)
     except ValueError:
         return None
     # An IPv4 address does not escape a rule by being written as IPv6.

@@ -6,20 +6,18 @@ a candidate. The choice is only ever too wide; the rule itself decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, Literal
-
-import re2  # type: ignore[import-untyped]
+from collections.abc import Sequence
+from typing import Final, Literal
 
 from jupyter_agentwatch.detect.sigma_evaluate import Bank, PatternBanks, Test, compiled
 from jupyter_agentwatch.detect.sigma_fields import KEYWORD_FACTS
 from jupyter_agentwatch.detect.sigma_form import ANYWHERE, AllOf, AnyOf, Node, Pattern, Text
+from jupyter_agentwatch.detect.sigma_search import PatternSet
 from jupyter_agentwatch.detect.sigma_view import View
 
 __all__ = ["Index", "facts_of"]
 
 _IMAGE: Final = "image"
-_MEMORY_BYTES: Final = 64 << 20
 
 _NOBODY: Final[frozenset[int]] = frozenset()
 
@@ -73,7 +71,7 @@ class Index:
             facts.difference_update(KEYWORD_FACTS.get(kind, ()))
         self._facts = tuple(sorted(facts))
         self._owners = tuple(by_text.values())
-        self._texts = _literals(by_text)
+        self._texts = PatternSet(by_text, literal=True)
 
     def matches(self, view: View) -> list[int]:
         """Return the numbers of the rules that match, in order."""
@@ -105,29 +103,11 @@ class Index:
                 found |= numbers.get(place, _NOBODY)
         if self._owners:
             text = "\n".join([text for fact in self._facts for text in view.lowered(fact)])
-            places = self._texts.Match(text.encode("utf-8", "replace"))
+            places = self._texts.find(text)
             owners = self._owners
-            if len(owners) not in places:  # RE2 ran out of memory and has found nothing, see `_literals`
-                return found.union(*owners)
-            for place in places:
-                if place < len(owners):
-                    found |= owners[place]
+            for place in range(len(owners)) if places is None else places:
+                found |= owners[place]
         return found
-
-
-def _literals(texts: Iterable[str]) -> Any:
-    """Return a set that finds all the texts in one pass; the last one, the empty text, is found wherever it works."""
-    options = re2.Options()
-    options.literal = True
-    options.log_errors = False
-    options.max_mem = _MEMORY_BYTES
-    # Bytes are compared, not characters: the same for whole texts in UTF-8, and a much smaller machine.
-    options.encoding = re2.Options.Encoding.LATIN1
-    found = re2.Set.SearchSet(options)
-    for text in (*texts, ""):
-        found.Add(text.encode("utf-8", "replace"))
-    found.Compile()
-    return found
 
 
 def facts_of(node: Node) -> frozenset[str]:

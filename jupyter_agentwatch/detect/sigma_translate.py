@@ -32,7 +32,6 @@ from sigma.types import (
     SpecialChars,
 )
 
-from jupyter_agentwatch.detect.sigma_evaluate import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_form import (
     ANYWHERE,
     AllOf,
@@ -47,6 +46,7 @@ from jupyter_agentwatch.detect.sigma_form import (
     SameAs,
     Text,
 )
+from jupyter_agentwatch.detect.sigma_search import PatternError, checked_pattern
 
 __all__ = ["MissingFieldError", "UnsupportedError", "translated"]
 

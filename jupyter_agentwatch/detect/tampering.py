@@ -294,6 +294,16 @@ TAMPERING: Final = Ruleset(
         **dict.fromkeys(_WRITERS, (_writes,)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_renames,)),
     },
+    quiet=frozenset(
+        {*_WRITERS, "rm", "chmod", "export", "unset", "docker", "podman", "curl", "mount", "kill", "sh", "bash", "dash", "zsh", "sysctl"}
+        | {"truncate", "unlink", "history", "journalctl", "dmesg", "systemctl", "strace", "perf", "chroot"}
+    ),
+    marks=(
+        *("ld_preload", "ld_audit", "[k", "kworker", "authorized_keys", "cron", "systemd", ".bash", "profile", "sudoers", "ld.so", "/startup/"),
+        *("autostart", "rc.local", "init.d", "git/hooks", "zshrc", "passwd", "shadow", "_history", "/var/log/", "agentwatch", "bwrap", "exec -a"),
+        *("kill", "privileged", ":/host", "-v /:", "docker.sock", "unix-socket", "histfile", "histsize", "u+s", "+s ", "ssh/", "pid=host", "--pid", "auditctl"),
+        *("chmod 4", "chmod 6", "/etc/", "customize.py", ".jupyter", "enable ", "stop ", "disable ", "mask ", "-p 1", "history", "dmesg", "ptrace_scope"),
+    ),
     shapes=(_preloads, _masquerades, _redirects),
     shape_pattern=(
         r"LD_(?:PRELOAD|AUDIT)|^\[|^(?:\S*/)?k(?:worker|threadd|softirqd|swapd)|"

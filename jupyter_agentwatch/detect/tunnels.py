@@ -321,6 +321,11 @@ _KNOWN: Final = frozenset(_CHECKS)
 TUNNEL: Final = Ruleset(
     rules=(SSH_FORWARD, SSH_VIA, SSH_CONFIG, TOOL, RELAY, SHAPE, DEVICE, DNS_TEXT),
     by_name=_CHECKS,
+    quiet=frozenset({"git", "rsync", "scp", "sftp", "ip", "sysctl", "kubectl", "ping", "host", "dig", "nslookup", "getent", "openssl", "gh", "code", "aws", "az", "gcloud"}),
+    marks=(
+        *(":", "socks", "server_addr", "server-addr", "forward", "reverse", "tunnel", "--to", "-connect", "vkey"),
+        *("-e ", "-c /", "-c sh", "-c bash", "exec", "proxycommand", "s_client", "dig ", "relay", "$("),
+    ),
     shapes=(_renamed, _socks_option, _ssh_config),
     shape_pattern=(
         r"\d:[\w.\[\]:-]+:\d{1,5}\b|\bR:\S*(?:\d|socks)|:socks\b|-[LF][= ]?\w[\w+]*://|-L[= ]?:\d+|--server[_-]addr|"

@@ -15,11 +15,14 @@ import fcntl
 import os
 import socket
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 
-__all__ = ["Gone", "Listener", "Notification", "TargetMemory", "as_int", "duplicate_socket"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Gone", "Listener", "Notification", "TargetMemory", "another", "as_int", "duplicate_socket"]
 
 _RECV: Final = 0xC0502100
 _SEND: Final = 0xC0182101
@@ -241,10 +244,16 @@ class TargetMemory:
         return int(got)
 
 
-def duplicate_socket(tid: int, fd: int) -> socket.socket:
+def duplicate_socket(tid: int, fd: int, close: Callable[[int], None] = os.close) -> socket.socket:
     """Return our own descriptor of the target's socket (`pidfd_getfd`).
 
-    The open file description is shared: never change its flags, O_NONBLOCK lives there.
+    The open file description is shared: never change its flags, O_NONBLOCK lives there. Ours may be the last
+    descriptor of it when it is closed, and that close can take as long as the target likes.
+
+    Args:
+        tid: A thread of the target.
+        fd: The target's descriptor.
+        close: Closes our descriptor of what proves to be no socket.
 
     Raises:
         Gone: The process is gone.
@@ -270,8 +279,13 @@ def duplicate_socket(tid: int, fd: int) -> socket.socket:
     try:
         return socket.socket(fileno=copy)
     except OSError:
-        os.close(copy)
+        close(int(copy))
         raise
+
+
+def another(sock: socket.socket) -> socket.socket:
+    """Return a further descriptor of a target's socket; `socket.dup` would set O_NONBLOCK as Python thinks it is."""
+    return socket.socket(fileno=os.dup(sock.fileno()))
 
 
 def _leader(tid: int) -> int:

@@ -194,6 +194,9 @@ def words_before(root: Root, program: Program, claim: Claim) -> tuple[bytes, ...
 
     A script's first line names its interpreter, which may be a script again. None where the running program is neither
     the claimed file nor such an interpreter.
+
+    Raises:
+        Gone: The process is gone.
     """
     if program.name == claim.path or program.identity == claim.meant:
         return ()
@@ -209,6 +212,8 @@ def words_before(root: Root, program: Program, claim: Claim) -> tuple[bytes, ...
             return None
         words = (*interpreter, *words)
         path = os.fsdecode(interpreter[0])
+        if not path.startswith("/"):  # as seen from the folder that the caller is still in
+            path = f"{base_folder(claim.tgid, AT_FDCWD)}/{path}"
     return None
 
 

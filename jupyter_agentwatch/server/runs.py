@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -48,12 +48,12 @@ class Runs:
         self._kills: dict[str, asyncio.Task[Killed]] = {}
 
     async def live(self) -> list[str]:
-        """Return the ids of all watches that have a control socket.
+        """Return the ids of all watches that have a control socket, but for those that were killed here.
 
         Raises:
             ControlError: The folder of control sockets is not ours alone.
         """
-        return await self.in_thread(live_watches)
+        return self._not_killed(await self.in_thread(live_watches))
 
     async def list(self) -> list[dict[str, Any]]:
         """Return every live watch; one that does not answer is listed as silent, and holds up nobody for long.
@@ -132,7 +132,7 @@ class Runs:
         Raises:
             ControlError: The folder of control sockets is not ours alone.
         """
-        ids = await asyncio.get_running_loop().run_in_executor(self._killing, live_watches)
+        ids = self._not_killed(await asyncio.get_running_loop().run_in_executor(self._killing, live_watches))
         results = await asyncio.gather(*(self.kill(watch, reason, user) for watch in ids), return_exceptions=True)
         texts = (each if isinstance(each, Killed) else str(each) for each in results)
         return dict(zip(ids, texts, strict=True))
@@ -152,6 +152,10 @@ class Runs:
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do blocking work in a thread; a kill never waits for one of these."""
         return await asyncio.get_running_loop().run_in_executor(self._asking, lambda: work(*args, **kwargs))
+
+    def _not_killed(self, ids: Sequence[str]) -> list[str]:
+        # A supervisor takes its socket away a moment after its last answer.
+        return [watch for watch in ids if watch not in self._kills or not self._kills[watch].done()]
 
     def _remember(self, watch: str, done: asyncio.Task[Killed]) -> None:
         if done.cancelled() or done.exception() is not None or done.result().survivors > 0:

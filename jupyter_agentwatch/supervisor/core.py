@@ -2,6 +2,7 @@
 
 Two threads: the main thread answers trapped calls (`Mediator.run`), the control thread runs everything else on one
 asyncio loop. The main thread also started bubblewrap, because a parent-death signal belongs to the starting thread.
+Neither may wait for anything that the sandbox, a client or a diff can hold up; a watchdog looks whether they go on.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,46 +19,37 @@ from typing import Any, Final
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.breaker import BreakerState, Cause, after
 from jupyter_agentwatch.errors import SessionEndedError
-from jupyter_agentwatch.events import BreakerChanged, LimitHit, Session
-from jupyter_agentwatch.policy import NetworkMatcher, Policy
-from jupyter_agentwatch.sandbox.gateway import Gateway
+from jupyter_agentwatch.events import BreakerChanged, LimitHit
+from jupyter_agentwatch.policy import Policy
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
-from jupyter_agentwatch.sandbox.mounts import HOME
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.paths import Root
-from jupyter_agentwatch.sandbox.resolved import NameMemory
 from jupyter_agentwatch.sandbox.standing import Sandbox
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.sandbox.tasks import TaskTable
-from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.asks import Asks
 from jupyter_agentwatch.supervisor.bounds import BoundsWatch
 from jupyter_agentwatch.supervisor.commands import Commands
 from jupyter_agentwatch.supervisor.control import Connection, serve
-from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.fan import EventFan
-from jupyter_agentwatch.supervisor.host import Host, max_flows
+from jupyter_agentwatch.supervisor.final_acts import FinalActs
+from jupyter_agentwatch.supervisor.host import Host
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Handler, Mediator
 from jupyter_agentwatch.supervisor.metadata import Metadata
 from jupyter_agentwatch.supervisor.neighbours import NeighbourGuard
-from jupyter_agentwatch.supervisor.network import NetworkBroker
-from jupyter_agentwatch.supervisor.news import NetworkRecords
-from jupyter_agentwatch.supervisor.reach import PrivateReach, Reach, SharedReach
+from jupyter_agentwatch.supervisor.network_side import NetworkSide
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.requests import Requests
-from jupyter_agentwatch.supervisor.sockets import MadeSockets, SocketSource, TakenSockets
-from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
+from jupyter_agentwatch.supervisor.sockets import MadeSockets
+from jupyter_agentwatch.supervisor.standstill import Standstill
+from jupyter_agentwatch.supervisor.watchdog import Watchdog
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import Launch
 
 __all__ = ["Supervisor"]
 
 _ENDED_GRACE_S: Final = 0.2
-_STOP_PATIENCE_S: Final = 2.0
-_LOOK_AGAIN_S: Final = 0.25
-_SEEN_RUNNING: Final = 3
-"""Looks at a suspended watch, not all in a row, that see a process run before the watch is killed."""
 
 
 class Supervisor:
@@ -104,26 +94,19 @@ class Supervisor:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(self)
-        self._askers = DnsAskers()
-        self._network_records = NetworkRecords(recorder, self._askers)
+        self._final_acts = FinalActs(self._loop, sandbox, recorder)
+        self._is_held = False
         self.asks = Asks(self._loop, policy.network.ask_timeout_s)
         self._store = Path(launch.socket).with_suffix(".store")
         self.history = self._make_history()
         self._listener = Listener(sandbox.listener_fd)
         self._task_table = TaskTable(sandbox.init_pid, sandbox.living_sessions, sandbox.forker)
         self._root = Root(sandbox.init_pid)
-        self._names = NameMemory(time.monotonic)
-        self._sockets: SocketSource = TakenSockets()
-        self._reach: Reach = PrivateReach()
-        if sandbox.shares_network:
-            self._sockets = MadeSockets(self._listener, sandbox.pids)
-            self._reach = SharedReach(sandbox.dns_tcp.getsockname()[1])
-        self._matcher = NetworkMatcher(policy.network)
-        self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._sandbox_ended)
-        self._gateway = Gateway(policy.network, self._network_records, max_flows=max_flows())
-        self._dialer = self._make_dialer()
-        self._network = self._make_broker()
+        self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._init_ended)
+        self._network = self._make_network()
         self._mediator = self._make_mediator()
+        self.standstill = Standstill(sandbox.states, self._end)
+        self._watchdog = self._make_watchdog()
         self.commands = Commands(
             loop=self._loop,
             init=self._init,
@@ -139,34 +122,17 @@ class Supervisor:
         workspace = Path(self.launch.workspace)
         return WorkspaceHistory(workspace, self._store, file_bytes=keep.file_bytes, total_bytes=keep.total_bytes)
 
-    def _make_dialer(self) -> Dialer:
-        return Dialer(
+    def _make_network(self) -> NetworkSide:
+        return NetworkSide(
             loop=self._loop,
-            listener=self._listener,
-            gateway=self._gateway,
-            listening=self.sandbox.gateway,
-            parking=self.sandbox.parking,
-            more_sockets=self._more_sockets,
-            timeout_s=self._policy.network.connect_timeout_s,
-            failed=self._network_records.failed,
-            connected=self._sockets.connected,
-        )
-
-    def _make_broker(self) -> NetworkBroker:
-        private = () if self.sandbox.shares_network else ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
-        return NetworkBroker(
+            policy=self._policy,
+            sandbox=self.sandbox,
             listener=self._listener,
             tasks=self._task_table,
             root=self._root,
             recorder=self.recorder,
-            matcher=self._matcher,
-            names_for=self._names.names_for,
-            unix=UnixSockets(self._root, self._policy.unix_sockets, private),
-            sockets=self._sockets,
-            reach=self._reach,
-            dialer=self._dialer,
-            askers=self._askers,
-            ask=self.asks.put_from_thread,
+            asks=self.asks,
+            ask_init=self._init.ask,
         )
 
     def _make_mediator(self) -> Mediator:
@@ -177,7 +143,7 @@ class Supervisor:
             root=self._root,
             recorder=self.recorder,
             history=self.history,
-            network=self._network,
+            network=self._network.broker,
             more=self._shared_handlers(),
             count_members=self.sandbox.tasks,
             max_tasks=self._policy.limits.processes if self.host.count_tasks else None,
@@ -185,11 +151,23 @@ class Supervisor:
 
     def _shared_handlers(self) -> dict[str, Handler]:
         """Return what handles the calls that only a sandbox without namespaces has to trap."""
-        if not isinstance(self._sockets, MadeSockets):
+        sockets = self._network.sockets
+        if not isinstance(sockets, MadeSockets):
             return {}
         guard = NeighbourGuard(self._listener, self._task_table, self.recorder, self.sandbox.init_pid)
         metadata = Metadata(self._listener, self._root, self.host.writable)
-        return {"socket": self._sockets.make, **guard.handlers(), **metadata.handlers()}
+        return {"socket": sockets.make, **guard.handlers(), **metadata.handlers()}
+
+    def _make_watchdog(self) -> Watchdog:
+        return Watchdog(
+            watched={
+                "the notification thread": self._mediation,
+                "the closing of sockets": self._network.closer.progress,
+            },
+            stuck=self._stuck,
+            beat=self._loop.call_soon_threadsafe,
+            destroy=self.sandbox.destroy,
+        )
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -197,11 +175,27 @@ class Supervisor:
         """Serve until the watch has ended. `ready` is called when the control socket listens."""
         control = threading.Thread(target=self._control_thread, args=(ready,), name="control")
         control.start()
-        self._mediator.run()
-        # The mediator leaves when no task is left: on a kill, or because the sandbox died under us.
+        self._watchdog.start()
+        reason = "the sandbox ended by itself"
+        try:
+            # The mediator leaves when no task is left: on a kill, or because the sandbox died under us.
+            self._mediator.run()
+        except Exception as error:  # noqa: BLE001 -- whatever it was: nobody answers calls any more
+            reason = f"the notification thread failed: {type(error).__name__}: {error}"
         with contextlib.suppress(RuntimeError):  # the loop is closed: all has ended already
-            self._loop.call_soon_threadsafe(self._sandbox_ended)
+            self._loop.call_soon_threadsafe(self._end, reason)
         control.join()
+
+    def _mediation(self) -> int | None:
+        return None if self._is_held else self._mediator.progress()  # an undo keeps it waiting as long as it writes
+
+    def _stuck(self, what: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: all has ended already
+            self._loop.call_soon_threadsafe(self._end_stuck, f"{what} of the monitor was held up by one piece of work")
+
+    def _end_stuck(self, reason: str) -> None:
+        if self._killing is None:
+            self._spawn(self.kill(reason, "supervisor", "ended", is_alarm=True))
 
     @property
     def is_ending(self) -> bool:
@@ -232,7 +226,7 @@ class Supervisor:
         except ProcessLookupError:
             owner = os.eventfd(1)  # readable at once, as the pidfd of a process that has ended
         self._loop.add_reader(owner, self._owner_ended, owner)
-        self._spawn(self._serve_names())
+        self._spawn(self._network.serve_names(self._is_running))
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
         bounds = BoundsWatch(self._policy.limits, self.host, self.sandbox, self.commands, self.recorder)
@@ -249,24 +243,6 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve_names(self) -> None:
-        """Answer DNS queries. The stub and its parser cost 25 ms to load: only once somebody asks."""
-        datagrams, streams = self.sandbox.dns_udp, self.sandbox.dns_tcp
-        sockets = [streams] if datagrams is None else [datagrams, streams]
-        asked = asyncio.Event()
-        for sock in sockets:
-            sock.setblocking(False)
-            self._loop.add_reader(sock, asked.set)
-        await asked.wait()
-        for sock in sockets:
-            self._loop.remove_reader(sock)
-        from jupyter_agentwatch.sandbox.dns import DnsStub, HostResolver
-
-        records = self._network_records.resolved
-        resolver = HostResolver(open_gate=self._is_running)
-        stub = DnsStub(self._matcher.decide_name, resolver, records, self._names, ask=self.asks.name)
-        await asyncio.gather(stub.serve_tcp(streams), *(() if datagrams is None else (stub.serve_udp(datagrams),)))
-
     def _connect(self) -> Connection:
         connection = Connection(self._requests.handle, self._client_lost, self.commands.resume_output)
         self._connections.add(connection)
@@ -281,7 +257,7 @@ class Supervisor:
         self._loop.remove_reader(pidfd)
         self._end("the owner process ended")
 
-    def _sandbox_ended(self) -> None:
+    def _init_ended(self) -> None:
         self._end("the sandbox ended by itself")
 
     def _session_time_over(self) -> None:
@@ -313,9 +289,11 @@ class Supervisor:
     def calls_held(self) -> Iterator[None]:
         """Leave every trapped call unanswered for a moment, without stopping any process."""
         self._mediator.freeze()
+        self._is_held = True
         try:
             yield
         finally:
+            self._is_held = False
             if self.state == "closed":
                 self._mediator.thaw()
 
@@ -346,7 +324,7 @@ class Supervisor:
             # Init waits for the exec of what it starts: were that call held, nobody could ask init to freeze.
             await self.commands.pause()
             self._mediator.freeze()
-            self._gateway.pause()
+            self._network.pause()
             self._is_running.clear()
             self._expiry = self._loop.call_later(self._policy.breaker.frozen_s, self._expired)
             try:
@@ -356,7 +334,7 @@ class Supervisor:
                 self._end("init could not freeze the sandbox")
                 raise
             self._stopped_before = reply["frozen"]
-            self._guard = self._spawn(self._keep_stopped())
+            self._guard = self._spawn(self.standstill.keep())
 
     async def thaw(self, cause: Cause, by: str) -> None:
         """Let everything go on.
@@ -372,7 +350,7 @@ class Supervisor:
             if self._guard is not None:
                 self._guard.cancel()
             self._is_running.set()
-            self._gateway.resume()
+            self._network.resume()
             self._mediator.thaw()
             await self._init.ask({"op": "thaw", "keep": self._stopped_before})
             self.commands.go_on()
@@ -389,8 +367,15 @@ class Supervisor:
             else:
                 self._spawn(self.kill("frozen for too long", "supervisor", "expiry-kills"))
 
-    async def kill(self, reason: str, by: str, cause: Cause) -> messages.Killed:
-        """End everything, close the log, and say what was counted. Idempotent: later callers get the same answer."""
+    async def kill(self, reason: str, by: str, cause: Cause, *, is_alarm: bool = False) -> messages.Killed:
+        """End everything, close the log, and say what was counted. Idempotent: later callers get the same answer.
+
+        Args:
+            reason: Goes into the log.
+            by: Who ends it.
+            cause: What the breaker calls it.
+            is_alarm: The monitor itself was attacked or has failed: a critical finding goes with it.
+        """
         if self._killing is not None:
             return await asyncio.shield(self._killing)
         self._killing = self._loop.create_future()
@@ -399,67 +384,29 @@ class Supervisor:
             self._mediator.freeze()  # closes the gate: without a PID namespace, what could fork would outrun its end
         living = self.sandbox.members()
         # The kill comes first: nothing that could fail, such as a full disk, may stand before it.
-        await self._loop.run_in_executor(None, self.sandbox.destroy)
-        survivors = await self._loop.run_in_executor(None, self.sandbox.survivors)
+        survivors = await self._final_acts.destroy()
         latency_ms = (time.monotonic() - begun) * 1000
         self._mediator.stop()
-        self._gateway.close_all("killed")
-        self._dialer.close()
-        self._network.close()
         self._init.close()
         self.commands.end_all()
         self.commands.go_on()
-        await self._gateway.wait_closed()
-        self._move(cause, by, reason)
-        self._close_log(reason, living, survivors)
-        killed = messages.Killed(killed=living, survivors=survivors, latency_ms=latency_ms, head=self.recorder.head)
+        await self._network.close()
+        end = {"reason": reason, "killed": living, "survivors": survivors}
+        note = await self._final_acts.close_log(lambda: self._move(cause, by, reason), end, is_alarm=is_alarm)
+        self._watchdog.watch_ended()
+        head = self.recorder.head
+        killed = messages.Killed(killed=living, survivors=survivors, latency_ms=latency_ms, head=head, note=note)
         self._killing.set_result(killed)
-        self._loop.call_soon(self._finish)
+        self._spawn(self._finish())
         return killed
 
-    def _close_log(self, reason: str, killed: int, survivors: int) -> None:
-        with contextlib.suppress(LogWriteError):
-            self.recorder.record(
-                Session, verdict="kill", op="close", reason=reason, killed=killed, survivors=survivors, sync=True
-            )
-        self.recorder.close()
-
-    def _finish(self) -> None:
+    async def _finish(self) -> None:
         with contextlib.suppress(OSError):
             os.unlink(self.launch.socket)
-        self.history.close()
-        for folder in (self._store, self._store.with_suffix(".fresh")):
-            shutil.rmtree(folder, ignore_errors=True)
+        await self._final_acts.clear_away(self.history, (self._store, self._store.with_suffix(".fresh")))
         if self.host.leaf is not None:
             self.host.leaf.remove()
         self._ended.set()
-
-    def _all_stopped(self) -> bool:
-        return all(state in "TtDZX" for state in self.sandbox.states())
-
-    async def _keep_stopped(self) -> None:
-        """Kill what goes on: a timer, a descriptor or a terminal's end can send SIGCONT to a stopped process.
-
-        Once does not count: a process that is being killed runs for a moment.
-        """
-        seen = 0
-        with contextlib.suppress(SessionEndedError):
-            await self.wait_stopped()
-            while seen < _SEEN_RUNNING:
-                await asyncio.sleep(_LOOK_AGAIN_S)
-                seen += not self._all_stopped()
-            self._end("processes went on after they were stopped")
-
-    async def wait_stopped(self) -> None:
-        """Wait until every process is stopped or stands in a held call; it takes about a millisecond."""
-        deadline = time.monotonic() + _STOP_PATIENCE_S
-        while time.monotonic() < deadline:
-            if self._all_stopped():
-                return
-            await asyncio.sleep(0.001)
-        self._end("processes went on after they were stopped")
-        msg = "not every process stopped; the watch is killed"
-        raise SessionEndedError(msg)
 
     # -- news from the rooms -------------------------------------------------------------------------------------
 
@@ -468,9 +415,3 @@ class Supervisor:
         self.commands.exited(news)
         if self.sandbox.members() == 0:
             self.history.quiet(moment)
-
-    async def _more_sockets(self, ipv6: bool, count: int) -> list[socket.socket]:
-        if self.sandbox.shares_network:
-            return [socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) for _ in range(count)]
-        _, fds = await self._init.ask({"op": "sockets", "ipv6": ipv6, "count": count})
-        return [socket.socket(fileno=fd) for fd in fds]

@@ -1,15 +1,18 @@
 """Outside connections: dials, and joins a target's socket to the gateway without a blocking call or a false success.
 
-Runs on the control thread's loop. Two ways in, because a connect has two kinds of callers:
+Two ways in, because a connect has two kinds of callers:
 
 * A caller that blocks stays in its notification until the dial ends; then its socket is connected to the gateway's
-  listener inside, which answers at once, and the accepted end is found by its port.
+  listener inside, which answers at once, and the accepted end is found by the caller's own address.
 * A caller that does not block must get EINPROGRESS from a socket that truly is in progress, or epoll would report it
   as connected. If the dial does not end within `GRACE_S`, its socket is connected to a parking port, where a packet
   filter drops the SYN. When the dial has ended, a socket of ours, bound to the parking port, connects to the caller's
   port: both ends have sent a SYN, and TCP makes one connection of them (simultaneous open, RFC 9293 §3.5). It needs no
   raw socket and no wait for a retransmission. A dial that fails resets the parked socket: the caller sees ECONNRESET
   and not the dial's own errno, which stands in the flow's record.
+
+A dial that ends at once, as on loopback, is joined by the thread that began it; others end on the control thread's
+loop. Neither may wait, whatever the caller has done to its socket: see `connect_at_once`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -29,9 +31,10 @@ from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.policy import HOST_LOOPBACK
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
-from jupyter_agentwatch.sandbox.sockaddr import Address, connect_raw
+from jupyter_agentwatch.sandbox.sockaddr import Address
+from jupyter_agentwatch.supervisor.closer import Closer
 
-__all__ = ["Dial", "Dialer", "begin"]
+__all__ = ["Dial", "Dialer", "begin", "connect_at_once"]
 
 GRACE_S: Final = 0.005
 """How long a connect that does not block may take before its socket is parked."""
@@ -39,6 +42,8 @@ GRACE_S: Final = 0.005
 _POOL: Final = 16
 _UNPAIRED_S: Final = 10.0
 _MAX_UNPAIRED: Final = 512
+_MAX_ACCEPTS: Final = 64
+_CONNECT_FLAGS: Final = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _ACCEPT_AGAIN_S: Final = 0.1
 
 _MAX_PENDING: Final = 512
@@ -55,6 +60,7 @@ class Dial:
         target: Our descriptor of the caller's socket; closed when the dial ends, or the peer would never see its FIN.
         outside: Our socket to the destination, connecting.
         blocking: The caller blocks until the end.
+        is_answered: The caller has been told how its call ended.
     """
 
     ident: int
@@ -62,11 +68,7 @@ class Dial:
     target: socket.socket
     outside: socket.socket
     blocking: bool
-
-    def drop(self) -> None:
-        """Close both sockets."""
-        self.target.close()
-        self.outside.close()
+    is_answered: bool = False
 
 
 def begin(address: Address) -> tuple[socket.socket, int]:
@@ -88,16 +90,22 @@ def begin(address: Address) -> tuple[socket.socket, int]:
     return outside, 0
 
 
-def _raw_address(listening: socket.socket) -> bytes:
-    host, port = str(listening.getsockname()[0]), int(listening.getsockname()[1])
-    packed = struct.pack("=H", listening.family) + port.to_bytes(2, "big")
-    if listening.family == socket.AF_INET6:
-        return packed + bytes(4) + socket.inet_pton(listening.family, host) + bytes(4)
-    return packed + socket.inet_pton(listening.family, host) + bytes(8)
+def connect_at_once(sock: socket.socket, host: str, port: int) -> int:
+    """Begin to connect a stream socket that others share; return the errno, 0 where it is connected.
+
+    A plain connect waits where the socket blocks, and both whether it does and how long the peer's answer stays away
+    (IP_MINTTL, TCP_MD5SIG) are for the sandbox to say, at any moment. A send with MSG_FASTOPEN connects, too, and its
+    MSG_DONTWAIT is the call's own. It sends no data here; every network namespace begins with fast open for clients.
+    """
+    try:
+        sock.sendto(b"", _CONNECT_FLAGS, (host, port))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 class Dialer:
-    """Ends dials. All methods but `hand_over` belong to the loop's thread.
+    """Ends dials. `hand_over`, `refuse` and `join` may be called from any thread, `close` from the loop's.
 
     Args:
         loop: The control thread's loop.
@@ -109,6 +117,7 @@ class Dialer:
         timeout_s: Seconds that a dial may take.
         failed: Records that a dial failed, with the errno.
         connected: Told of each caller's socket that has a peer from now on.
+        closer: Closes callers' sockets.
     """
 
     def __init__(
@@ -123,43 +132,53 @@ class Dialer:
         timeout_s: float,
         failed: Callable[[FlowSpec, int], None],
         connected: Callable[[socket.socket], None],
+        closer: Closer,
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._gateway = gateway
-        self._places = tuple(sock.getsockname()[:2] for sock in (*listening, *parking))
-        self._gates = (_raw_address(listening[0]), _raw_address(listening[1]))
-        self._parkings = (_raw_address(parking[0]), _raw_address(parking[1]))
+        self._listening = listening
+        self._gates = tuple(_name(sock) for sock in listening)
+        self._parkings = tuple(_name(sock) for sock in parking)
         self._more_sockets = more_sockets
         self._timeout_s = timeout_s
         self._failed = failed
         self._connected = connected
+        self._closer = closer
         self._pools: tuple[deque[socket.socket], deque[socket.socket]] = (deque(), deque())
         # By the caller's own address inside: a port alone may be bound once on each of 127.0.0.0/8.
         self._expected: dict[_Key, Dial] = {}
         self._accepted: dict[_Key, socket.socket] = {}
+        self._pairing = threading.Lock()  # guards these two and the accepting; held for no call that could wait
         self._pending = threading.BoundedSemaphore(_MAX_PENDING)
         self._tasks: set[asyncio.Task[None]] = set()
         for sock in listening:
             sock.setblocking(False)
-            loop.add_reader(sock, self._accept, sock)
 
     @property
     def own_ports(self) -> frozenset[int]:
         """Ports inside that belong to the gateway: a direct connect to them is refused."""
-        return frozenset(port for _, port in self._places)
+        return frozenset(port for _, port in (*self._gates, *self._parkings))
 
-    def joined(self, dial: Dial) -> int:
-        """Connect the caller's socket to the gateway; return the errno to answer with. Any thread."""
-        v6 = dial.target.family == socket.AF_INET6
-        error = connect_raw(dial.target.fileno(), self._gates[v6])
-        if error in {0, errno.EINPROGRESS}:
-            self._connected(dial.target)
-            self._loop.call_soon_threadsafe(self._expect, dial, dial.target.getsockname()[:2])
-            dial.target.close()
-        else:
-            dial.drop()
-        return error
+    def join(self, dial: Dial) -> None:
+        """Connect the caller's socket to the gateway, answer the caller, and let the flow begin. Never waits."""
+        target = dial.target
+        v6 = target.family == socket.AF_INET6
+        # 0: another call on the same socket has connected it meanwhile
+        error = connect_at_once(target, *self._gates[v6]) or errno.EISCONN
+        key = target.getsockname()[:2]
+        if error == errno.EINPROGRESS and dial.blocking:
+            error = connect_at_once(
+                target, *self._gates[v6]
+            )  # on loopback, the peer has answered by now, nearly always
+        if error not in {0, errno.EINPROGRESS, errno.EALREADY}:
+            self._answer(dial, error)
+            self._drop(dial)
+            return
+        self._connected(target)
+        if error != errno.EALREADY:
+            self._answer(dial, error)
+        self._pair(dial, key, self._listening[v6])
 
     def hand_over(self, dial: Dial) -> None:
         """Let the loop wait for a dial that did not end at once. Any thread."""
@@ -173,58 +192,112 @@ class Dialer:
         try:
             self._failed(dial.spec, error)
         finally:
-            self._listener.finish(dial.ident, error)
-            dial.drop()
+            self._answer(dial, error)
+            self._drop(dial)
 
     def close(self) -> None:
         """Cancel every dial and drop what is not joined."""
         for task in self._tasks:
             task.cancel()
-        for sock in (*self._accepted.values(), *self._pools[0], *self._pools[1]):
-            sock.close()
-        for dial in self._expected.values():
-            dial.drop()
+        with self._pairing:
+            for sock in (*self._accepted.values(), *self._pools[0], *self._pools[1]):
+                sock.close()
+            for dial in self._expected.values():
+                self._drop(dial)
+
+    def _answer(self, dial: Dial, error: int) -> None:
+        dial.is_answered = True
+        self._listener.finish(dial.ident, error)
+
+    def _drop(self, dial: Dial) -> None:
+        self._closer.close(dial.target)
+        dial.outside.close()
 
     # -- joining by the listener ---------------------------------------------------------------------------------
 
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(64):
+    # The thread that connects also accepts, so that the loop need not look at the listeners, and is not woken beside
+    # an answer. What it accepts may be another thread's: then that one's dial goes on, or finds it here.
+
+    def _pair(self, dial: Dial, key: _Key, listening: socket.socket) -> None:
+        with self._pairing:
+            inside = self._accepted.pop(key, None)
+            before = None
+            if inside is not None:
+                found = [(dial, inside)]
+            else:
+                before = self._expected.pop(key, None)
+                self._expected[key] = dial
+                found = self._accept(listening)
+            is_late = self._expected.get(key) is dial
+        if before is not None:
+            self._drop(before)  # its caller has given the address up before we had accepted
+        for one, sock in found:
+            self._loop.call_soon_threadsafe(self._begin_flow, one, sock)
+        if is_late:
+            self._loop.call_soon_threadsafe(self._look_out, dial, key, listening)
+
+    def _accept(self, listening: socket.socket) -> list[tuple[Dial, socket.socket]]:
+        """Accept until nothing waits or the last dial is paired; call it with the lock held."""
+        found: list[tuple[Dial, socket.socket]] = []
+        for _ in range(_MAX_ACCEPTS):
+            if not self._expected:
+                break
             try:
                 sock, peer = listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError:  # no descriptors or no memory left: the listener stays readable, so look away for a while
-                self._loop.remove_reader(listening)
-                self._loop.call_later(_ACCEPT_AGAIN_S, self._loop.add_reader, listening, self._accept, listening)
-                return
-            sock.setblocking(False)
+            except OSError:  # nothing waits, or no descriptors or no memory are left
+                break
             key = peer[:2]
             dial = self._expected.pop(key, None)
             if dial is not None:
-                self._relay(dial, sock)
+                found.append((dial, sock))
             elif len(self._accepted) >= _MAX_UNPAIRED:
                 sock.close()
             else:
                 self._accepted[key] = sock
-                self._loop.call_later(_UNPAIRED_S, self._forget_accepted, key, sock)
+                self._loop.call_soon_threadsafe(self._loop.call_later, _UNPAIRED_S, self._forget_accepted, key, sock)
+        return found
 
-    def _expect(self, dial: Dial, key: _Key) -> None:
-        sock = self._accepted.pop(key, None)
-        if sock is not None:
-            self._relay(dial, sock)
-        else:
-            self._expected[key] = dial
+    def _look_out(self, dial: Dial, key: _Key, listening: socket.socket) -> None:
+        """Let the loop accept what was not there yet."""
+        if self._expected.get(key) is dial:
             self._loop.call_later(_UNPAIRED_S, self._forget_expected, key, dial)
+            self._loop.add_reader(listening, self._look, listening)
+
+    def _look(self, listening: socket.socket) -> None:
+        with self._pairing:
+            found = self._accept(listening)
+            goes_on = bool(self._expected)
+        for dial, sock in found:
+            self._begin_flow(dial, sock)
+        if not goes_on:
+            self._loop.remove_reader(listening)
+        elif not found:  # without descriptors or memory it would stay readable: look away for a while
+            self._loop.remove_reader(listening)
+            self._loop.call_later(_ACCEPT_AGAIN_S, self._loop.add_reader, listening, self._look, listening)
 
     def _forget_accepted(self, key: _Key, sock: socket.socket) -> None:
-        if self._accepted.get(key) is sock:
-            del self._accepted[key]
-            sock.close()
+        with self._pairing:
+            if self._accepted.get(key) is sock:
+                del self._accepted[key]
+                sock.close()
 
     def _forget_expected(self, key: _Key, dial: Dial) -> None:
-        if self._expected.get(key) is dial:
+        with self._pairing:
+            if self._expected.get(key) is not dial:
+                return
             del self._expected[key]
-            dial.drop()
+        if not dial.is_answered:
+            with contextlib.suppress(OSError):
+                dial.target.shutdown(socket.SHUT_RDWR)
+            self._answer(dial, errno.ETIMEDOUT)
+        self._drop(dial)
+
+    def _begin_flow(self, dial: Dial, inside: socket.socket) -> None:
+        if not dial.is_answered:
+            v6 = dial.target.family == socket.AF_INET6
+            self._answer(dial, connect_at_once(dial.target, *self._gates[v6]))
+        self._closer.close(dial.target)
+        self._relay(dial, inside)
 
     def _relay(self, dial: Dial, inside: socket.socket) -> None:
         self._spawn(self._gateway.relay(dial.spec, inside, dial.outside))
@@ -249,7 +322,7 @@ class Dialer:
         try:
             await (self._finish_blocking(dial) if dial.blocking else self._finish_polling(dial))
         except BaseException:
-            dial.drop()
+            self._drop(dial)
             raise
         finally:
             self._pending.release()
@@ -259,7 +332,7 @@ class Dialer:
         if error:
             self.refuse(dial, error)
         else:
-            self._listener.finish(dial.ident, self.joined(dial))
+            self.join(dial)
 
     async def _finish_polling(self, dial: Dial) -> None:
         outcome = asyncio.ensure_future(self._outcome(dial.outside, self._timeout_s))
@@ -269,16 +342,16 @@ class Dialer:
             if error:
                 self.refuse(dial, error)
             else:
-                self._listener.finish(dial.ident, self.joined(dial))
+                self.join(dial)
             return
         v6 = dial.target.family == socket.AF_INET6
-        parked = connect_raw(dial.target.fileno(), self._parkings[v6])
+        parked = connect_at_once(dial.target, *self._parkings[v6])
         if parked == errno.EINPROGRESS:
             self._connected(dial.target)
-        self._listener.finish(dial.ident, parked)
+        self._answer(dial, parked)
         if parked != errno.EINPROGRESS:
             outcome.cancel()
-            dial.drop()
+            self._drop(dial)
             return
         error = await outcome or await self._meet(dial, v6=v6)
         try:
@@ -289,7 +362,7 @@ class Dialer:
                 dial.outside.close()
                 with contextlib.suppress(OSError):  # the caller has reset it itself
                     dial.target.shutdown(socket.SHUT_RDWR)  # resets a socket that has only sent its SYN
-            dial.target.close()
+            self._closer.close(dial.target)
 
     async def _meet(self, dial: Dial, *, v6: bool) -> int:
         """Make one connection of the parked socket and ours, and relay it; return 0 or the errno."""
@@ -298,7 +371,7 @@ class Dialer:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            ours.bind(self._places[2 + v6])
+            ours.bind(self._parkings[v6])
             error = ours.connect_ex(dial.target.getsockname())
             if error == errno.EINPROGRESS:
                 error = await self._outcome(ours, self._timeout_s)
@@ -330,6 +403,11 @@ class Dialer:
 
 
 _Key = tuple[str, int]
+
+
+def _name(sock: socket.socket) -> _Key:
+    host, port = sock.getsockname()[:2]
+    return str(host), int(port)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -28,13 +28,12 @@ class Host:
     count_tasks: bool
     watch_memory: bool
     leaf: Leaf | None
+    writable: tuple[str, ...] = ()
 
     @property
     def watch_tasks(self) -> bool:
         """The kernel holds the bound on tasks by RLIMIT_NPROC, and tells nobody."""
         return not self.count_tasks and (self.leaf is None or "pids" not in self.leaf.controllers)
-
-    writable: tuple[str, ...] = ()
 
 
 def max_flows() -> int:

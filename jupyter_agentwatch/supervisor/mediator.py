@@ -84,6 +84,8 @@ class Mediator:
         self._frozen = False
         self._held: list[Notification] = []
         self._reported: dict[tuple[int, type[Exception]], float] = {}
+        self._turn = 0
+        self._is_waiting = True
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thaw_lock = threading.Lock()
         self._handlers = self._table(machine, more)
@@ -119,7 +121,11 @@ class Mediator:
         poller.register(self._listener.fd, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
         while True:
-            for fd, events in poller.poll(self._execs.patience_ms):
+            self._is_waiting = True
+            ready = poller.poll(self._execs.patience_ms)
+            self._is_waiting = False
+            self._turn += 1
+            for fd, events in ready:
                 if fd == self._wake_read:
                     if not self._woken():
                         return
@@ -152,6 +158,10 @@ class Mediator:
         """Number of calls that wait because the watch is frozen."""
         return len(self._held)
 
+    def progress(self) -> int | None:
+        """Return a number that changes with each call that is served, or None while none is. Any thread."""
+        return None if self._is_waiting else self._turn
+
     def _woken(self) -> bool:
         if b"q" in os.read(self._wake_read, 64):
             return False
@@ -165,6 +175,7 @@ class Mediator:
         if self._frozen:
             self._held.append(notification)
             return
+        self._turn += 1
         try:
             handler = self._handlers.get(notification.number)
             if handler is None:

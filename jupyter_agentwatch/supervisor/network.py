@@ -3,19 +3,18 @@
 Nothing here answers CONTINUE: what the supervisor has judged is what it does itself, on its own descriptor of the
 caller's socket, so a second thread that changes the address or the descriptor meanwhile changes nothing. The sandbox's
 own loopback, abstract names and sockets bound inside are free; everything else is the policy's word.
+
+Every descriptor of a caller's socket goes to the `Closer`, also where something was raised.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import itertools
 import os
 import socket
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
@@ -23,19 +22,20 @@ from jupyter_agentwatch.events import Basis, Connect, Listen
 from jupyter_agentwatch.policy import Decision, NetworkMatcher
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
 from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, as_int
-from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
+from jupyter_agentwatch.sandbox.paths import AT_FDCWD, base_folder
 from jupyter_agentwatch.sandbox.sockaddr import (
     MAX_SIZE,
     Address,
     bind_raw,
-    connect_raw,
     is_inside,
     listen_raw,
     parse_address,
 )
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
+from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
+from jupyter_agentwatch.supervisor.inside_connects import InsideConnects
 from jupyter_agentwatch.supervisor.reach import Reach
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.sockets import SocketSource
@@ -44,7 +44,6 @@ from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
 __all__ = ["NetworkBroker"]
 
 _MAX_DATAGRAM: Final = 65535
-_WAITING: Final = 64
 _TCP_SYN_SENT: Final = 2
 _TCP_CLOSE: Final = 7
 
@@ -63,7 +62,6 @@ class NetworkBroker:
     Args:
         listener: Where callers wait.
         tasks: Who they are.
-        root: The sandbox's root, for names of UNIX sockets.
         recorder: Where records go.
         matcher: The policy's word on destinations.
         names_for: Names that the DNS stub had answered with an address.
@@ -71,6 +69,7 @@ class NetworkBroker:
         sockets: Where our descriptors of callers' sockets come from.
         reach: What is inside.
         dialer: Ends allowed connects.
+        closer: Closes our descriptors of callers' sockets.
         askers: Told whose socket a query will come from.
         ask: Holds a connect for a person: (what it is, what to do with the answer).
     """
@@ -80,7 +79,6 @@ class NetworkBroker:
         *,
         listener: Listener,
         tasks: TaskTable,
-        root: Root,
         recorder: Recorder,
         matcher: NetworkMatcher,
         names_for: Callable[[str], Sequence[str]],
@@ -88,12 +86,12 @@ class NetworkBroker:
         sockets: SocketSource,
         reach: Reach,
         dialer: Dialer,
+        closer: Closer,
         askers: DnsAskers,
         ask: Callable[[str, int, Callable[[bool, str], None]], None],
     ) -> None:
         self._listener = listener
         self._tasks = tasks
-        self._root = root
         self._record = recorder.record
         self._matcher = matcher
         self._names_for = names_for
@@ -101,20 +99,16 @@ class NetworkBroker:
         self._sockets = sockets
         self._reach = reach
         self._dialer = dialer
+        self._closer = closer
         self._askers = askers
         self._ask = ask
         self._memory = TargetMemory()
         self._flows = itertools.count(1)
-        self._waiting = threading.Semaphore(_WAITING)
-        self._workers = ThreadPoolExecutor(_WAITING, thread_name_prefix="blocking-connect")
-        self._blocked: set[socket.socket] = set()
+        self._inside = InsideConnects(listener, askers, closer, sockets.connected)
 
     def close(self) -> None:
-        """Let go of workers that still wait: a connect that nobody answers would hold up our end for minutes."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
-        for sock in list(self._blocked):
-            with contextlib.suppress(OSError):  # it has just ended
-                sock.shutdown(socket.SHUT_RDWR)
+        """Let go of connects that still wait."""
+        self._inside.close()
 
     # -- connect -------------------------------------------------------------------------------------------------
 
@@ -125,22 +119,25 @@ class NetworkBroker:
         if taken is None:
             return
         sock, raw, address = taken
-        if address is None or (address.family not in {socket.AF_UNSPEC, sock.family}):
-            sock.close()
-            self._listener.finish(n.id, errno.EAFNOSUPPORT if address else errno.EINVAL)
-        elif address.family == socket.AF_UNSPEC:
-            self._perform(n, sock, raw)  # dissolves an association; reaches nothing
-        elif address.family == socket.AF_UNIX:
-            self._connect_unix(n, task, sock, raw, address)
-        elif sock.type != socket.SOCK_STREAM:
-            self._connect_datagram(n, task, sock, raw, address)
-        elif stub := self._reach.stub_for(sock.family, address):
-            self._note(task, "tcp", address, rule="inside")
-            self._perform(n, sock, stub, asker=task)
-        elif self._reach.is_inside(address):
-            self._connect_inside(n, task, sock, raw, address)
-        else:
-            self._connect_outside(n, task, sock, raw, address)
+        try:
+            if address is None or (address.family not in {socket.AF_UNSPEC, sock.family}):
+                self._refuse(n, sock, errno.EAFNOSUPPORT if address else errno.EINVAL)
+            elif address.family == socket.AF_UNSPEC:
+                self._inside.perform(n, sock, raw)  # dissolves an association; reaches nothing
+            elif address.family == socket.AF_UNIX:
+                self._connect_unix(n, task, sock, raw, address)
+            elif sock.type != socket.SOCK_STREAM:
+                self._connect_datagram(n, task, sock, raw, address)
+            elif stub := self._reach.stub_for(sock.family, address):
+                self._note(task, "tcp", address, rule="inside")
+                self._inside.perform(n, sock, stub, asker=task)
+            elif self._reach.is_inside(address):
+                self._connect_inside(n, task, sock, raw, address)
+            else:
+                self._connect_outside(n, task, sock, raw, address)
+        except BaseException:
+            self._closer.close(sock)
+            raise
 
     def _take(self, n: Notification, address_at: int, size: int) -> tuple[socket.socket, bytes, Address | None] | None:
         """Copy the address and the descriptor, once; answer bad ones as the kernel would."""
@@ -150,26 +147,41 @@ class NetworkBroker:
             return None
         try:
             raw = self._memory.read(n.tid, address_at, length) if length else b""
+        except OSError as refusal:
+            self._listener.finish(n.id, refusal.errno or errno.EPERM)
+            return None
+        sock = self._duplicate(n)
+        return None if sock is None else (sock, raw, parse_address(raw))
+
+    def _duplicate(self, n: Notification) -> socket.socket | None:
+        if self._closer.is_full:
+            self._listener.finish(n.id, errno.ENOBUFS)
+            return None
+        try:
             sock = self._sockets.take(n.tid, as_int(n.args[0]))
         except OSError as refusal:
             self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return None
         if not self._listener.is_valid(n.id):
-            sock.close()
+            self._closer.close(sock)
             return None
-        return sock, raw, parse_address(raw)
+        return sock
+
+    def _refuse(self, n: Notification, sock: socket.socket, error: int) -> None:
+        self._closer.close(sock)
+        self._listener.finish(n.id, error)
 
     def _connect_inside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         if address.port in self._dialer.own_ports:
             self._deny(n, task, sock, ("tcp", address), Decision.refuse("gateway-port"), errno.ECONNREFUSED)
             return
         self._note(task, "tcp", address, rule="inside")
-        self._perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
+        self._inside.perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
 
     def _connect_datagram(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         if self._reach.is_inside(address):
             self._note(task, "udp", address, rule="inside")
-            self._perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
+            self._inside.perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
         elif self._names_for(address.host):
             # The C library orders a name's addresses by a trial connect that sends nothing.
             refusal = Decision.refuse("udp-address-selection")
@@ -180,11 +192,11 @@ class NetworkBroker:
     def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         if state != _TCP_CLOSE and self._reach.has_namespace:
-            self._perform(n, sock, raw)  # in use: the kernel says how (EALREADY, EISCONN), and goes nowhere
+            self._inside.perform(n, sock, raw)  # in use: the kernel says how (EALREADY, EISCONN), and goes nowhere
             return
         if state != _TCP_CLOSE:
-            sock.close()  # said as the kernel would, because by now the call could begin a new connection
-            self._listener.finish(n.id, errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN)
+            # Said as the kernel would, because by now the call could begin a new connection.
+            self._refuse(n, sock, errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN)
             return
         address = self._reach.outside(address)
         names = tuple(self._names_for(address.host))
@@ -211,8 +223,7 @@ class NetworkBroker:
                 again = FlowSpec(spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, granted, spec.names)
                 self._dial(n, again, sock, address)
             else:
-                sock.close()
-                self._listener.finish(n.id, errno.EACCES)
+                self._refuse(n, sock, errno.EACCES)
 
         self._ask(f"connect to {host or address.host} port {address.port}", task.step, answered)
 
@@ -225,7 +236,7 @@ class NetworkBroker:
         elif error:
             self._dialer.refuse(dial, error)
         else:
-            self._listener.finish(n.id, self._dialer.joined(dial))
+            self._dialer.join(dial)
 
     # -- UNIX sockets --------------------------------------------------------------------------------------------
 
@@ -235,7 +246,7 @@ class NetworkBroker:
             rule = self._unix.abstract_rule(address, is_inside=self._reach.is_inside_abstract(address.path))
             if rule:
                 self._note(task, "unix", address, rule=rule)
-                self._perform(n, sock, raw)
+                self._inside.perform(n, sock, raw)
             else:
                 self._deny(n, task, sock, ("unix", address), Decision.refuse("unix-socket"), errno.EACCES)
             return
@@ -243,21 +254,20 @@ class NetworkBroker:
         if not path.startswith("/"):
             path = os.path.join(base_folder(n.tid, AT_FDCWD), path)
         try:
-            held = self._root.open_path(path)
+            held = self._unix.open_path(path)
         except OSError as refusal:
             if path not in _NAME_CACHE:
                 self._note(task, "unix", address, rule="inside", errno=refusal.errno or errno.ENOENT)
-            sock.close()
-            self._listener.finish(n.id, refusal.errno or errno.ENOENT)
+            self._refuse(n, sock, refusal.errno or errno.ENOENT)
             return
         rule = self._unix.rule(held)
         if not rule:
-            os.close(held)
+            self._closer.close(held)
             self._deny(n, task, sock, ("unix", address), Decision.refuse("unix-socket"), errno.EACCES)
             return
         self._note(task, "unix", address, rule=rule)
         through = socket.AF_UNIX.to_bytes(2, "little") + f"/proc/self/fd/{held}".encode() + b"\0"
-        self._perform(n, sock, through, held)
+        self._inside.perform(n, sock, through, held)
 
     # -- bind, listen, sendto ------------------------------------------------------------------------------------
 
@@ -268,40 +278,42 @@ class NetworkBroker:
         if taken is None:
             return
         sock, raw, address = taken
-        with sock:
-            if sock.family == socket.AF_NETLINK:  # to ask about interfaces (getifaddrs); offers nothing
-                self._listener.finish(n.id, bind_raw(sock.fileno(), raw))
-                return
-            if address is None:
-                self._listener.finish(n.id, errno.EINVAL)
-                return
-            if sock.family == socket.AF_UNIX and address.path[:1] not in {b"", b"\0"}:
-                # The kernel, in the caller's own place: from ours the socket would bear a name that leads nowhere
-                # inside, and programs pass on what getsockname says. Mounts decide where a name can be made.
-                self._note_listen(task, "bind", sock, address, 0, basis="claimed")
-                self._unix.bound(sock)
-                self._listener.proceed(n.id)
-                return
-            if sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
-                error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
-            else:
-                error = self._reach.bind(sock, raw)
-            if sock.type == socket.SOCK_DGRAM and error == 0:
-                self._askers.note(sock, task)  # a query by sendmsg is not seen: let it not be a former owner's
-            self._note_listen(task, "bind", sock, address, error)
-        self._listener.finish(n.id, error)
+        try:
+            error = self._bind(n, task, sock, raw, address)
+        finally:
+            self._closer.close(sock)
+        if error >= 0:
+            self._listener.finish(n.id, error)
+
+    def _bind(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address | None) -> int:
+        """Return the errno to answer with, -1 where the kernel does it in our place."""
+        if sock.family == socket.AF_NETLINK:  # to ask about interfaces (getifaddrs); offers nothing
+            return bind_raw(sock.fileno(), raw)
+        if address is None:
+            return errno.EINVAL
+        if sock.family == socket.AF_UNIX and address.path[:1] not in {b"", b"\0"}:
+            # The kernel, in the caller's own place: from ours the socket would bear a name that leads nowhere
+            # inside, and programs pass on what getsockname says. Mounts decide where a name can be made.
+            self._note_listen(task, "bind", sock, address, 0, basis="claimed")
+            self._unix.bound(sock)
+            self._listener.proceed(n.id)
+            return -1
+        if sock.type == socket.SOCK_STREAM and int.from_bytes(raw[2:4], "big") in self._dialer.own_ports:
+            error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
+        else:
+            error = self._reach.bind(sock, raw)
+        if sock.type == socket.SOCK_DGRAM and error == 0:
+            self._askers.note(sock, task)  # a query by sendmsg is not seen: let it not be a former owner's
+        self._note_listen(task, "bind", sock, address, error)
+        return error
 
     def listen(self, n: Notification) -> None:
         """Perform a listen, and put the name on record."""
         task = self._tasks.get(n.tid)
-        try:
-            sock = self._sockets.take(n.tid, as_int(n.args[0]))
-        except OSError as refusal:
-            self._listener.finish(n.id, refusal.errno or errno.EPERM)
+        sock = self._duplicate(n)
+        if sock is None:
             return
-        with sock:
-            if not self._listener.is_valid(n.id):
-                return
+        try:
             error = 0 if sock.family == socket.AF_UNIX else self._reach.before_listen(sock)
             error = error or listen_raw(sock.fileno(), as_int(n.args[1]))
             if sock.family == socket.AF_UNIX:
@@ -310,6 +322,8 @@ class NetworkBroker:
             if error == 0:
                 self._reach.listens(sock)
                 self._sockets.connected(sock)
+        finally:
+            self._closer.close(sock)
         self._listener.finish(n.id, error)
 
     def sendto(self, n: Notification) -> None:
@@ -319,74 +333,43 @@ class NetworkBroker:
         if taken is None:
             return
         sock, raw, address = taken
-        if sock.family == socket.AF_NETLINK and not any(raw[4:]):
-            self._send(n, task, sock, None)
-        elif sock.type != socket.SOCK_DGRAM or address is None or address.family != sock.family:
-            sock.close()
-            self._listener.finish(n.id, errno.EISCONN if sock.type == socket.SOCK_STREAM else errno.EINVAL)
-        elif not is_inside(address.host):
-            self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
-        else:
-            self._send(n, task, sock, address)
+        try:
+            if sock.family == socket.AF_NETLINK and not any(raw[4:]):
+                self._send(n, task, sock, None)
+            elif sock.type != socket.SOCK_DGRAM or address is None or address.family != sock.family:
+                self._listener.finish(n.id, errno.EISCONN if sock.type == socket.SOCK_STREAM else errno.EINVAL)
+            elif not is_inside(address.host):
+                self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
+            else:
+                self._send(n, task, sock, address)
+        finally:
+            self._closer.close(sock)
 
     def _send(self, n: Notification, task: Task, sock: socket.socket, address: Address | None) -> None:
         if n.args[2] > _MAX_DATAGRAM:
-            sock.close()
             self._listener.finish(n.id, errno.EMSGSIZE)
             return
-        with sock:
-            try:
-                payload = self._memory.read(n.tid, n.args[1], n.args[2]) if n.args[2] else b""
-                if not self._listener.is_valid(n.id):
-                    return
-                flags = n.args[3] & _SEND_FLAGS | socket.MSG_DONTWAIT
-                if address is None:
-                    # Without an address the kernel asks for the rights of who opened the socket, not only for ours.
-                    sent = sock.send(payload, flags)
-                else:
-                    self._note(task, "udp", address, rule="inside")
-                    if address.port == DNS_PORT:
-                        if sock.getsockname()[1] == 0:
-                            sock.bind(("", 0))  # as the send would: the stub must know the port before the query
-                        self._askers.note(sock, task)
-                    sent = sock.sendto(payload, flags, _inside(sock, address))
-            except OSError as refusal:
-                self._listener.finish(n.id, refusal.errno or errno.EIO)
+        try:
+            payload = self._memory.read(n.tid, n.args[1], n.args[2]) if n.args[2] else b""
+            if not self._listener.is_valid(n.id):
                 return
+            flags = n.args[3] & _SEND_FLAGS | socket.MSG_DONTWAIT
+            if address is None:
+                # Without an address the kernel asks for the rights of who opened the socket, not only for ours.
+                sent = sock.send(payload, flags)
+            else:
+                self._note(task, "udp", address, rule="inside")
+                if address.port == DNS_PORT:
+                    if sock.getsockname()[1] == 0:
+                        sock.bind(("", 0))  # as the send would: the stub must know the port before the query
+                    self._askers.note(sock, task)
+                sent = sock.sendto(payload, flags, _inside(sock, address))
+        except OSError as refusal:
+            self._listener.finish(n.id, refusal.errno or errno.EIO)
+            return
         self._listener.finish(n.id, 0, sent)
 
     # -- common --------------------------------------------------------------------------------------------------
-
-    def _perform(
-        self, n: Notification, sock: socket.socket, raw: bytes, held: int = -1, asker: Task | None = None
-    ) -> None:
-        """Connect on the caller's behalf to something inside, where `asker` will ask for names.
-
-        On a thread of its own where that may block, whatever O_NONBLOCK says: the caller can change it meanwhile.
-        """
-
-        def work() -> None:
-            self._blocked.add(sock)
-            error = connect_raw(sock.fileno(), raw)
-            self._blocked.discard(sock)
-            if asker is not None:
-                self._askers.note(sock, asker)
-            if error in {0, errno.EINPROGRESS}:
-                self._sockets.connected(sock)
-            self._listener.finish(n.id, error)
-            sock.close()
-            if held >= 0:
-                os.close(held)
-
-        if sock.type == socket.SOCK_DGRAM:
-            work()
-        elif not self._waiting.acquire(blocking=False):
-            sock.close()
-            if held >= 0:
-                os.close(held)
-            self._listener.finish(n.id, errno.EAGAIN)
-        else:
-            self._workers.submit(work).add_done_callback(lambda _: self._waiting.release())
 
     def _note(
         self, task: Task, transport: Transport, address: Address, *, verdict: str = "allow", **fields: Any
@@ -411,7 +394,7 @@ class NetworkBroker:
         decision: Decision,
         error: int,
     ) -> None:
-        sock.close()
+        self._closer.close(sock)
         try:
             self._note(task, *where, verdict="deny", host=decision.host, rule=decision.rule, errno=error)
         finally:

@@ -95,7 +95,7 @@ class Requests:
 
     async def _suspend_request(self, request: messages.Suspend, connection: Connection) -> FromSupervisor:
         await self._watch.freeze("person-suspends", self._who(request.by, connection))
-        await self._watch.wait_stopped()
+        await self._watch.standstill.wait()
         return messages.Ack()
 
     async def _resume_request(self, request: messages.Resume, connection: Connection) -> FromSupervisor:

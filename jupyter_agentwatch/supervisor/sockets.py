@@ -15,7 +15,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, as_int, duplicate_socket
+from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, another, as_int, duplicate_socket
+from jupyter_agentwatch.supervisor.closer import Closer
 
 __all__ = ["MadeSockets", "SocketSource", "TakenSockets"]
 
@@ -39,11 +40,18 @@ class SocketSource(Protocol):
 
 
 class TakenSockets:
-    """Takes each socket from its owner when it is needed."""
+    """Takes each socket from its owner when it is needed.
+
+    Args:
+        closer: Closes what proves to be no socket.
+    """
+
+    def __init__(self, closer: Closer) -> None:
+        self._closer = closer
 
     def take(self, tid: int, fd: int) -> socket.socket:
         """See `SocketSource`."""
-        return duplicate_socket(tid, fd)
+        return duplicate_socket(tid, fd, self._closer.close)
 
     def connected(self, sock: socket.socket) -> None:
         """See `SocketSource`; nothing is kept."""
@@ -55,9 +63,11 @@ class MadeSockets:
     Args:
         listener: Puts sockets into callers.
         members: Processes of the sandbox, asked when many sockets are kept: what none of them has open is let go.
+        closer: Closes what is let go.
     """
 
-    def __init__(self, listener: Listener, members: Callable[[], Iterable[int]]) -> None:
+    def __init__(self, listener: Listener, members: Callable[[], Iterable[int]], closer: Closer) -> None:
+        self._closer = closer
         self._listener = listener
         self._members = members
         self._kept: dict[int, socket.socket] = {}
@@ -86,14 +96,14 @@ class MadeSockets:
             kept = self._kept.get(inode)
             if kept is None:
                 raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-            return kept.dup()
+            return another(kept)
 
     def connected(self, sock: socket.socket) -> None:
         """See `SocketSource`."""
         with contextlib.suppress(OSError), self._lock:
             kept = self._kept.pop(os.fstat(sock.fileno()).st_ino, None)
             if kept is not None:
-                kept.close()
+                self._closer.close(kept)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -107,7 +117,7 @@ class MadeSockets:
         alive = {inode for pid in self._members() for inode in _inodes_of(pid)}
         with self._lock:
             for inode in [inode for inode in self._kept if inode not in alive]:
-                self._kept.pop(inode).close()
+                self._closer.close(self._kept.pop(inode))
             self._sweep_at = min(_MAX_KEPT, max(_SWEEP_AT, 2 * len(self._kept)))
             return len(self._kept) < _MAX_KEPT
 

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from jupyter_agentwatch.policy import unix_allowed
+from jupyter_agentwatch.sandbox.notify import another
 from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.sockaddr import Address
+from jupyter_agentwatch.supervisor.closer import Closer
 
 __all__ = ["UnixSockets"]
 
@@ -31,9 +33,12 @@ class UnixSockets:
         root: The sandbox's root.
         allowed: Host paths that the policy names.
         private_folders: Folders inside that only the sandbox has, for sockets that cannot be the host's.
+        closer: Closes our descriptors of callers' sockets.
     """
 
-    def __init__(self, root: Root, allowed: Sequence[str], private_folders: Sequence[str]) -> None:
+    def __init__(self, root: Root, allowed: Sequence[str], private_folders: Sequence[str], closer: Closer) -> None:
+        self._root = root
+        self._closer = closer
         self._allowed = tuple(allowed)
         # Where the policy grants one of these folders, it is the host's.
         outer = {os.stat(folder).st_dev for folder in private_folders if os.path.exists(folder)}
@@ -45,7 +50,15 @@ class UnixSockets:
     def bound(self, sock: socket.socket) -> None:
         """Note a socket that a caller binds to a path, or listens on: the kernel makes the file after our answer."""
         self._learn()
-        self._just_bound.append(sock.dup())
+        self._just_bound.append(another(sock))
+
+    def open_path(self, path: str) -> int:
+        """Return an O_PATH descriptor of an absolute name inside.
+
+        Raises:
+            OSError: As the kernel gives it.
+        """
+        return self._root.open_path(path)
 
     def rule(self, held: int) -> str:
         """Return why the file of an O_PATH descriptor may be connected to: "inside", "unix_sockets", or "" (not)."""
@@ -65,7 +78,8 @@ class UnixSockets:
 
     def _learn(self) -> None:
         while self._just_bound:
-            with self._just_bound.pop() as sock, contextlib.suppress(OSError):
+            sock = self._just_bound.pop()
+            with contextlib.suppress(OSError):
                 # By the socket and never by its name, which may stand for something else by now.
                 held = fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
                 info = os.fstat(held)
@@ -75,3 +89,4 @@ class UnixSockets:
                     before = self._inside.pop(next(iter(self._inside)))
                 if before >= 0:
                     os.close(before)
+            self._closer.close(sock)

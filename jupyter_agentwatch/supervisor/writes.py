@@ -121,7 +121,8 @@ class WriteWatch:
             paths.append(self._claimed(n, where.dirfd2, where.path2))
         if None in paths or not self._listener.is_valid(n.id):
             return
-        self._touched.clear()  # a name may lead elsewhere from now on
+        if where.mode is None:
+            self._touched.clear()  # a name may lead elsewhere from now on
         fields: dict[str, Any] = {}
         for suffix, path in zip(("", "2"), paths, strict=False):
             # A new name (hard link) is made of what a magic link leads to, and a write through it changes the old one.
@@ -197,14 +198,16 @@ class WriteWatch:
         A setgid file outlives the watch: others on the machine could run it with the user's group. Only a look at what
         the name leads to can tell the two apart, so we make this call ourselves, on what was looked at.
         """
-        name = os.fsencode(fields["path"])
-        true, _ = self._names.resolve(name, n.tid, follow=follows(op))
-        error = errno.EPERM
-        if true is not None and not true.startswith(b"/proc/"):
-            try:
+        try:
+            true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follows(op))
+            if true is None:
+                error = errno.ENOENT
+            elif true.startswith(b"/proc/"):
+                error = errno.EPERM
+            else:
                 error = self._chmod_folder(true, fields["mode"])
-            except OSError as refused:
-                error = refused.errno or errno.EPERM
+        except OSError as refused:
+            error = refused.errno or errno.EPERM
         self._record(task, op, basis="verified", verdict="deny" if error else "allow", **fields)
         self._listener.finish(n.id, error)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,8 @@ NVIDIA_MAJOR: Final = 195
 """Major number of /dev/nvidia0 … and /dev/nvidiactl, fixed by the driver since its first release."""
 
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
-_CHECKED_AGAIN: Final = 20
+_LISTED_EVERY_NS: Final = 400_000_000
+_CHECKED_AGAIN: Final = 5
 _MAX_FDS: Final = 1024
 _REMEMBERED_NS: Final = 2_000_000_000
 _MANY: Final = 4096
@@ -68,22 +70,20 @@ class SandboxMembers:
         self._same_numbers = same_numbers
         self._major = device_major
         self._known: dict[int, bool] = {}
+        self._listed_ns = 0
         self._looks = 0
         self._seen: dict[int, tuple[int, Owner]] = {}
 
     def pids(self) -> list[int]:
         """Return the process ids of all members, init included, as this process sees them.
 
-        A number is asked about when it appears and again at one of 20 calls, in turns: when it was given to another
-        process between two calls, the answer is wrong until then.
+        The list is made anew where it is older than 0.4 s. A number is asked about when it appears and again in one of
+        five lists, in turns: when it was given to another process meanwhile, the answer is wrong until then.
         """
-        self._looks += 1
-        known, again = self._known, self._looks % _CHECKED_AGAIN
-        listed = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        self._known = {
-            pid: known[pid] if pid in known and pid % _CHECKED_AGAIN != again else self._is_member(pid)
-            for pid in listed
-        }
+        now_ns = time.monotonic_ns()
+        if not self._known or now_ns - self._listed_ns >= _LISTED_EVERY_NS:
+            self._listed_ns = now_ns
+            self._list()
         return [pid for pid, is_member in self._known.items() if is_member]
 
     def owner(self, pid: int, now_ns: int) -> Owner:
@@ -106,6 +106,15 @@ class SandboxMembers:
         if before.member is None or now_ns - seen_ns > _REMEMBERED_NS:
             return _UNKNOWN
         return Owner(before.member, "weak", before.sandbox_pid, before.start_ticks)
+
+    def _list(self) -> None:
+        self._looks += 1
+        known, again = self._known, self._looks % _CHECKED_AGAIN
+        listed = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        self._known = {
+            pid: known[pid] if pid in known and pid % _CHECKED_AGAIN != again else self._is_member(pid)
+            for pid in listed
+        }
 
     def _look_up(self, pid: int) -> Owner | None:
         """Return the owner of a number that is somebody's here, None where it is nobody's."""

@@ -22,6 +22,8 @@ _PAGE: Final = resource.getpagesize()
 _WINDOW_NS: Final = 500_000_000
 _STAT_BYTES: Final = 1024  # the kernel writes less than 400, whatever the name
 _MAX_KEPT: Final = 512
+_IDLE_NS: Final = 2_000_000_000
+_IDLE_EVERY_NS: Final = 400_000_000
 
 
 class _Rate:
@@ -46,14 +48,18 @@ class _Process:
     """One living process: its open file, and what was read last."""
 
     __slots__ = (
+        "changed_ns",
         "cpu_ticks",
         "fd",
+        "io_ns",
+        "last",
         "name",
         "pid",
         "ppid",
         "rate",
         "raw",
         "read_bytes",
+        "read_ns",
         "rss_bytes",
         "start_ticks",
         "state",
@@ -68,12 +74,16 @@ class _Process:
         self.raw = b""
         self.read_bytes: int | None = None
         self.write_bytes: int | None = None
-        self.take(raw)
+        self.io_ns = 0
+        self.last: ProcessSample | None = None
+        self.take(raw, t_ns)
         self.rate = _Rate(t_ns, self.cpu_ticks)
 
-    def take(self, raw: bytes) -> None:
+    def take(self, raw: bytes, t_ns: int) -> None:
+        self.read_ns = t_ns
         if raw == self.raw:
             return  # an idle process: the same text costs a comparison, no parsing
+        self.changed_ns, self.last = t_ns, None
         # The name is the process's own choice and may hold parentheses and newlines; what follows the last one may not.
         end = raw.rindex(b")")
         fields = raw[end + 2 :].split(b" ", 22)
@@ -85,27 +95,35 @@ class _Process:
         self.name = from_bytes(raw[raw.index(b"(") + 1 : end])
         self.raw = raw
 
-    def take_io(self) -> None:
+    def take_io(self, t_ns: int) -> None:
+        self.io_ns, self.last = t_ns, None
         try:
             fields = dict(line.split(b": ", 1) for line in _read(f"/proc/{self.pid}/io", 512).splitlines())
             self.read_bytes, self.write_bytes = int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
         except (OSError, KeyError, ValueError):
             return  # ended, or a kernel without IO accounting: what was known stays
 
+    def rests(self, t_ns: int) -> bool:
+        return t_ns - self.changed_ns >= _IDLE_NS and t_ns - self.read_ns < _IDLE_EVERY_NS
+
     def sample(self, t_ns: int) -> ProcessSample:
-        return ProcessSample(
+        percent = self.rate.percent(t_ns, self.cpu_ticks)
+        if self.last is not None and self.last.cpu_percent == percent:
+            return self.last
+        self.last = ProcessSample(
             pid=self.pid,
             start_ticks=self.start_ticks,
             ppid=self.ppid,
             name=self.name,
             state=self.state,
             cpu_s=self.cpu_ticks * _TICK_S,
-            cpu_percent=self.rate.percent(t_ns, self.cpu_ticks),
+            cpu_percent=percent,
             rss_bytes=self.rss_bytes,
             threads=self.threads,
             read_bytes=self.read_bytes,
             write_bytes=self.write_bytes,
         )
+        return self.last
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -116,24 +134,28 @@ class _Process:
 class ProcessTable:
     """Samples the members of a sandbox. One thread at a time.
 
+    A process of which nothing has changed for 2 s is read again after 0.4 s, all others at each sample.
+
     The CPU time of all includes processes that ended between two samples, because the kernel adds it to whoever waited
     for them; for that, init must be among the members.
 
     Args:
         pids: Gives the members' process ids as this process sees them.
-        io_every: Ticks between two readings of a process's IO counters, which cost as much as all the rest; the
-            processes take turns. Those of a new process are read at once.
+        io_every_s: Seconds between two readings of a process's IO counters, which cost more than all the rest. Those
+            of a new process are read at once.
         max_processes: Processes that one sample holds at most; the rest is counted in `unread`.
     """
 
-    def __init__(self, pids: Callable[[], Iterable[int]], *, io_every: int = 10, max_processes: int = 4096) -> None:
+    def __init__(
+        self, pids: Callable[[], Iterable[int]], *, io_every_s: float = 1.0, max_processes: int = 4096
+    ) -> None:
         self._pids = pids
-        self._io_every = max(1, io_every)
+        self._io_every_ns = round(io_every_s * 1e9)
         self._max = max_processes
         self._known: dict[int, _Process] = {}
-        self._tick = 0
         self._rate: _Rate | None = None
         self._ended_io = [0, 0]
+        self._unread = 0
 
     def sample(self, t_mono_ns: int) -> Resources:
         """Read every member once.
@@ -141,13 +163,13 @@ class ProcessTable:
         Args:
             t_mono_ns: Monotonic clock, nanoseconds.
         """
-        self._tick += 1
         pids = set(self._pids())
         for pid in self._known.keys() - pids:
             self._forget(pid)
         chosen = pids if len(pids) <= self._max else sorted(pids)[: self._max]
+        self._unread = len(pids) - len(chosen)
         read = [process for pid in chosen if (process := self._read(pid, t_mono_ns)) is not None]
-        return self._sum(read, len(pids) - len(read), t_mono_ns)
+        return self._sum(read, t_mono_ns)
 
     def close(self) -> None:
         """Close every file."""
@@ -157,17 +179,19 @@ class ProcessTable:
     def _read(self, pid: int, t_ns: int) -> _Process | None:
         process = self._known.get(pid)
         if process is not None:
+            if process.rests(t_ns):
+                return process
             try:
                 kept = process.fd >= 0
                 raw = os.pread(process.fd, _STAT_BYTES, 0) if kept else _read(f"/proc/{pid}/stat", _STAT_BYTES)
                 before = process.start_ticks
-                process.take(raw)
+                process.take(raw, t_ns)
             except (OSError, ValueError, IndexError):
                 self._forget(pid)
             else:
                 if process.start_ticks == before:
-                    if (self._tick + pid) % self._io_every == 0:
-                        process.take_io()
+                    if t_ns - process.io_ns >= self._io_every_ns:
+                        process.take_io(t_ns)
                     return process
                 self._forget(pid)
         return self._open(pid, t_ns)
@@ -175,7 +199,10 @@ class ProcessTable:
     def _open(self, pid: int, t_ns: int) -> _Process | None:
         try:
             fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
         except OSError:
+            self._unread += 1
             return None
         try:
             process = _Process(pid, os.pread(fd, _STAT_BYTES, 0), fd, t_ns)
@@ -184,7 +211,7 @@ class ProcessTable:
             return None
         if len(self._known) >= _MAX_KEPT:
             process.close()
-        process.take_io()
+        process.take_io(t_ns)
         self._known[pid] = process
         return process
 
@@ -194,14 +221,14 @@ class ProcessTable:
         self._ended_io[0] += process.read_bytes or 0
         self._ended_io[1] += process.write_bytes or 0
 
-    def _sum(self, read: list[_Process], unread: int, t_ns: int) -> Resources:
+    def _sum(self, read: list[_Process], t_ns: int) -> Resources:
         ticks = sum(process.total_ticks for process in read)
         if self._rate is None:
             self._rate = _Rate(t_ns, ticks)
         return Resources(
             t_mono_ns=t_ns,
             processes=[process.sample(t_ns) for process in read],
-            unread=unread,
+            unread=self._unread,
             cpu_s=ticks * _TICK_S,
             cpu_percent=self._rate.percent(t_ns, ticks),
             rss_bytes=sum(process.rss_bytes for process in read),

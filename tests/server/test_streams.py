@@ -157,7 +157,9 @@ async def test_a_browser_that_never_reads_harms_nobody(
         script = "for i in {1..400}; do /bin/true {1..2000}; done"
         running = asyncio.ensure_future(asyncio.to_thread(watch.run, script))
         seen: list[Any] = [await stream.until("events")]
-        while not any(e["kind"] == "step" and e["op"] == "end" for m in seen if m["type"] == "events" for e in m["events"]):
+        while not any(
+            e["kind"] == "step" and e["op"] == "end" for m in seen if m["type"] == "events" for e in m["events"]
+        ):
             seen.append(await stream.next())
         assert (await running).ok
         numbers = sequence(seen)

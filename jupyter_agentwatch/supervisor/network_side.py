@@ -1,0 +1,141 @@
+"""Everything of a watch that concerns sockets, put together: what judges them, what relays, what answers for names."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from jupyter_agentwatch.policy import NetworkMatcher, Policy
+from jupyter_agentwatch.sandbox.gateway import Gateway
+from jupyter_agentwatch.sandbox.mounts import HOME
+from jupyter_agentwatch.sandbox.notify import Listener
+from jupyter_agentwatch.sandbox.paths import Root
+from jupyter_agentwatch.sandbox.resolved import NameMemory
+from jupyter_agentwatch.sandbox.standing import Sandbox
+from jupyter_agentwatch.sandbox.tasks import TaskTable
+from jupyter_agentwatch.supervisor.askers import DnsAskers
+from jupyter_agentwatch.supervisor.asks import Asks
+from jupyter_agentwatch.supervisor.closer import Closer
+from jupyter_agentwatch.supervisor.dialer import Dialer
+from jupyter_agentwatch.supervisor.host import max_flows
+from jupyter_agentwatch.supervisor.name_service import serve_names
+from jupyter_agentwatch.supervisor.network import NetworkBroker
+from jupyter_agentwatch.supervisor.news import NetworkRecords
+from jupyter_agentwatch.supervisor.reach import PrivateReach, Reach, SharedReach
+from jupyter_agentwatch.supervisor.record import Recorder
+from jupyter_agentwatch.supervisor.sockets import MadeSockets, SocketSource, TakenSockets
+from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
+
+__all__ = ["NetworkSide"]
+
+AskInit = Callable[[dict[str, Any]], Awaitable[tuple[dict[str, Any], list[int]]]]
+
+
+class NetworkSide:
+    """The parts of one watch that concern sockets.
+
+    `broker` judges calls, on descriptors that come from `sockets`; the rest belongs to the control thread.
+
+    Args:
+        loop: The control thread's loop.
+        policy: The policy.
+        sandbox: Its sockets and ports.
+        listener: Where callers wait.
+        tasks: Who they are.
+        root: The sandbox's root, for names of UNIX sockets.
+        recorder: Where records go.
+        asks: Questions to a person.
+        ask_init: Sends a request to init.
+    """
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        policy: Policy,
+        sandbox: Sandbox,
+        listener: Listener,
+        tasks: TaskTable,
+        root: Root,
+        recorder: Recorder,
+        asks: Asks,
+        ask_init: AskInit,
+    ) -> None:
+        self._sandbox = sandbox
+        self._asks = asks
+        self._ask_init = ask_init
+        self._names = NameMemory(time.monotonic)
+        self._matcher = NetworkMatcher(policy.network)
+        self.closer = Closer()
+        askers = DnsAskers(sandbox.init_pid)
+        self._records = NetworkRecords(recorder, askers)
+        self._gateway = Gateway(policy.network, self._records, max_flows=max_flows())
+        self.sockets: SocketSource = TakenSockets(self.closer)
+        reach: Reach = PrivateReach()
+        private: tuple[str, ...] = ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
+        if sandbox.shares_network:
+            self.sockets = MadeSockets(listener, sandbox.pids, self.closer)
+            reach = SharedReach(sandbox.dns_tcp.getsockname()[1])
+            private = ()
+        self._dialer = Dialer(
+            loop=loop,
+            listener=listener,
+            gateway=self._gateway,
+            listening=sandbox.gateway,
+            parking=sandbox.parking,
+            more_sockets=self._more_sockets,
+            timeout_s=policy.network.connect_timeout_s,
+            failed=self._records.failed,
+            connected=self.sockets.connected,
+            closer=self.closer,
+        )
+        self.broker = NetworkBroker(
+            listener=listener,
+            tasks=tasks,
+            recorder=recorder,
+            matcher=self._matcher,
+            names_for=self._names.names_for,
+            unix=UnixSockets(root, policy.unix_sockets, private, self.closer),
+            sockets=self.sockets,
+            reach=reach,
+            dialer=self._dialer,
+            closer=self.closer,
+            askers=askers,
+            ask=asks.put_from_thread,
+        )
+
+    def pause(self) -> None:
+        """Let no byte through until `resume`."""
+        self._gateway.pause()
+
+    def resume(self) -> None:
+        """Go on with every flow."""
+        self._gateway.resume()
+
+    async def serve_names(self, open_gate: asyncio.Event) -> None:
+        """Answer DNS queries until cancelled; no look-up leaves while the gate is not set."""
+        await serve_names(
+            self._sandbox.dns_udp,
+            self._sandbox.dns_tcp,
+            decide=self._matcher.decide_name,
+            record=self._records.resolved,
+            names=self._names,
+            ask=self._asks.name,
+            open_gate=open_gate,
+        )
+
+    async def close(self) -> None:
+        """Reset every flow, drop every connect that is under way, and wait until all that is on record."""
+        self._gateway.close_all("killed")
+        self._dialer.close()
+        self.broker.close()
+        await self._gateway.wait_closed()
+
+    async def _more_sockets(self, ipv6: bool, count: int) -> list[socket.socket]:
+        if self._sandbox.shares_network:
+            return [socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) for _ in range(count)]
+        _, fds = await self._ask_init({"op": "sockets", "ipv6": ipv6, "count": count})
+        return [socket.socket(fileno=fd) for fd in fds]
