@@ -164,6 +164,24 @@ def test_a_link_is_matched_by_its_name_and_by_where_it_leads() -> None:
     assert found(SigmaDetector(rules(by_name, by_truth)), [claim, truth]) == [("0", (0,)), ("1", (1,))]
 
 
+def test_an_exec_counts_once_in_a_correlation() -> None:
+    """The name that was called and the program behind it are one exec to a rule that fits both."""
+    base = {
+        "title": "Listening",
+        "name": "listening",
+        "logsource": {"category": "process_creation"},
+        "detection": {"sel": {"CommandLine|contains": "-l"}, "condition": "sel"},
+    }
+    many = {"type": "event_count", "rules": ["listening"], "timespan": "1m", "condition": {"gte": 2}}
+    compiled, problems = compile_rules({"r.yml": yaml.safe_dump_all([base, {"title": "Many", "correlation": many}])})
+    assert problems == []
+    detector = SigmaDetector(compiled)
+    claim = event("exec", basis="claimed", seq=0, path="/usr/bin/nc", argv=["nc", "-l"])
+    truth = event("exec", basis="post", seq=1, exe="/usr/bin/nc.openbsd", claim_seq=0)
+    assert found(detector, [claim, truth]) == []
+    assert found(detector, [event("exec", basis="claimed", seq=2, argv=["nc", "-l"])]) == [("Many", (0, 2))]
+
+
 def test_a_truth_without_a_claim_is_matched() -> None:
     """A program whose claim nobody saw is judged by what runs."""
     truth = event("exec", basis="post", seq=1, exe="/usr/bin/nc", claim_seq=-1)
@@ -202,6 +220,8 @@ def test_connections_know_their_program() -> None:
     detector = SigmaDetector(compiled)
     events = [*exec_pair(["/usr/bin/bash"], 0, pid=50), event("connect", seq=9, pid=50, port=4444)]
     assert found(detector, [*events, event("connect", seq=10, pid=51, port=4444, step=2)]) == [("0", (9,))]
+    over = [event("exit", seq=11, pid=50), event("connect", seq=12, pid=50, port=4444, step=3)]
+    assert found(detector, over) == []
 
 
 @pytest.mark.parametrize(

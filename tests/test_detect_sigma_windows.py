@@ -111,6 +111,8 @@ def test_distinct_values_expire() -> None:
     """A value that was last seen longer ago than the span does not count any more."""
     rules = counted("value_count", field="DestinationPort", gte=3)
     assert run(rules, [(0, {"port": 1}), (8, {"port": 2}), (11, {"port": 3})]) == []
+    again = [(20, {"port": 1}), (21, {"port": 2}), (29, {"port": 1}), (32, {"port": 3})]
+    assert run(counted("value_count", field="DestinationPort", gte=3), again) == []
 
 
 def test_absent_values_do_not_count() -> None:
@@ -150,6 +152,12 @@ def test_some_of_the_rules_may_be_enough() -> None:
 def test_an_order_is_kept(ports: tuple[int, ...], found: list[tuple[int, ...]]) -> None:
     """temporal_ordered needs the rules one after another, and prefers the chain that began last."""
     assert evidence(run(three("temporal_ordered"), at_ports(*ports))) == found
+
+
+def test_one_match_is_not_two_steps_of_an_order() -> None:
+    """A rule that is named twice has to match twice."""
+    rules = detector(connections("any"), correlation("temporal_ordered", ["any", "any"]))
+    assert evidence(run(rules, at_ports(1, 1, 1))) == [(0, 1), (1, 2)]
 
 
 def test_an_order_has_to_fit_into_the_span() -> None:
@@ -226,6 +234,26 @@ def test_a_flood_of_groups_is_bounded_and_said(monkeypatch: pytest.MonkeyPatch) 
     assert evidence(list(rules.feed(event("connect", seq=500, step=499)))) == [(499, 500)]
 
 
+def test_a_group_in_use_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forgotten is what has not been seen for longest, so that a flood cannot push out what goes on."""
+    monkeypatch.setattr(sigma_windows, "_MAX_KEPT", 50)
+    rules = counted(gte=40)
+    fired = []
+    for place in range(40):
+        steps = [1, *range(1000 + place * 9, 1009 + place * 9)]
+        fired += [draft for step in steps for draft in rules.feed(event("connect", seq=place, step=step))]
+    assert [draft.evidence[-1] for draft in fired if draft.rule == "correlation"] == [39]
+
+
+def test_nothing_is_kept_of_what_is_over() -> None:
+    """A group that has fired leaves nothing behind: the agent may make as many as it likes."""
+    rules = counted(gte=1)
+    for step in range(100):
+        assert len(list(rules.feed(event("connect", seq=step, step=step)))) == 1
+    (book,) = rules._windows._books
+    assert (len(book._groups), book._kept) == (0, 0)
+
+
 def test_evidence_is_bounded() -> None:
     """A correlation over thousands of matches names the first and the last of them."""
     (draft,) = run(counted(gte=1000), [(place / 1000, {}) for place in range(1000)])
@@ -244,6 +272,7 @@ def test_evidence_is_bounded() -> None:
         (correlation("value_sum", ["any"], condition={"gte": 2, "field": "DestinationPort"}), "value_sum"),
         (correlation("temporal", ["any"], condition={"gte": 2}), "can never match"),
         (correlation("temporal", ["any"], condition="any"), "list the rules"),
+        (correlation("temporal", ["any", "any"]), "named twice"),
         (correlation("event_count", ["any"], condition={"gte": 2}, **{"group-by": ["Nothing"]}), "'Nothing'"),
         (correlation("event_count", ["any"], condition={"gte": 2}, timespan="soon"), "soon"),
         (correlation("event_count", ["correlation"], condition={"gte": 2}), "no rule that runs"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from jupyter_agentwatch.sandbox import tasks as tasks_module
 from jupyter_agentwatch.sandbox.notify import Gone
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable, family_of
 from tests.outside import LONG_S
@@ -105,6 +106,26 @@ def test_a_command_is_known_by_its_session(child: Callable[[], Child]) -> None:
     assert tasks.starting == 0
     assert tasks.sessions_of(7) == [one.pid]
     assert tasks.sessions_of(8) == []
+
+
+def test_a_session_is_found_by_its_number(child: Callable[[], Child]) -> None:
+    """A session is found by its number inside, and a number that nobody has means no step."""
+    tasks, one = table(), child()
+    tasks.starting = 7
+    tasks.new_session(one.pid)
+    assert tasks.step_of_session(one.pid) == 7
+    assert tasks.step_of_session(one.pid + 1) == 0
+
+
+@pytest.mark.parametrize("ioctl", [tasks_module._PIDFD_GET_INFO, 0xDEAD])
+def test_threads_have_the_family_of_their_process(
+    child: Callable[[], Child], monkeypatch: pytest.MonkeyPatch, ioctl: int
+) -> None:
+    """A thread's process and parent are found by one ioctl, and on a kernel without it by the process's record."""
+    monkeypatch.setattr(tasks_module, "_PIDFD_GET_INFO", ioctl)
+    one = child()
+    thread = int(one.tell("thread()"))
+    assert family_of(one.pid) == family_of(thread) == (one.pid, os.getpid())
 
 
 def test_what_a_process_starts_belongs_to_its_step(child: Callable[[], Child]) -> None:

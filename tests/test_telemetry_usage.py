@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_agentwatch.events import Gpu, Resources, decode_event, encode_event
+from jupyter_agentwatch.cli.words import event_line
+from jupyter_agentwatch.events import AnyEvent, Gpu, Resources, decode_event, encode_event
 from jupyter_agentwatch.telemetry.digest import Digest, Entry
 from jupyter_agentwatch.telemetry.leases import GRACE_NS, LeaseBook, LeaseError
 from jupyter_agentwatch.telemetry.model import GpuProcess, GpuSample, ProcessSample, Reading, Snapshot
 from jupyter_agentwatch.telemetry.model import Resources as ProcessTotals
 from jupyter_agentwatch.telemetry.usage import Usage, Use
+from jupyter_agentwatch.testing.builders import event
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -380,6 +382,25 @@ def test_every_entry_is_a_valid_record() -> None:
     for seq, entry in enumerate(entries):
         event: Any = entry.kind(seq=seq, pid=entry.pid, step=entry.step, **stamps, **entry.fields)
         assert decode_event(encode_event(event)) == event
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        (event("gpu", op="state", state="error", reason="GPU is lost"), "state GPU-1 error GPU is lost"),
+        (event("gpu", op="lease", lease=3, purpose="\x1b[2J"), "lease GPU-1 lease 3: \\x1b[2J"),
+        (event("gpu", simulated=True, gpu_seconds=0.5, interval_s=1.0), "GPU-1 SIMULATED: 0.50 GPU s in 1.0 s"),
+        (
+            event("gpu", op="process", driver_pid=9, attribution="weak", gpu_seconds=1.0, outside_s=0.5),
+            "by driver pid 9 (weak): 1.00 GPU s in 0.0 s, 0.50 s outside a lease",
+        ),
+        (event("resources", pid=7, name="<b>\u202e", cpu_s=0.9, interval_s=1.0), "<b>\\u202e: 0.90 s CPU in 1.0 s"),
+        (event("resources", processes=2, rss_bytes=3 << 20), "2 processes: 0.00 s CPU in 0.0 s, 3 MiB"),
+    ],
+)
+def test_each_record_reads_as_one_safe_line(event: AnyEvent, words: str) -> None:
+    """The command line shows what a record says, SIMULATED where it is, and hostile names escaped."""
+    assert words in event_line(event)
 
 
 def test_the_last_interval_is_not_lost() -> None:

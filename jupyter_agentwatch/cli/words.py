@@ -110,6 +110,13 @@ def event_line(event: AnyEvent) -> str:
     return f"{clock} {event.seq:>5} {who:<7} {pid:<9} {kind!s:<7} {event.verdict:<5} {_what(event)}"
 
 
+def _exec(event: Exec) -> str:
+    if event.unconfirmed:
+        return f"what record {event.claim_seq} asked for was not seen to run: {event.unconfirmed}"
+    odd = " MISMATCH" if event.mismatch else ""
+    return f"{printable(event.exe or event.path, _SHOWN)} [{one_line(event.argv)}] ({event.basis}){odd}"
+
+
 def _what(event: AnyEvent) -> str:
     match event:
         case Session():
@@ -118,8 +125,7 @@ def _what(event: AnyEvent) -> str:
             ended = f"{printable(event.outcome)} exit {event.exit_code} {event.duration_s:.3f} s"
             return f"start {one_line(event.argv)}" if event.op == "start" else f"end {ended}"
         case Exec():
-            odd = " MISMATCH" if event.mismatch else ""
-            return f"{printable(event.exe or event.path, _SHOWN)} [{one_line(event.argv)}] ({event.basis}){odd}"
+            return _exec(event)
         case Exit():
             how = f"signal {event.signal}" if event.signal is not None else f"exit {event.exit_code}"
             return f"{how}{' (orphan)' if event.orphan else ''}"

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
 from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, invocations, program_name
@@ -20,6 +21,7 @@ __all__ = ["CommandDetector"]
 
 _REMEMBERED: Final = 4096
 _STDIN_SHOWN: Final = 4096
+_SHORT: Final = 2048
 _Shape = tuple[tuple[str, ...], re.Pattern[str], Sequence[Check]]
 _READERS: Final = SHELLS | WRAPPERS | frozenset(CODE_FLAGS) | {"eval", "source", "."}
 _QUOTING: Final = str.maketrans("", "", "'\"\\")
@@ -28,13 +30,18 @@ _PIECE: Final = re.compile(r"[a-z0-9_+]+")
 _HIDING: Final = re.compile(
     r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval\b|\\x[0-9a-fA-F]{2}|"
     r"\$\{?\w+(?::\d[^}]*)?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
-    r"(?:\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b).{0,4096}\|\s*(?:\S*/)?(?:ba|da|z)?sh\b|(?:\$\(|`)\s*(?:echo|printf|rev)\b"
+    r"(?:\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b).{0,4096}\|\s*(?:\S*/)?(?:ba|da|z)?sh\b|(?:\$\(|`)\s*(?:echo|"
+    r"printf|rev)\b"
 )
 # Their arguments are text to look for, to write or to fetch, not something that they do.
 _TEXT_TOOLS: Final = frozenset(
-    "grep egrep fgrep zgrep rg ag ack sed echo printf cat less more head tail man info apropos whatis tldr which whereis "
-    "type test [ [[ git jq yq vim vi nano emacs diff sort uniq wc ls stat file touch mkdir rm cp mv ln tee cut tr expr "
-    "apt apt-get dnf yum apk brew snap pip pip3 dpkg rpm gcc cc g++ c++ clang cargo rustc make cmake pytest".split()
+    listed(
+        "grep egrep fgrep zgrep rg ag ack sed echo printf cat less more head tail man info apropos whatis tldr which "
+        "whereis "
+        "type test [ [[ git jq yq vim vi nano emacs diff sort uniq wc ls stat file touch mkdir rm cp mv ln tee cut "
+        "tr expr "
+        "apt apt-get dnf yum apk brew snap pip pip3 dpkg rpm gcc cc g++ c++ clang cargo rustc make cmake pytest"
+    )
 )
 
 
@@ -53,9 +60,12 @@ class CommandDetector:
             loud |= each.by_name.keys() - each.quiet
             for name, checks in each.by_name.items():
                 self._by_name.setdefault(name, []).extend(checks)
-            self._shapes.append((tuple(each.marks), re.compile(each.shape_pattern or "(?!)", re.IGNORECASE), each.shapes))
+            self._shapes.append(
+                (tuple(each.marks), re.compile(each.shape_pattern or "(?!)", re.IGNORECASE), each.shapes)
+            )
         self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()
+        self._analysed: OrderedDict[tuple[str, tuple[str, ...]], list[tuple[Invocation, Hit]]] = OrderedDict()
         self.rules: tuple[Rule, ...] = tuple(rule for each in rulesets for rule in each.rules)
 
     @property
@@ -80,17 +90,26 @@ class CommandDetector:
             return ()
         if not event.argv:
             return ()
-        shapes = self._interest(path or event.argv[0], event.argv)
-        if shapes is None:
-            return ()
         found: list[Draft] = []
-        for run in invocations(event.argv, path=path):
-            for hit in self._hits(run, shapes):
-                severity = _weight(hit, is_hint=is_hint or run.from_script)
-                if self._is_news(event.step, run, hit, severity):
-                    detail = hit.detail or " ".join(run.argv)
-                    found.append(draft(hit.rule, event, detail, severity=severity))
+        for run, hit in self._known_hits(path, tuple(event.argv)):
+            severity = _weight(hit, is_hint=is_hint or run.from_script)
+            if self._is_news(event.step, run, hit, severity):
+                found.append(draft(hit.rule, event, hit.detail or " ".join(run.argv), severity=severity))
         return found
+
+    def _known_hits(self, path: str, argv: tuple[str, ...]) -> list[tuple[Invocation, Hit]]:
+        """Return what the rules say, from memory where the same command was seen lately, as in every build."""
+        key = (path, argv)
+        known = self._analysed.get(key)
+        if known is None:
+            shapes = self._interest(path or argv[0], argv)
+            runs = invocations(argv, path=path) if shapes is not None else []
+            known = [(run, hit) for run in runs for hit in self._hits(run, shapes or ())]
+            if sum(map(len, argv)) <= _SHORT:
+                self._analysed[key] = known
+                if len(self._analysed) > _REMEMBERED:
+                    self._analysed.popitem(last=False)
+        return known
 
     def hits(self, argv: Sequence[str], *, path: str = "") -> list[Hit]:
         """Return everything that the rules say of one argument vector, without memory and without weighing."""
@@ -136,7 +155,8 @@ class CommandDetector:
 
 
 def _has_mark(marks: tuple[str, ...], text: str) -> bool:
-    for mark in marks:  # noqa: SIM110 - `any` over a generator takes three times as long, and this runs for every exec
+    # `any` over a generator takes three times as long, and this runs for every exec.
+    for mark in marks:  # noqa: SIM110 - see above
         if mark in text:
             return True
     return False

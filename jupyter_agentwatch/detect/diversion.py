@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
 
@@ -54,7 +55,15 @@ DETACHED: Final = Rule(
     false_positives=("starting a server for later steps",),
 )
 
-_GPU_VARIABLES: Final = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"})
+_GPU_VARIABLES: Final = frozenset(
+    {
+        "CUDA_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "ROCR_VISIBLE_DEVICES",
+        "GPU_DEVICE_ORDINAL",
+    }
+)
 _ENDLESS: Final = re.compile(r"/dev/(?:zero|urandom|random)$")
 
 
@@ -68,9 +77,15 @@ def _burns(run: Invocation) -> Iterable[Hit]:
         yield Hit(BURNER)
     elif run.name == "dd":
         settings = dict(word.partition("=")[::2] for word in words if "=" in word)
-        if _ENDLESS.search(settings.get("if", "")) and settings.get("of", "/dev/null") == "/dev/null" and "count" not in settings:
+        if (
+            _ENDLESS.search(settings.get("if", ""))
+            and settings.get("of", "/dev/null") == "/dev/null"
+            and "count" not in settings
+        ):
             yield Hit(BURNER, severity="high" if "of" in settings or _discards(run) else "low")
-    elif any(_ENDLESS.search(word) for word in words) and (run.name.endswith("sum") or _discards(run) or run.name in ("gzip", "bzip2", "xz")):
+    elif any(_ENDLESS.search(word) for word in words) and (
+        run.name.endswith("sum") or _discards(run) or run.name in ("gzip", "bzip2", "xz")
+    ):
         yield Hit(BURNER)
     elif run.name == "openssl" and words[:1] == ("speed",) and "-multi" in words:
         yield Hit(BURNER, severity="medium")
@@ -99,17 +114,39 @@ def _detached(run: Invocation) -> Iterable[Hit]:
         yield Hit(DETACHED, severity="high" if hidden else None)
 
 
-_STRESSORS: Final = ("stress", "stress-ng", "gpu_burn", "gpu-burn", "hashcat", "john", "prime95", "mprime", "linpack", "furmark", "cpuburn", "burnp6", "glmark2")
+_STRESSORS: Final = (
+    "stress",
+    "stress-ng",
+    "gpu_burn",
+    "gpu-burn",
+    "hashcat",
+    "john",
+    "prime95",
+    "mprime",
+    "linpack",
+    "furmark",
+    "cpuburn",
+    "burnp6",
+    "glmark2",
+)
 
 DIVERSION: Final = Ruleset(
     rules=(BURNER, STRESS, FORK_BOMB, DETACHED_GPU, DETACHED),
     by_name={
-        **dict.fromkeys(("yes", "dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "gzip", "bzip2", "xz"), (_burns,)),
+        **dict.fromkeys(
+            ("yes", "dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "gzip", "bzip2", "xz"),
+            (_burns,),
+        ),
         **dict.fromkeys(_STRESSORS, (_stress,)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_bomb,)),
     },
-    quiet=frozenset({"dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "gzip", "bzip2", "xz", "sh", "bash", "dash", "zsh", "john", "yes"}),
-    marks=("yes", "nohup", "setsid", "visible_devices", "/dev/zero", "random", "(){", "() {", "speed"),
+    quiet=frozenset(
+        listed("dd cat openssl sha256sum md5sum sha1sum sha512sum gzip bzip2 xz sh bash dash zsh john yes")
+    ),
+    marks=listed(
+        "yes,nohup,setsid,visible_devices,/dev/zero,random,(){,() {,speed",
+        ",",
+    ),
     shapes=(_detached,),
     shape_pattern=r">\s?/dev/null|\(\)\s*\{\s*([\w:]+)\s*\|",
 )

@@ -23,10 +23,18 @@ _METADATA: Final = frozenset(
         *("metadata.azure.com", "metadata.tencentyun.com", "metadata.platformequinix.com"),
     }
 )
-_URL: Final = re.compile(r"([a-z][a-z0-9+.-]{0,31})://(?:([^/@\s]{0,256})@)?(\[[0-9a-fA-F:.]+\]|[^:/?#\s]*)(?::(\d{1,5}))?(.*)", re.I | re.S)
+_URL: Final = re.compile(
+    r"([a-z][a-z0-9+.-]{0,31})://(?:([^/@\s]{0,256})@)?(\[[0-9a-fA-F:.]+\]|[^:/?#\s]*)(?::(\d{1,5}))?(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
 _HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,253}):(\d{1,5})")
-_COPY: Final = re.compile(r"(?:([\w.+-]{1,64})@)?(\[[0-9a-fA-F:.]+\]|[\w.-]{1,253}|\$\{\w+\}):(?!\d+$|//)(.*)", re.S)
-_INNER_NAME: Final = re.compile(r"(?:^|\.)(?:internal|intranet|corp|lan|local|localdomain|home\.arpa|svc|cluster\.local)$")
+_COPY: Final = re.compile(
+    r"(?:([\w.+-]{1,64})@)?(\[[0-9a-fA-F:.]+\]|[\w.-]{1,253}|\$\{\w+\}):(?!\d+$|//)(.*)",
+    re.DOTALL,
+)
+_INNER_NAME: Final = re.compile(
+    r"(?:^|\.)(?:internal|intranet|corp|lan|local|localdomain|home\.arpa|svc|cluster\.local)$"
+)
 
 
 @dataclass(frozen=True, slots=True)

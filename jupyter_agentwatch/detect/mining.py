@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from jupyter_agentwatch.detect.endpoints import parse_endpoint
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.pools import pool_domain, pool_service
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
@@ -77,20 +78,31 @@ FETCH: Final = Rule(
 )
 
 _MINERS: Final = frozenset(
-    "xmrig xmrig-proxy xmrig-cuda xmrig-notls xmr-stak xmr-stak-rx minerd cpuminer cpuminer-opt cpuminer-avx2 cpuminer-sse2 "
-    "cpuminer-multi ccminer ethminer cgminer bfgminer sgminer claymore nbminer t-rex trex gminer lolminer phoenixminer "
-    "teamredminer nanominer bminer wildrig wildrig-multi srbminer srbminer-multi rigel onezerominer bzminer minerstat "
-    "tt-miner z-enemy cryptodredge kawpowminer progpowminer ethdcrminer64 ethdcrminer multiminer xmrigcc xmrigdaemon "
-    "hellminer ccminer-verus kaspa-miner karlsen-miner kaspaminer astrominer derominer dero-miner tnn-miner xlarig "
-    "p2pool miniz ewbf zecminer64 optiminer gatorminer aethir moneroocean nheqminer nhqminer minergate minergate-cli "
-    "packetcrypt pkt-miner raptoreum spectre-miner qubic-miner randomx-benchmark bitcoin-miner poclbm rigv peakminer".split()
+    listed(
+        "xmrig xmrig-proxy xmrig-cuda xmrig-notls xmr-stak xmr-stak-rx minerd cpuminer cpuminer-opt cpuminer-avx2 "
+        "cpuminer-sse2 "
+        "cpuminer-multi ccminer ethminer cgminer bfgminer sgminer claymore nbminer t-rex trex gminer lolminer "
+        "phoenixminer "
+        "teamredminer nanominer bminer wildrig wildrig-multi srbminer srbminer-multi rigel onezerominer bzminer "
+        "minerstat "
+        "tt-miner z-enemy cryptodredge kawpowminer progpowminer ethdcrminer64 ethdcrminer multiminer xmrigcc "
+        "xmrigdaemon "
+        "hellminer ccminer-verus kaspa-miner karlsen-miner kaspaminer astrominer derominer dero-miner tnn-miner xlarig "
+        "p2pool miniz ewbf zecminer64 optiminer gatorminer aethir moneroocean nheqminer nhqminer minergate "
+        "minergate-cli "
+        "packetcrypt pkt-miner raptoreum spectre-miner qubic-miner randomx-benchmark bitcoin-miner poclbm rigv "
+        "peakminer"
+    )
 ) - {"trex"}
 _SCHEME: Final = re.compile(
     r"(?:stratum[12]?|ethstratum|ethproxy|eth-proxy|stratums|daemon|zil|nicehash|ethash|kawpow|randomx|solo|raw)"
     r"(?:\+|2\+|1\+)?(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?)?://",
-    re.I,
+    re.IGNORECASE,
 )
-_STRATUM: Final = re.compile(r"stratum(?:[12]|s)?(?:\+(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?))?://|ethstratum", re.I)
+_STRATUM: Final = re.compile(
+    r"stratum(?:[12]|s)?(?:\+(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?))?://|ethstratum",
+    re.IGNORECASE,
+)
 _POOL_OPTIONS: Final = {
     "o": 3,
     "pool": 3,
@@ -113,44 +125,98 @@ _POOL_OPTIONS: Final = {
     "mining-url": 3,
 }
 _LOGIN_OPTIONS: Final = frozenset(
-    "u user wallet wal ewal zwal w userpass username address miner-address mining-address login account rewards-address "
-    "payout-address pool-user coinbase mining-addr a".split()
+    listed(
+        "u user wallet wal ewal zwal w userpass username address miner-address mining-address login account "
+        "rewards-address "
+        "payout-address pool-user coinbase mining-addr a"
+    )
 )
 _ALGORITHM_OPTIONS: Final = frozenset({"a", "algo", "algorithm", "coin", "c", "cipher", "mode", "pow"})
 _PASSWORD_OPTIONS: Final = frozenset({"p", "pass", "password", "epsw"})
 _ALGORITHM: Final = re.compile(
-    r"(?:rx/\w+|cn(?:-\w+)?/\w+|cn-?(?:lite|heavy|pico|turtle|gpu)\w*|randomx?(?:hash2?|_\w+|[a-z]{1,8})?|cryptonight\S{0,24}|"
-    r"kawpow|progpow\w{0,12}|firopow|meowpow|evrprogpow|ethashb3|ethash|etchash|ubqhash|autolykos2?|octopus|ghostrider|gr|"
-    r"equihash\S{0,12}|beamhash\w{0,4}|cuck(?:oo|aroo|atoo)\w{0,8}|sha256(?:d|dt|t|csm|q)|sha512256d|scrypt\w{0,8}|x1[1-9]\w{0,6}|x2[0-9]\w{0,3}|"
+    r"(?:rx/\w+|cn(?:-\w+)?/\w+|cn-?(?:lite|heavy|pico|turtle|gpu)\w*|randomx?(?:hash2?|_\w+|[a-z]{1,8})?|"
+    r"cryptonight\S{0,24}|"
+    r"kawpow|progpow\w{0,12}|firopow|meowpow|evrprogpow|ethashb3|ethash|etchash|ubqhash|autolykos2?|octopus|"
+    r"ghostrider|gr|"
+    r"equihash\S{0,12}|beamhash\w{0,4}|cuck(?:oo|aroo|atoo)\w{0,8}|sha256(?:d|dt|t|csm|q)|sha512256d|scrypt\w{0,8}|"
+    r"x1[1-9]\w{0,6}|x2[0-9]\w{0,3}|"
     r"ye(?:scrypt|spower)\w{0,10}|argon2\S{0,16}|verus(?:hash)?|k(?:heavyhash|arlsenhashv?2?|as|aspa)|heavyhash|"
-    r"dynex(?:solve)?|nexapow|blake3\w{0,12}|zelhash|zil(?:liqa)?|lyra2\w{0,8}|neoscrypt\w{0,6}|verthash|minotaurx?|panthera|"
+    r"dynex(?:solve)?|nexapow|blake3\w{0,12}|zelhash|zil(?:liqa)?|lyra2\w{0,8}|neoscrypt\w{0,6}|verthash|minotaurx?|"
+    r"panthera|"
     r"astrobwt\S{0,4}|xelishash\w{0,4}|pyrinhash|fishhash|skydoge|memehash|allium|flex|power2b|mike|spectrex|"
-    r"xmr|monero|etc|eth|rvn|ravencoin|kas|erg|ergo|zeph|zephyr|alph|flux|btg|cfx|zec|aeon|wow|wownero|arqma|sumo|salvium)",
-    re.I,
+    r"xmr|monero|etc|eth|rvn|ravencoin|kas|erg|ergo|zeph|zephyr|alph|flux|btg|cfx|zec|aeon|wow|wownero|arqma|sumo|"
+    r"salvium)",
+    re.IGNORECASE,
 )
 _MINER_FLAGS: Final = frozenset(
-    "donate-level donate-over-proxy rig-id cpu-max-threads-hint cpu-priority cpu-affinity-mask randomx-mode randomx-init "
-    "randomx-1gb-pages randomx-no-numa randomx-wrmsr randomx-no-rdmsr randomx-cache-qos nicehash huge-pages-jit no-huge-pages "
-    "cpu-no-yield argon2-impl cuda-loader cuda-devices cuda-bfactor-hint opencl-devices opencl-platform no-cpu asm "
-    "print-time retry-pause http-access-token self-select ethi etha mport allpools allcoins lhr-tune lhr worker "
-    "kernel intensity gpu-intensity cpu-threads disable-gpu disable-cpu extranonce-subscribe tls-fingerprint api-worker-id "
-    "mining-threads pool-timeout farm-recheck report-hashrate hash-power dcri esm eworker worker-name rigname "
-    "1gb-pages pl fidelity".split()
+    listed(
+        "donate-level donate-over-proxy rig-id cpu-max-threads-hint cpu-priority cpu-affinity-mask randomx-mode "
+        "randomx-init "
+        "randomx-1gb-pages randomx-no-numa randomx-wrmsr randomx-no-rdmsr randomx-cache-qos nicehash huge-pages-jit "
+        "no-huge-pages "
+        "cpu-no-yield argon2-impl cuda-loader cuda-devices cuda-bfactor-hint opencl-devices opencl-platform no-cpu asm "
+        "print-time retry-pause http-access-token self-select ethi etha mport allpools allcoins lhr-tune lhr worker "
+        "kernel intensity gpu-intensity cpu-threads disable-gpu disable-cpu extranonce-subscribe tls-fingerprint "
+        "api-worker-id "
+        "mining-threads pool-timeout farm-recheck report-hashrate hash-power dcri esm eworker worker-name rigname "
+        "1gb-pages pl fidelity"
+    )
 )
 _MINING_PORTS: Final = frozenset(
-    {3333, 3334, 3335, 3336, 4444, 5555, 5556, 6666, 7777, 7778, 8888, 9999, 10128, 10300, 10343, 14433, 14444, 20580, 20535}
-    | {45700, 45560, 3357, 5588, 13531, 18080, 18081, 2020, 1314, 4242, 3032, 3352, 12020, 10001, 10032, 33333, 1010, 6060}
+    {
+        3333,
+        3334,
+        3335,
+        3336,
+        4444,
+        5555,
+        5556,
+        6666,
+        7777,
+        7778,
+        8888,
+        9999,
+        10128,
+        10300,
+        10343,
+        14433,
+        14444,
+        20580,
+        20535,
+    }
+    | {
+        45700,
+        45560,
+        3357,
+        5588,
+        13531,
+        18080,
+        18081,
+        2020,
+        1314,
+        4242,
+        3032,
+        3352,
+        12020,
+        10001,
+        10032,
+        33333,
+        1010,
+        6060,
+    }
 )
 _LOGIN_TEXT: Final = re.compile(
     r"mining\.(?:subscribe|authorize|submit)|eth_submit(?:Login|Work|Hashrate)|EthereumStratum/|"
     r"\"method\"\s*:\s*\"login\"[^}]{0,200}\"(?:pass|agent|rigid)\"",
-    re.I,
+    re.IGNORECASE,
 )
 _CONFIG_TEXT: Final = re.compile(
-    r"\"pools\"\s*:\s*\[.{0,2000}\"(?:url|pool_address)\"|\"(?:pool_address|wallet_address)\"\s*:.{0,400}\"(?:rig_id|pool_password|use_tls)\"|"
-    r"\"donate-level\"\s*:|\"url\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"user\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"(?:algo|coin|keepalive|rig-id)\"|"
+    r"\"pools\"\s*:\s*\[.{0,2000}\"(?:url|pool_address)\"|\"(?:pool_address|wallet_address)\"\s*:.{0,400}\"(?:rig_id|"
+    r"pool_password|use_tls)\"|"
+    r"\"donate-level\"\s*:|\"url\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"user\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"(?:algo|"
+    r"coin|keepalive|rig-id)\"|"
     r"^\s*wallet\s*=\s*\S{20,}.{0,400}(?:pool1|rigName|coin)\s*=",
-    re.I | re.S | re.M,
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
 )
 
 
@@ -235,7 +301,9 @@ def _grammar(run: Invocation) -> Iterable[Hit]:
 
 
 # Where -o, -u, -p and -a mean something else and a destination with a port is ordinary.
-_OTHER_GRAMMARS: Final = frozenset({"curl", "wget", "ssh", "scp", "sftp", "mysql", "psql", "docker", "kubectl", "mount", "tcpdump"})
+_OTHER_GRAMMARS: Final = frozenset(
+    {"curl", "wget", "ssh", "scp", "sftp", "mysql", "psql", "docker", "kubectl", "mount", "tcpdump"}
+)
 
 
 def _known(run: Invocation) -> Iterable[Hit]:
@@ -246,7 +314,11 @@ def _known(run: Invocation) -> Iterable[Hit]:
 def _texts(run: Invocation) -> Iterable[Hit]:
     text = "\n".join((*run.argv[1:], run.stdin))
     writes = any(r.op in (">", ">>", ">|", "&>") for r in run.redirects) or run.name == "tee"
-    speaks = run.name in ("nc", "ncat", "netcat", "socat", "telnet", "openssl") or run.code != "" or "/dev/tcp" in str(run.redirects)
+    speaks = (
+        run.name in ("nc", "ncat", "netcat", "socat", "telnet", "openssl")
+        or run.code != ""
+        or "/dev/tcp" in str(run.redirects)
+    )
     if (writes and _CONFIG_TEXT.search(text)) or (speaks and _LOGIN_TEXT.search(text)):
         yield Hit(CONFIG)
 
@@ -255,7 +327,16 @@ def _node(run: Invocation) -> Iterable[Hit]:
     words = [word.lower().lstrip("-").partition("=")[0] for word in run.argv[1:]]
     if "regtest" in words or "dev" in words:
         return
-    mines = {"start-mining", "mine", "miner.etherbase", "miner.threads", "mining-threads", "gen", "generate", "start_mining"}
+    mines = {
+        "start-mining",
+        "mine",
+        "miner.etherbase",
+        "miner.threads",
+        "mining-threads",
+        "gen",
+        "generate",
+        "start_mining",
+    }
     if mines & set(words) or any("miner.start" in word for word in run.argv):
         yield Hit(NODE)
 
@@ -285,19 +366,24 @@ MINING: Final = Ruleset(
     rules=_RULES,
     by_name={
         **dict.fromkeys(_MINERS, (_known,)),
-        **dict.fromkeys(("monerod", "geth", "bitcoind", "bitcoin-cli", "zcashd", "erigon", "monero-wallet-cli"), (_node,)),
+        **dict.fromkeys(
+            ("monerod", "geth", "bitcoind", "bitcoin-cli", "zcashd", "erigon", "monero-wallet-cli"), (_node,)
+        ),
         **dict.fromkeys(("modprobe", "insmod", "sysctl", "wrmsr"), (_prepares,)),
         **dict.fromkeys(("curl", "wget", "git", "aria2c", "axel"), (_fetches,)),
     },
-    quiet=frozenset({"curl", "wget", "git", "sysctl", "modprobe", "aria2c"}),
-    marks=(
-        *("stratum", "donate-level", "algo", "coin", "pool", "wallet", "-wal", "eth_submit", "mining", "0x", "bc1q", "kaspa:q"),
-        *(" -o ", "-u ", "--url", "--server", "-uri", "user", "msr", "hugepages", "xmrig", "miner"),
+    quiet=frozenset(listed("curl wget git sysctl modprobe aria2c")),
+    marks=listed(
+        "stratum,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
+        "--server,-uri,user,msr,hugepages,xmrig,miner",
+        ",",
     ),
     shapes=(_grammar, _texts),
     shape_pattern=(
-        r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|donate-level|"
-        r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|eth_submit|"
+        r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|"
+        r"donate-level|"
+        r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|"
+        r"eth_submit|"
         r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}"
     ),
 )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.detect.wallets import wallet_kind
@@ -48,10 +49,13 @@ KEY: Final = Rule(
 )
 
 _METHODS: Final = re.compile(
-    r"\b(?:eth_send(?:Raw)?Transaction|eth_signTransaction|personal_(?:sendTransaction|unlockAccount|sign)|wallet_sendCalls|send(?:toaddress|many|rawtransaction)|"
+    r"\b(?:eth_send(?:Raw)?Transaction|eth_signTransaction|personal_(?:sendTransaction|unlockAccount|sign)|"
+    r"wallet_sendCalls|send(?:toaddress|many|rawtransaction)|"
     r"walletprocesspsbt|sendTransaction|transfer_split|sweep_all|signAndSendTransaction)\b"
 )
-_HEADERS: Final = re.compile(r"^\s*(?:x-payment|payment-signature|payment-authorization|authorization:\s*(?:payment|l402|lsat)\b)", re.I)
+_HEADERS: Final = re.compile(
+    r"^\s*(?:x-payment|payment-signature|payment-authorization|authorization:\s*(?:payment|l402|lsat)\b)", re.IGNORECASE
+)
 _LOCAL: Final = re.compile(r"localhost|127\.0\.0\.1|\[::1\]|devnet|testnet|regtest|sepolia|anvil|hardhat|signet")
 
 
@@ -64,8 +68,15 @@ def _web(run: Invocation) -> Iterable[Hit]:
     method = _METHODS.search(text) or re.search(r"\"method\"\s*:\s*\"transfer\"", text)
     if method:
         yield Hit(WALLET_RPC, method[0], "medium" if _LOCAL.search(text) else None)
-    if any(_HEADERS.search(word.partition(":")[0] + ":" + word.partition(":")[2]) for word in run.argv[1:] if ":" in word):
+    if any(
+        _HEADERS.search(word.partition(":")[0] + ":" + word.partition(":")[2]) for word in run.argv[1:] if ":" in word
+    ):
         yield Hit(HEADER, severity="medium" if _LOCAL.search(text) else None)
+
+
+_MAKES_KEY: Final = re.compile(
+    r"\b(?:dumpprivkey|wallet new|keygen new|account new|^new|grind|generate-new-wallet|importprivkey|mnemonic)\b"
+)
 
 
 def _tool(run: Invocation) -> Iterable[Hit]:
@@ -95,13 +106,13 @@ def _tool(run: Invocation) -> Iterable[Hit]:
     pattern = verbs.get(run.name)
     if pattern and re.search(pattern, text):
         yield Hit(WALLET_TOOL, severity="medium" if _LOCAL.search(text) else None)
-    elif re.search(r"\b(?:dumpprivkey|wallet new|keygen new|account new|generate-new-wallet|importprivkey|mnemonic)\b", text):
-        if run.name in verbs or run.name in ("solana-keygen", "monero-wallet-cli", "ethkey"):
-            yield Hit(KEY)
+    elif _MAKES_KEY.search(text):
+        yield Hit(KEY)
 
 
 _CODE: Final = re.compile(
-    r"send_raw_transaction|sendTransaction|eth_account|Account\.from_key|send_transaction|sendRawTransaction|signAndSubmit|transferSOL|x402"
+    r"send_raw_transaction|sendTransaction|eth_account|Account\.from_key|send_transaction|sendRawTransaction|"
+    r"signAndSubmit|transferSOL|x402"
 )
 
 
@@ -115,14 +126,19 @@ def _gives_wallet(run: Invocation) -> Iterable[Hit]:
     """A payment tool of unknown name: an amount, a destination that is a wallet, and a word for paying."""
     words = run.argv[1:]
     pays = any(word.lower() in ("send", "pay", "transfer", "withdraw", "--amount", "payto") for word in words)
-    if pays and any(wallet_kind(word.rpartition("=")[2]) for word in words) and any(re.fullmatch(r"(?:--\w+=)?\d+(?:\.\d+)?\w{0,5}", word) for word in words):
+    if (
+        pays
+        and any(wallet_kind(word.rpartition("=")[2]) for word in words)
+        and any(re.fullmatch(r"(?:--\w+=)?\d+(?:\.\d+)?\w{0,5}", word) for word in words)
+    ):
         yield Hit(WALLET_TOOL)
 
 
-_TOOLS: Final = (
-    "cast bitcoin-cli litecoin-cli dogecoin-cli solana spl-token monero-wallet-cli electrum lncli lightning-cli geth near x402 awal purl mppx "
+_TOOLS: Final = listed(
+    "cast bitcoin-cli litecoin-cli dogecoin-cli solana spl-token monero-wallet-cli electrum lncli lightning-cli geth "
+    "near x402 awal purl mppx "
     "cleos gaiad aptos sui solana-keygen ethkey"
-).split()
+)
 
 PAYMENT: Final = Ruleset(
     rules=(WALLET_RPC, HEADER, WALLET_TOOL, KEY),
@@ -131,9 +147,15 @@ PAYMENT: Final = Ruleset(
         **dict.fromkeys(_TOOLS, (_tool,)),
         **dict.fromkeys(("python", "node", "nodejs", "bun", "deno", "ipython", "ruby"), (_code,)),
     },
-    quiet=frozenset({"curl", "wget", "http", "https", "python", "node", "nodejs", "bun", "deno", "ipython", "ruby", "near", "sui", "cast"}),
-    marks=("payment", "l402", "lsat", "send", "transfer", "transaction", "withdraw", "payto", "pay ", "eth_account", "x402", "personal_"),
+    quiet=frozenset(listed("curl wget http https python node nodejs bun deno ipython ruby near sui cast")),
+    marks=listed(
+        "payment,l402,lsat,send,transfer,transaction,withdraw,payto,pay ,eth_account,x402,personal_",
+        ",",
+    ),
     shapes=(_gives_wallet,),
-    shape_pattern=r"\b(?:send|pay|transfer|withdraw|payto)\b.*(?:0x[0-9a-f]{40}|bc1|[48][1-9A-HJ-NP-Za-km-z]{94}|[1-9A-HJ-NP-Za-km-z]{32,44})",
+    shape_pattern=(
+        r"\b(?:send|pay|transfer|withdraw|payto)\b.*(?:0x[0-9a-f]{40}|bc1|[48][1-9A-HJ-NP-Za-km-z]{94}|"
+        r"[1-9A-HJ-NP-Za-km-z]{32,44})"
+    ),
 )
 """What payments look like on a command line."""

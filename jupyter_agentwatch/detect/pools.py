@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from jupyter_agentwatch.detect.listed import listed
+
 __all__ = ["POOL_DOMAINS", "pool_domain", "pool_service"]
 
 POOL_DOMAINS: Final = frozenset(
-    (
+    listed(
         "2miners.com 2miners.ru acc-pool.pw aeon-pool.com aionpool.tech antpool.com asiapool.io awgoaigartnj-xmr.com "
         "backup-pool.com baikalmine.com bepooh.com bittubeapp.com bizxmr.cc bmpool.org bohemianpool.com braiins.com "
         "c3pool.com c3pool.org cnpool.cc coinfoundry.org coolmining.club cruxpool.com cryptmonero.com crypto-pool.fr "
@@ -35,7 +37,7 @@ POOL_DOMAINS: Final = frozenset(
         "unmineable.com usxmrpool.com viabtc.com viaxmr.com vipor.net walpool.com winxmr.club woolypooly.com xmr.pt "
         "xmrfast.com xmrget.com xmrig.com xmrminer.cc xmrminerpro.com xmrpool.com xmrpool.de xmrpool.eu xmrpool.me "
         "xmrpool.net xmrpool.xyz zarabotaibitok.ru zergpool.com zpool.ca "
-    ).split()
+    )
 )
 """Registered domains of pools and of miners' own donation servers."""
 

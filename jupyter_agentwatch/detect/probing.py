@@ -9,11 +9,12 @@ from typing import Final
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.decoding import range_size
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS
 from jupyter_agentwatch.detect.unwrap import Invocation
 
-__all__ = ["METADATA", "MANY_HOSTS", "MANY_PORTS", "PROBING"]
+__all__ = ["MANY_HOSTS", "MANY_PORTS", "METADATA", "PROBING"]
 
 METADATA: Final = Rule(
     id="probing.metadata",
@@ -65,25 +66,35 @@ _NMAP: Final = Grammar(
     valued="pgeDbi",
     attached="oPs",
     long_valued=frozenset(
-        "top-ports script script-args exclude-ports excludefile exclude host-timeout min-rate max-rate source-port dns-servers "
-        "max-retries min-parallelism data-length scan-delay port-ratio".split()
+        listed(
+            "top-ports script script-args exclude-ports excludefile exclude host-timeout min-rate max-rate "
+            "source-port dns-servers "
+            "max-retries min-parallelism data-length scan-delay port-ratio"
+        )
     ),
 )
-_SCANNERS: Final = (
-    "nmap masscan zmap rustscan unicornscan naabu pnscan fping hping3 hping nping arp-scan netdiscover nbtscan fscan angryip "
+_SCANNERS: Final = listed(
+    "nmap masscan zmap rustscan unicornscan naabu pnscan fping hping3 hping nping arp-scan netdiscover nbtscan fscan "
+    "angryip "
     "zgrab2 zgrab ipscan smap sx netscan xscan pscan libtins-scan arping onesixtyone snmp-check"
-).split()
-_WEB_SCANNERS: Final = (
-    "nikto gobuster dirb ffuf feroxbuster wfuzz sqlmap nuclei wpscan hydra medusa ncrack patator crackmapexec netexec nxc enum4linux "
-    "smbmap amass subfinder theharvester dnsenum dnsrecon fierce kerbrute responder bettercap ettercap crowbar evil-winrm linpeas "
+)
+_WEB_SCANNERS: Final = listed(
+    "nikto gobuster dirb ffuf feroxbuster wfuzz sqlmap nuclei wpscan hydra medusa ncrack patator crackmapexec "
+    "netexec nxc enum4linux "
+    "smbmap amass subfinder theharvester dnsenum dnsrecon fierce kerbrute responder bettercap ettercap crowbar "
+    "evil-winrm linpeas "
     "linenum kube-hunter peirates cdk pacu scoutsuite impacket-secretsdump dirsearch whatweb"
-).split()
+)
 _HOST_LIKE: Final = re.compile(r"[\w.-]+\.[\w-]+|\d+\.\d+\.\d+\.\d+")
-_RANGE: Final = re.compile(r"\d+\.\d+\.\d+\.\d+/\d{1,2}|\d+\.\d+\.\d+\.(?:\d+-\d+|\*|\[)|\d+\.\d+\.(?:\d+-\d+|\*)\.|\d+\.\d+\.\d+\.\d+-\d+\.\d+|[0-9a-f:]+::/\d+")
+_RANGE: Final = re.compile(
+    r"\d+\.\d+\.\d+\.\d+/\d{1,2}|\d+\.\d+\.\d+\.(?:\d+-\d+|\*|\[)|\d+\.\d+\.(?:\d+-\d+|\*)\.|"
+    r"\d+\.\d+\.\d+\.\d+-\d+\.\d+|[0-9a-f:]+::/\d+"
+)
 _METADATA_TEXT: Final = re.compile(
-    r"169\.254\.(?:169\.254|170\.(?:2|23))|metadata\.google\.internal|100\.100\.100\.200|\bfd00:ec2::254|2852039166|0xa9fea9fe|"
+    r"169\.254\.(?:169\.254|170\.(?:2|23))|metadata\.google\.internal|100\.100\.100\.200|\bfd00:ec2::254|2852039166|"
+    r"0xa9fea9fe|"
     r"metadata\.(?:azure\.com|tencentyun\.com)|/latest/(?:meta-data|api/token|dynamic)|computeMetadata/v1",
-    re.I,
+    re.IGNORECASE,
 )
 
 
@@ -110,13 +121,20 @@ def _scanner(run: Invocation) -> Iterable[Hit]:
     if targets and all(zone_of(target.partition("/")[0]) == "loopback" for target in targets):
         yield Hit(SCANNER, severity="low")
         return
-    wide = any(_RANGE.search(target) for target in targets) or len(targets) >= MANY_HOSTS or options.has("iL", "i", "iR")
+    wide = (
+        any(_RANGE.search(target) for target in targets) or len(targets) >= MANY_HOSTS or options.has("iL", "i", "iR")
+    )
     single = run.name in ("nmap", "nping", "hping3", "hping", "arping", "fping")
     if run.name in ("arping", "fping") and not wide and not options.has("g", "generate"):
         yield Hit(SCANNER, severity="low")
         return
     ports = sum(_ports(value) for value in options.all("p"))
-    thorough = ports >= MANY_PORTS or not ports or bool(options.all("s", "script", "top-ports")) or options.has("A", "O", "sV", "sS")
+    thorough = (
+        ports >= MANY_PORTS
+        or not ports
+        or bool(options.all("s", "script", "top-ports"))
+        or options.has("A", "O", "sV", "sS")
+    )
     yield Hit(SCANNER, severity=None if wide or not single or thorough else "medium")
 
 
@@ -152,12 +170,20 @@ def _looped(run: Invocation) -> Iterable[Hit]:
         host = endpoint.host if endpoint else device[1] if device else filled
         zone = zone_of(host) if "." in host or ":" in host or device or endpoint else "loopback"
         before_host = (word.partition("/dev/tcp/")[2] if device else word).replace("{", "${")
-        varies = "${" in before_host.partition("?")[0].partition("://")[-1 if "://" in word else 0].partition("/")[0] or device
+        varies = (
+            "${" in before_host.partition("?")[0].partition("://")[-1 if "://" in word else 0].partition("/")[0]
+            or device
+        )
         inner = zone in ("private", "link-local", "metadata") or (device is not None and zone != "loopback")
         if varies and inner and (count >= MANY_HOSTS or count == 0):
             yield Hit(SWEEP, word)
             return
-        if varies and count >= 64 and (run.name in ("ping", "telnet", "nc", "arping") or zone == "outside") and _HOST_LIKE.search(filled):
+        if (
+            varies
+            and count >= 64
+            and (run.name in ("ping", "telnet", "nc", "arping") or zone == "outside")
+            and _HOST_LIKE.search(filled)
+        ):
             yield Hit(SWEEP, word)
             return
     if run.name == "curl" and any(_RANGE_URL.search(word) and not _is_loopback_url(word) for word in run.argv[1:]):
@@ -180,7 +206,9 @@ def _metadata(run: Invocation) -> Iterable[Hit]:
         yield Hit(METADATA, found[0])
 
 
-_TEXT_ONLY: Final = frozenset({"ip", "route", "iptables", "tcpdump", "nft", "export", "sudo", "sh", "bash", "dash", "zsh", "find"})
+_TEXT_ONLY: Final = frozenset(
+    {"ip", "route", "iptables", "tcpdump", "nft", "export", "sudo", "sh", "bash", "dash", "zsh", "find"}
+)
 
 
 def _discovers(run: Invocation) -> Iterable[Hit]:
@@ -189,16 +217,25 @@ def _discovers(run: Invocation) -> Iterable[Hit]:
         yield Hit(DISCOVERY)
     elif run.name == "ping" and (re.search(r"\.255(?:\s|$)|-b\b.*\.255", text)):
         yield Hit(SWEEP, severity="medium")
-    elif run.name in ("dig", "host", "nslookup", "dnsrecon") and re.search(r"\baxfr\b|(?:^|\s)-l\s", text, re.I):
+    elif run.name in ("dig", "host", "nslookup", "dnsrecon") and re.search(
+        r"\baxfr\b|(?:^|\s)-l\s", text, re.IGNORECASE
+    ):
         yield Hit(SCANNER, f"zone transfer: {text}")
-    elif run.name == "snmpwalk" or (run.name in ("smbclient", "rpcclient", "showmount") and re.search(r"-L|-e\b|enum", text)):
+    elif run.name == "snmpwalk" or (
+        run.name in ("smbclient", "rpcclient", "showmount") and re.search(r"-L|-e\b|enum", text)
+    ):
         yield Hit(DISCOVERY, severity="medium")
     elif run.name == "avahi-browse":
         yield Hit(DISCOVERY)
 
 
-_LOOP_CODE: Final = re.compile(r"range\(\s*\d*\s*,?\s*\d{2,5}|for\s*\(\s*\w+\s*=|\.\.|ip_network\(|\.hosts\(\)|\b(?:ports|hosts)\b", re.I)
-_CONNECT_CODE: Final = re.compile(r"connect_ex\s*\(|create_connection\s*\(|\.connect\s*\(|urlopen\s*\(|requests\.get\s*\(|TCPSocket\.new|fsockopen|IO::Socket::INET|net\.connect")
+_LOOP_CODE: Final = re.compile(
+    r"range\(\s*\d*\s*,?\s*\d{2,5}|for\s*\(\s*\w+\s*=|\.\.|ip_network\(|\.hosts\(\)|\b(?:ports|hosts)\b", re.IGNORECASE
+)
+_CONNECT_CODE: Final = re.compile(
+    r"connect_ex\s*\(|create_connection\s*\(|\.connect\s*\(|urlopen\s*\(|requests\.get\s*\(|TCPSocket\.new|fsockopen|"
+    r"IO::Socket::INET|net\.connect"
+)
 _ADDRESS_CODE: Final = re.compile(r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.[\d{%$]")
 
 
@@ -221,8 +258,39 @@ def _web_scanner(run: Invocation) -> Iterable[Hit]:
     yield Hit(WEB_SCANNER, severity="info" if asks else None)
 
 
-_CLIENTS: Final = frozenset({*NETCATS, "ping", "ping6", "curl", "wget", "telnet", "ssh", "http", "dig", "host", "nslookup", "arping", "traceroute", "openssl"})
-_CODE_NAMES: Final = ("python", "perl", "ruby", "php", "node", "nodejs", "pypy", "lua", "bun", "deno", "ipython", "awk", "gawk")
+_CLIENTS: Final = frozenset(
+    {
+        *NETCATS,
+        "ping",
+        "ping6",
+        "curl",
+        "wget",
+        "telnet",
+        "ssh",
+        "http",
+        "dig",
+        "host",
+        "nslookup",
+        "arping",
+        "traceroute",
+        "openssl",
+    }
+)
+_CODE_NAMES: Final = (
+    "python",
+    "perl",
+    "ruby",
+    "php",
+    "node",
+    "nodejs",
+    "pypy",
+    "lua",
+    "bun",
+    "deno",
+    "ipython",
+    "awk",
+    "gawk",
+)
 
 PROBING: Final = Ruleset(
     rules=(METADATA, SCANNER, SWEEP, DISCOVERY, WEB_SCANNER),
@@ -232,17 +300,33 @@ PROBING: Final = Ruleset(
         **dict.fromkeys(NETCATS, (_netcat,)),
         **dict.fromkeys(_CODE_NAMES, (_code,)),
         **dict.fromkeys(
-            ("arp", "ip", "dig", "host", "nslookup", "ping", "snmpwalk", "smbclient", "rpcclient", "showmount", "avahi-browse"),
+            (
+                "arp",
+                "ip",
+                "dig",
+                "host",
+                "nslookup",
+                "ping",
+                "snmpwalk",
+                "smbclient",
+                "rpcclient",
+                "showmount",
+                "avahi-browse",
+            ),
             (_discovers,),
         ),
     },
-    quiet=frozenset({*_CODE_NAMES, "ip", "arp", "ping", "host", "dig", "nslookup", "cdk", "smap", "sx", "responder"}),
-    marks=("169.254.", "metadata", "100.100.100.200", "ec2::254", "2852039166", "0xa9fea9fe", "meta-data", "for ", "xargs", "/dev/tcp/", "axfr",
-           "connect", "{1..", "[0-", "[1-", "parallel", ".255"),
+    quiet=frozenset({*_CODE_NAMES, *listed("ip arp ping host dig nslookup cdk smap sx responder")}),
+    marks=listed(
+        "169.254.,metadata,100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
+        "connect,{1..,[0-,[1-,parallel,.255",
+        ",",
+    ),
     shapes=(_metadata, _looped),
     shape_pattern=(
         r"169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
-        r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|nslookup|dig)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
+        r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|nslookup|dig)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
+        r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
     ),
 )
 """What probing looks like on a command line."""

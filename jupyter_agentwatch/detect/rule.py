@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from jupyter_agentwatch.detect.model import Draft, Family
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.events import AnyEvent, Severity
 
-__all__ = ["SEVERITIES", "Check", "Family", "Hit", "Rule", "Ruleset", "draft"]
+__all__ = ["SEVERITIES", "Check", "Hit", "Rule", "Ruleset", "by_pattern", "draft"]
 
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
 """From the least to the greatest."""
@@ -80,6 +81,22 @@ class Ruleset:
     shape_pattern: str = ""
     marks: Sequence[str] = ()
     quiet: frozenset[str] = frozenset()
+
+
+def by_pattern(table: Mapping[str, tuple[str, Rule, Severity | None]]) -> Check:
+    """Return a check that finds a regular expression in a program's arguments, joined by blanks.
+
+    Args:
+        table: Program name to the expression, the rule, and the severity where it is not the rule's own.
+    """
+    compiled = {name: (re.compile(pattern), rule, severity) for name, (pattern, rule, severity) in table.items()}
+
+    def check(run: Invocation) -> Iterable[Hit]:
+        pattern, rule, severity = compiled[run.name]
+        if pattern.search(" ".join(run.argv[1:])):
+            yield Hit(rule, severity=severity)
+
+    return check
 
 
 _MAX_DETAIL = 200

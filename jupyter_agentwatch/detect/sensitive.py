@@ -8,21 +8,28 @@ from typing import Final
 __all__ = ["is_archive", "is_sensitive", "is_sweeping"]
 
 _SENSITIVE: Final = re.compile(
-    r"(?:^|/|@|=)(?:\.ssh|\.aws|\.gnupg|\.kube|\.docker|\.azure|\.config/(?:gcloud|gh|rclone|op)|\.netrc|\.git-credentials|"
+    r"(?:^|/|@|=)(?:\.ssh|\.aws|\.gnupg|\.kube|\.docker|\.azure|\.config/(?:gcloud|gh|rclone|op)|\.netrc|"
+    r"\.git-credentials|"
     r"\.npmrc|\.pypirc|\.pgpass|\.my\.cnf|\.vault-token|\.terraform\.d|\.bash_history|\.zsh_history|\.python_history|"
-    r"\.env(?:\.(?!example|sample|template|dist)\w+)?|\.htpasswd|\.mozilla|\.thunderbird|\.electrum|\.bitcoin|\.ethereum|\.monero|"
-    r"\.password-store|\.huggingface|\.jupyter|\.local/share/(?:jupyter/runtime|keyrings)|\.cache/huggingface/token)(?:/|$)|"
+    r"\.env(?:\.(?!example|sample|template|dist)\w+)?|\.htpasswd|\.mozilla|\.thunderbird|\.electrum|\.bitcoin|"
+    r"\.ethereum|\.monero|"
+    r"\.password-store|\.huggingface|\.jupyter|\.local/share/(?:jupyter/runtime|keyrings)|"
+    r"\.cache/huggingface/token)(?:/|$)|"
     r"(?:^|[/@=])etc/(?:passwd|shadow|gshadow|sudoers|ssh|kubernetes|ssl/private|krb5\.keytab|security)\b|"
-    r"(?:^|/|@)(?:id_(?:rsa|dsa|ecdsa|ed25519)|credentials(?:\.json|\.csv)?|service[-_]account\S*\.json|secrets?(?:\.\w+)?|"
+    r"(?:^|/|@)(?:id_(?:rsa|dsa|ecdsa|ed25519)|credentials(?:\.json|\.csv)?|service[-_]account\S*\.json|"
+    r"secrets?(?:\.\w+)?|"
     r"wallet\.dat|keystore|kubeconfig|passwords?(?:\.\w+)?|\S*token(?:s)?(?:\.txt|\.json)|shadow)$|"
     r"\.(?:pem|key|p12|pfx|kdbx|jks|keytab|ppk|ovpn)$|"
     r"(?:^|@)/proc/(?:\d+|self|\*)/environ|/var/run/secrets|/run/secrets|(?:^|/)root/\.|/\.git/config$"
 )
 _SWEEPING: Final = re.compile(
-    r"/(?:\*)?|/(?:etc|root|home|var|opt|srv|data|mnt|usr)/?\*?|~/?\*?|~\w*/\.\*?|\$\{HOME\}/?|/home/[\w.-]+/?|~/\.\S+|/home/[\w.-]+/\.\S+"
+    r"/(?:\*)?|/(?:etc|root|home|var|opt|srv|data|mnt|usr)/?\*?|~/?\*?|~\w*/\.\*?|\$\{HOME\}/?|/home/[\w.-]+/?|"
+    r"~/\.\S+|/home/[\w.-]+/\.\S+"
 )
 _ARCHIVE: Final = re.compile(
-    r"\.(?:tar|tgz|tbz2?|txz|tar\.\w{2,4}|zip|7z|rar|gz|bz2|xz|zst|gpg|enc|age|sql|dump|db|sqlite3?|bak|ckpt|safetensors|pt|pth)$", re.I
+    r"\.(?:tar|tgz|tbz2?|txz|tar\.\w{2,4}|zip|7z|rar|gz|bz2|xz|zst|gpg|enc|age|sql|dump|db|sqlite3?|bak|ckpt|"
+    r"safetensors|pt|pth)$",
+    re.IGNORECASE,
 )
 
 

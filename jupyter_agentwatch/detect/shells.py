@@ -8,6 +8,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, program_name
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS
@@ -73,43 +74,72 @@ SHELL_TOOL: Final = Rule(
     false_positives=("a support session that a person asked for",),
 )
 
-NETCATS: Final = ("nc", "ncat", "netcat", "nc.openbsd", "nc.traditional", "pwncat", "rustcat", "rcat", "cryptcat", "sbd", "dbd", "ncat.openbsd")
+NETCATS: Final = (
+    "nc",
+    "ncat",
+    "netcat",
+    "nc.openbsd",
+    "nc.traditional",
+    "pwncat",
+    "rustcat",
+    "rcat",
+    "cryptcat",
+    "sbd",
+    "dbd",
+    "ncat.openbsd",
+)
 """Programs that join their standard streams to a socket."""
 
-SOCKET_CLIENTS: Final = frozenset({*NETCATS, "telnet", "socat", "openssl", "gnutls-cli", "websocat", "busybox-nc", "s_client", "torify"})
+SOCKET_CLIENTS: Final = frozenset(
+    {*NETCATS, "telnet", "socat", "openssl", "gnutls-cli", "websocat", "busybox-nc", "s_client", "torify"}
+)
 """Programs whose standard streams are, or can be, a socket."""
 
 NETCAT: Final = Grammar(
     valued="ceGgIiMmOPpqsTVWwXx",
     long_valued=frozenset(
-        "exec sh-exec lua-exec source source-port proxy proxy-type proxy-auth wait idle-timeout max-conns delay ssl-cert "
-        "ssl-key allow allowfile deny denyfile output hex-dump".split()
+        listed(
+            "exec sh-exec lua-exec source source-port proxy proxy-type proxy-auth wait idle-timeout max-conns delay "
+            "ssl-cert "
+            "ssl-key allow allowfile deny denyfile output hex-dump"
+        )
     ),
-    long_flags=frozenset({"listen", "keep-open", "udp", "ssl", "verbose", "nodns", "send-only", "recv-only", "broker", "zero"}),
+    long_flags=frozenset(
+        {"listen", "keep-open", "udp", "ssl", "verbose", "nodns", "send-only", "recv-only", "broker", "zero"}
+    ),
 )
 """Options of the netcats; where they disagree (-c, -o, -t) the reading that hides nothing is taken."""
 
-_SHELL_PATH: Final = r"(?:/(?:usr/(?:local/)?)?bin/|\b)(?:ba|da|z|k|a|mk|c|tc|fi|pdk)?sh\b|\bcmd\.exe\b|\bpowershell\b|\bpwsh\b"
+_SHELL_PATH: Final = (
+    r"(?:/(?:usr/(?:local/)?)?bin/|\b)(?:ba|da|z|k|a|mk|c|tc|fi|pdk)?sh\b|\bcmd\.exe\b|\bpowershell\b|\bpwsh\b"
+)
 _IS_SHELL: Final = re.compile(_SHELL_PATH)
 _NETWORK_CODE: Final = re.compile(
-    r"socket\.(?:socket|create_connection|create_server|tcp)\b|\bsocket\s*\(|from socket import|TCPSocket|TCPServer|UDPSocket|"
+    r"socket\.(?:socket|create_connection|create_server|tcp)\b|\bsocket\s*\(|from socket import|TCPSocket|TCPServer|"
+    r"UDPSocket|"
     r"IO::Socket|use Socket|\bp?fsockopen\b|stream_socket_(?:client|server)|socket_create|"
-    r"net\.(?:connect|createConnection|createServer|Socket|Dial|Listen)|require\(\s*['\"](?:net|tls|dgram|socket(?:\.core)?)['\"]|"
-    r"/inet\d?/(?:tcp|udp)/|open_connection|start_server|TCPClient|Net\.Sockets|java\.net|Socket\(|tls\.connect|socket\.connect|"
+    r"net\.(?:connect|createConnection|createServer|Socket|Dial|Listen)|require\(\s*['\"](?:net|tls|dgram|"
+    r"socket(?:\.core)?)['\"]|"
+    r"/inet\d?/(?:tcp|udp)/|open_connection|start_server|TCPClient|Net\.Sockets|java\.net|Socket\(|tls\.connect|"
+    r"socket\.connect|"
     r"Bun\.connect|Deno\.connect|TcpStream|\bsocket\s+-?\w|make_socket|socat|socketserver|paramiko",
 )
 _SPAWNING_CODE: Final = re.compile(
-    r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|\bsystem\b|passthru|"
-    r"proc_open|os\.execute|getline|\biex\b|Invoke-Expression|ProcessBuilder|getRuntime|IO\.popen|\bfork\b|reopen|`[^`]{1,80}`|"
+    r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|"
+    r"\bsystem\b|passthru|"
+    r"proc_open|os\.execute|getline|\biex\b|Invoke-Expression|ProcessBuilder|getRuntime|IO\.popen|\bfork\b|reopen|"
+    r"`[^`]{1,80}`|"
     r"exec\s*\{|open\s*\(\s*STD(?:IN|OUT)|STDIN->fdopen|fdopen",
-    re.I,
+    re.IGNORECASE,
 )
 _REMOTE_COMMAND: Final = re.compile(
     r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+\.)?"
     r"(?:recv|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)",
-    re.I,
+    re.IGNORECASE,
 )
-_PTY: Final = re.compile(r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.*\bexec\b.*sh|spawn\s+/bin/(?:ba)?sh.*interact", re.S)
+_PTY: Final = re.compile(
+    r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.*\bexec\b.*sh|spawn\s+/bin/(?:ba)?sh.*interact", re.DOTALL
+)
 _DEV_NET: Final = re.compile(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
 
 
@@ -134,7 +164,7 @@ def _reads_commands(run: Invocation) -> bool:
         return False
     words = run.argv[1:]
     return not any("c" in word.lstrip("-") for word in words if word[:1] == "-" and word[1:2] != "-") and all(
-        word[:1] == "-" or word in ("/dev/stdin",) for word in words
+        word[:1] == "-" or word == "/dev/stdin" for word in words
     )
 
 
@@ -200,7 +230,9 @@ def _dev_tcp(run: Invocation) -> Iterable[Hit]:
 
 def _exec_shell(run: Invocation) -> Iterable[Hit]:
     """`exec sh <&3 >&3` and commands read from a descriptor."""
-    variable = run.argv[0].startswith("${") and any(r.op == ">&" and r.target.isdigit() and int(r.target) > 2 for r in run.redirects)
+    variable = run.argv[0].startswith("${") and any(
+        r.op == ">&" and r.target.isdigit() and int(r.target) > 2 for r in run.redirects
+    )
     if variable:
         yield Hit(SOCKET_SHELL, _with_redirects(run), "high")
 
@@ -212,7 +244,7 @@ def _code(run: Invocation) -> Iterable[Hit]:
             yield from _runs_fetched(run)
         return
     if _NETWORK_CODE.search(code) and _SPAWNING_CODE.search(code):
-        coprocess = re.search(r"\|&\s*getline\s+(\w+).*?\b\1\b\s*\|&\s*getline", code, re.S)
+        coprocess = re.search(r"\|&\s*getline\s+(\w+).*?\b\1\b\s*\|&\s*getline", code, re.DOTALL)
         puts_streams = coprocess or re.search(r"dup2|fdopen|STDIN|reopen|<&%?d?|>&", code)
         if puts_streams or _IS_SHELL.search(code) or _REMOTE_COMMAND.search(code):
             yield Hit(CODE_SHELL)
@@ -223,7 +255,7 @@ def _code(run: Invocation) -> Iterable[Hit]:
 
 def _socat(run: Invocation) -> Iterable[Hit]:
     kinds = [word.partition(":")[0].lower() for word in run.argv[1:] if ":" in word]
-    runs = [word for word in run.argv[1:] if re.match(r"(?:exec|system|shell):", word, re.I)]
+    runs = [word for word in run.argv[1:] if re.match(r"(?:exec|system|shell):", word, re.IGNORECASE)]
     network = any(re.match(r"(?:tcp|udp|openssl|ssl|sctp|dtls|socks|proxy|vsock)", kind) for kind in kinds)
     if network and runs:
         is_shell = any(_IS_SHELL.search(word) for word in runs)
@@ -238,7 +270,19 @@ def _client(run: Invocation) -> Iterable[Hit]:
 def _remote_control(run: Invocation) -> Iterable[Hit]:
     words = set(run.argv[1:])
     asks = bool(words & {"--version", "--help", "-V", "-h"})
-    if run.name in ("pwncat", "pwncat-cs", "gsocket", "gs-netcat", "tmate", "sshx", "ttyd", "gotty", "wetty", "teleconsole", "upterm"):
+    if run.name in (
+        "pwncat",
+        "pwncat-cs",
+        "gsocket",
+        "gs-netcat",
+        "tmate",
+        "sshx",
+        "ttyd",
+        "gotty",
+        "wetty",
+        "teleconsole",
+        "upterm",
+    ):
         yield Hit(SHELL_TOOL, severity="low" if asks else None)
     elif run.name == "xterm" and any(word.startswith("-display") for word in words):
         yield Hit(SOCKET_SHELL, severity="high")
@@ -249,13 +293,19 @@ def _remote_control(run: Invocation) -> Iterable[Hit]:
 def _inetd(run: Invocation) -> Iterable[Hit]:
     """Servers that start a program for each connection."""
     text = " ".join(run.argv[1:])
-    if run.name in ("tcpserver", "ucspi-tcp", "faucet", "websocketd", "systemd-socket-activate", "inetd", "xinetd") and (
-        _IS_SHELL.search(text) or run.name in ("faucet",)
-    ):
+    if run.name in (
+        "tcpserver",
+        "ucspi-tcp",
+        "faucet",
+        "websocketd",
+        "systemd-socket-activate",
+        "inetd",
+        "xinetd",
+    ) and (_IS_SHELL.search(text) or run.name == "faucet"):
         yield Hit(SOCKET_SHELL)
 
 
-_CODE_NAMES: Final = tuple(name for name in CODE_FLAGS)
+_CODE_NAMES: Final = tuple(CODE_FLAGS)
 _REMOTE: Final = (
     *("pwncat-cs", "gsocket", "gs-netcat", "tmate", "sshx", "ttyd", "gotty", "wetty", "teleconsole", "upterm", "xterm"),
     *("msfvenom", "msfconsole", "sliver", "sliver-client", "merlin", "villain", "hoaxshell"),
@@ -273,9 +323,12 @@ SHELL: Final = Ruleset(
         **dict.fromkeys(("eval", "source", "."), (_runs_fetched,)),
         "socat": (_socat,),
     },
-    quiet=frozenset({*SHELLS, *_CODE_NAMES, "source", ".", "openssl"}),
-    marks=("/dev/tcp/", "/dev/udp/", "socket", "pty", "/inet", "fsockopen", "net.", "'net'", "(net)", "s_client", "<(", ">&", "| sh", "|sh", "| bash",
-           "|bash", "| sudo", "| python", "|python", "| perl", "| zsh", "| dash", "bin/sh", "bin/bash", "subprocess", "os.system", "popen"),
+    quiet=frozenset({*SHELLS, *_CODE_NAMES, *listed("source . openssl")}),
+    marks=listed(
+        "/dev/tcp/,/dev/udp/,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,| bash,|bash,"
+        "| sudo,| python,|python,| perl,| zsh,| dash,bin/sh,bin/bash,subprocess,os.system,popen",
+        ",",
+    ),
     shapes=(_dev_tcp, _exec_shell),
     shape_pattern=r"/dev/(?:tcp|udp)/|\$\{\w+\}.*>&\s?\d",
 )

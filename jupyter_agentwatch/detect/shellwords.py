@@ -1,353 +1,58 @@
-"""Reads shell text into the commands that it would run, with quoting, variables and decoding resolved where the text
-alone says what comes out. It is a hint, never the truth: what cannot be told stays as it is written, and nothing runs.
-"""
+"""Reads one word of a shell script: quotes, variables and what they expand to, as far as the text alone tells."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
 from typing import Final
 
-from jupyter_agentwatch.detect.decoding import MAX_TEXT, ansi_c, braces, decoded, range_size
+from jupyter_agentwatch.detect.decoding import ansi_c, braces
 
-__all__ = ["Command", "Loop", "Pipeline", "Redirect", "Scope", "read_script"]
+__all__ = ["Scope", "WordReader"]
 
 Scope = dict[str, str]
 """Variables with a value that the text alone tells."""
-
-_MAX_DEPTH: Final = 12
-_MAX_COMMANDS: Final = 2000
-_MAX_FIELDS: Final = 512
 
 _SPACE: Final = re.compile(r"(?:[ \t\r]|\\\r?\n)+")
 _COMMENT: Final = re.compile(r"#[^\n]*")
 _PLAIN: Final = re.compile(r"[^\s;&|<>()$`'\"\\]+")
 _IN_DOUBLE: Final = re.compile(r'[^"\\$`]+')
-_OPERATOR: Final = re.compile(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
-_REDIRECT: Final = re.compile(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
 _NAME: Final = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
 _BRACED: Final = re.compile(r"\$\{([!#]?)(\w+|[@*])(?:(:?[-=+?])([^{}]*)|:(-?\d+)(?::(\d+))?|([^{}]*))\}")
-_ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _ARITHMETIC: Final = re.compile(r"\(\(.{0,4096}?\)\)", re.DOTALL)
-_TEST: Final = re.compile(r"\[\[(?=\s).{0,4096}?(?<=\s)\]\]", re.DOTALL)
-
-_SKIPPED: Final = frozenset({"if", "then", "else", "elif", "fi", "do", "{", "}", "!", "time", "coproc", "esac"})
-_DECLARING: Final = frozenset({"export", "declare", "local", "readonly", "typeset", "let"})
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
-    """`fd` is -1 where the operator's own is meant; `body` is the text of a here-document or here-string."""
-
-    fd: int
-    op: str
-    target: str
-    body: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """What a `for` variable runs over: its first value and how many there are (0: the text does not tell)."""
-
-    first: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One simple command.
+class WordReader(ABC):
+    """Reads words at a position in a text.
 
     Attributes:
-        words: The words after expansion; what could not be told is still there as `${name}` or `$(…)`. A group whose
-            output goes on (`(a; b) | c`) is the single word "(", and what it runs is `inner`.
-        redirects: Redirections in order.
-        assigned: Variables set for this command alone.
-        loops: The `for` variables around it.
-        inner: Pipelines of command and process substitutions in its words.
-        background: It ends in `&`.
-    """
-
-    words: tuple[str, ...]
-    redirects: tuple[Redirect, ...] = ()
-    assigned: Mapping[str, str] = field(default_factory=dict)
-    loops: Mapping[str, Loop] = field(default_factory=dict)
-    inner: tuple[Pipeline, ...] = ()
-    background: bool = False
-
-
-Pipeline = tuple[Command, ...]
-"""Commands joined by `|`, in order."""
-
-
-def read_script(text: str, scope: Mapping[str, str] | None = None) -> list[Pipeline]:
-    """Return the pipelines of a script in the order of its text, those of substitutions before what holds them.
-
-    Branches and function bodies are read as if they ran. Work is linear in the text, and bounded: what lies beyond
-    32 KiB, 2,000 commands or 12 levels of nesting is not read.
-
-    Args:
         text: The script, hostile.
-        scope: Variables known from outside (positional parameters as "1", "2", "@").
+        at: Position of the next character.
+        scope: Variables that are known.
     """
-    reader = _Reader(text[:MAX_TEXT], dict(scope or {}))
-    reader.script("")
-    return reader.pipelines
 
-
-class _Building:
-    """A command while its words are read."""
-
-    def __init__(self) -> None:
-        self.words: list[str] = []
-        self.redirects: list[Redirect] = []
-        self.assigned: Scope = {}
-        self.inner: list[Pipeline] = []
-        self.group: list[Pipeline] = []
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.words or self.redirects or self.assigned)
-
-    def stand_for_group(self) -> None:
-        """Become a stage of its own where it stands for a group that has ended."""
-        if self.group and not self.words:
-            self.words = ["("]
-            self.inner += self.group
-
-
-class _Reader:
-    def __init__(self, text: str, scope: Scope, depth: int = 0) -> None:
+    def __init__(self, text: str, scope: Scope) -> None:
         self.text = text
         self.at = 0
         self.scope = scope
-        self.depth = depth
-        self.pipelines: list[Pipeline] = []
-        self._loops: list[tuple[str, Loop]] = []
-        self._starts: list[int] = []
-        self._heredocs: list[tuple[str, bool, _Building, int]] = []
 
-    # --- commands ---
+    @abstractmethod
+    def substitution(self) -> str:
+        """Read a script to its matching `)`; return what it prints, or a placeholder that holds its text."""
 
-    def script(self, end: str) -> None:
-        """Read commands up to the unmatched `end` ("" for the end of the text), which is consumed."""
-        text, stages, command = self.text, [], _Building()
-        parens = 0
-        while self.at < len(text) and len(self.pipelines) < _MAX_COMMANDS:
-            self._skip_space()
-            operator = _OPERATOR.match(text, self.at)
-            if operator is None:
-                if self.at < len(text):
-                    self._word_or_redirect(command, is_first=not stages)
-                continue
-            token = operator[0]
-            if token == "&" and text.startswith("&>", self.at):
-                self._word_or_redirect(command, is_first=False)
-                continue
-            self.at = operator.end()
-            if token == "(":
-                parens += 1
-                self._starts.append(len(self.pipelines))
-                continue
-            if token in ("|", "|&"):
-                command.stand_for_group()
-            if not command.is_empty:
-                stages.append(command)
-            command = _Building()
-            if token not in ("|", "|&"):
-                self._close(stages, background=token == "&")
-                stages = []
-            if token == "\n":
-                self._read_heredocs()
-            if token == ")":
-                if end and not parens:
-                    return
-                parens = max(0, parens - 1)
-                command.group = self._group()
-        if not command.is_empty:
-            stages.append(command)
-        self._close(stages, background=False)
+    @abstractmethod
+    def backquoted(self, text: str) -> str:
+        """Return the same for a script between backquotes."""
 
-    def _group(self) -> list[Pipeline]:
-        return self.pipelines[self._starts.pop() :] if self._starts else []
-
-    def _close(self, stages: list[_Building], *, background: bool) -> None:
-        if not stages:
-            return
-        if self._heredocs:
-            self._read_heredocs(peek=True)
-        loops = dict(self._loops)
-        commands = tuple(
-            Command(
-                tuple(stage.words),
-                tuple(stage.redirects),
-                stage.assigned,
-                loops,
-                tuple(stage.inner),
-                background,
-            )
-            for stage in stages
-        )
-        if len(stages) == 1:
-            self._assign(stages[0])
-        self.pipelines.append(commands)
-
-    def _assign(self, stage: _Building) -> None:
-        if not stage.words:
-            self.scope.update(stage.assigned)
-        elif stage.words[0] in _DECLARING:
-            for word in stage.words[1:]:
-                found = _ASSIGNMENT.fullmatch(word)
-                if found:
-                    self.scope[found[1]] = found[3]
-
-    def _word_or_redirect(self, command: _Building, *, is_first: bool) -> None:
-        text = self.text
-        redirect = _REDIRECT.match(text, self.at)
-        if redirect:
-            self._redirect(command, redirect)
-            return
-        if not command.words:
-            block = _ARITHMETIC.match(text, self.at) or _TEST.match(text, self.at)
-            if block:
-                self.at = block.end()
-                command.words.append("[[" if block[0].startswith("[[") else "((")
-                return
-        start = self.at
-        fields = self._word(command)
-        if self.at == start:  # a character that no rule takes: it must not hold the reader up
-            self.at += 1
-            return
-        raw = text[start : self.at]
-        if command.words:
-            command.words += fields[: _MAX_FIELDS - len(command.words)]
-        elif raw in _SKIPPED or raw in ("while", "until", "select", "for", "case", "done", "function"):
-            self._keyword(raw, command)
-        else:
-            self._first_word(command, raw, fields)
-
-    def _first_word(self, command: _Building, raw: str, fields: list[str]) -> None:
-        found = _ASSIGNMENT.match(raw)
-        if found and fields and _ASSIGNMENT.match(" ".join(fields)):
-            value = _ASSIGNMENT.match(" ".join(fields))
-            before = self.scope.get(found[1], "") if found[2] else ""
-            command.assigned[found[1]] = before + (value[3] if value else "")
-            return
-        if self.text.startswith("()", self.at):  # a function's name: its body is read as if it ran
-            self.at += 2
-            return
-        command.words += fields[:_MAX_FIELDS]
-
-    def _keyword(self, word: str, command: _Building) -> None:
-        if word in ("done", "}"):
-            if word == "done" and self._loops:
-                self._loops.pop()
-            command.group = self._group()
-        elif word == "{":
-            self._starts.append(len(self.pipelines))
-        elif word in ("while", "until"):
-            self._starts.append(len(self.pipelines))
-            self._loops.append(("", Loop("", 0)))
-        elif word in ("for", "select"):
-            self._for(command)
-        elif word == "case":
-            self._case()
-        elif word == "function":
-            self._skip_space()
-            self._word(command)
-            if self.text.startswith("()", self.at):
-                self.at += 2
-
-    def _for(self, command: _Building) -> None:
-        self._starts.append(len(self.pipelines))
-        self._skip_space()
-        block = _ARITHMETIC.match(self.text, self.at)
-        if block:  # for ((i=1; i<=254; i++))
-            self.at = block.end()
-            found = re.search(r"(\w+)\s*=\s*(\d+)\s*;\s*\w+\s*<=?\s*(\d{1,9})", block[0])
-            loop = Loop(found[2], max(0, int(found[3]) - int(found[2][:9]) + 1)) if found else Loop("", 0)
-            self._loops.append((found[1] if found else "", loop))
-            return
-        name = "".join(self._word(command))
-        values: list[str] = []
-        while self.at < len(self.text):
-            self._skip_space()
-            if _OPERATOR.match(self.text, self.at):
-                break
-            start = self.at
-            values += self._word(command)
-            self.at += self.at == start
-        values = values[1:] if values[:1] == ["in"] else []
-        counts = [range_size(value) for value in values]
-        count = 0 if not values or any("$" in value or "*" in value for value in values) else sum(counts)
-        first = values[0] if values else ""
-        edge = re.match(r"\{(\d+)\.\.", first)
-        first = edge[1] if edge and first.endswith("}") else first
-        self._loops.append((name, Loop(first, count)))
-        if len(values) == 1 and counts == [1] and "$" not in first:
-            self.scope[name] = first
-        else:
-            self.scope.pop(name, None)
-
-    def _case(self) -> None:
-        """Skip to the first branch; the patterns of later ones end in `)` and read as a command of their own."""
-        found = re.compile(r"\s+in\b[^)]{0,256}\)").search(self.text, self.at, self.at + 1024)
-        if found:
-            self.at = found.end()
-
-    # --- redirections ---
-
-    def _redirect(self, command: _Building, match: re.Match[str]) -> None:
-        self.at = match.end()
-        op = match[2]
-        fd = int(match[1]) if match[1].isdigit() else -1
-        self._skip_space()
-        start = self.at
-        target = " ".join(self._word(command))
-        if op in ("<<", "<<-"):
-            raw = self.text[start : self.at]
-            delimiter = re.sub(r"[\\'\"]", "", raw)
-            self._heredocs.append((delimiter, op == "<<-", command, len(command.redirects)))
-            command.redirects.append(Redirect(fd, "<<", delimiter))
-        elif op == "<<<":
-            command.redirects.append(Redirect(fd, op, "", target))
-        else:
-            command.redirects.append(Redirect(fd, op, target))
-
-    def _read_heredocs(self, *, peek: bool = False) -> None:
-        """Read the bodies that begin at the next line; `peek` leaves them to be skipped when the line ends."""
-        at = self.at
-        if peek:
-            at = self.text.find("\n", self.at - 1) + 1 if self.text[self.at - 1 : self.at] != "\n" else self.at
-            if at == 0:
-                return
-        for delimiter, strips, command, index in self._heredocs:
-            lines: list[str] = []
-            while at < len(self.text):
-                end = self.text.find("\n", at)
-                end = len(self.text) if end < 0 else end
-                line = self.text[at:end]
-                at = end + 1
-                line = line.lstrip("\t") if strips else line
-                if line.rstrip("\r") == delimiter:
-                    break
-                lines.append(line)
-            old = command.redirects[index]
-            command.redirects[index] = Redirect(old.fd, old.op, old.target, "\n".join(lines))
-        if not peek:
-            self.at = min(at, len(self.text))
-            self._heredocs.clear()
-
-    # --- words ---
-
-    def _skip_space(self) -> None:
+    def skip_space(self) -> None:
+        """Go past blanks, line continuations and comments."""
         while self.at < len(self.text):
             found = _SPACE.match(self.text, self.at) or _COMMENT.match(self.text, self.at)
             if found is None:
                 return
             self.at = found.end()
 
-    def _word(self, command: _Building) -> list[str]:
+    def word(self) -> list[str]:
         """Read one word; returns the fields that it expands to."""
         text = self.text
         fields: list[str] = []
@@ -368,16 +73,16 @@ class _Reader:
                 self.at = end + 1
             elif char == '"':
                 quoted = True
-                buffer.append(self._double(command))
+                buffer.append(self._double())
             elif char == "\\":
                 quoted = True
                 buffer.append(text[self.at + 1 : self.at + 2].replace("\n", ""))
                 self.at += 2
             elif char in "$`":
-                quoted = self._unquoted_expansion(command, fields, buffer) or quoted
+                quoted = self._unquoted_expansion(fields, buffer) or quoted
             elif text.startswith(("<(", ">("), self.at):
                 self.at += 2
-                self._substitution(command)
+                self.substitution()
                 buffer.append("/dev/fd/63")
             else:
                 break
@@ -386,7 +91,7 @@ class _Reader:
             fields += [whole] if quoted or "{" not in whole else braces(whole)
         return fields
 
-    def _unquoted_expansion(self, command: _Building, fields: list[str], buffer: list[str]) -> bool:
+    def _unquoted_expansion(self, fields: list[str], buffer: list[str]) -> bool:
         """Expand at `$` or a backtick; white space in the value ends fields. Returns whether it counts as quoted."""
         if self.text.startswith("$'", self.at):
             value, self.at = ansi_c(self.text, self.at + 2)
@@ -394,9 +99,9 @@ class _Reader:
             return True
         if self.text.startswith('$"', self.at):
             self.at += 1
-            buffer.append(self._double(command))
+            buffer.append(self._double())
             return True
-        value = self._expansion(command)
+        value = self._expansion()
         if not re.search(r"[ \t\n]", value) or value.startswith(("$(", "${")):
             buffer.append(value)
             return False
@@ -413,7 +118,7 @@ class _Reader:
             buffer.clear()
         return False
 
-    def _double(self, command: _Building) -> str:
+    def _double(self) -> str:
         text = self.text
         self.at += 1
         parts: list[str] = []
@@ -427,11 +132,11 @@ class _Reader:
                 parts.append("" if after == "\n" else after if after in '$`"\\' else "\\" + after)
                 self.at += 2
             else:
-                parts.append(self._expansion(command))
+                parts.append(self._expansion())
         self.at += 1
         return "".join(parts)
 
-    def _expansion(self, command: _Building) -> str:
+    def _expansion(self) -> str:
         """Expand at `$` or a backtick, as between double quotes."""
         text = self.text
         if text[self.at] == "`":
@@ -439,7 +144,7 @@ class _Reader:
             stop = end.start() if end else len(text)
             inner = text[self.at + 1 : stop].replace("\\`", "`")
             self.at = stop + 1
-            return self._nested(command, inner)
+            return self.backquoted(inner)
         if text.startswith("$((", self.at):
             block = _ARITHMETIC.match(text, self.at + 1)
             if block:
@@ -447,7 +152,7 @@ class _Reader:
                 return "$((…))"
         if text.startswith("$(", self.at):
             self.at += 2
-            return self._substitution(command)
+            return self.substitution()
         braced = _BRACED.match(text, self.at)
         if braced:
             self.at = braced.end()
@@ -479,40 +184,3 @@ class _Reader:
         if name in ("@", "*") or name.isdigit():
             return self.scope.get(name, "")
         return self.scope.get(name, "${" + name + "}")
-
-    # --- substitutions ---
-
-    def _substitution(self, command: _Building) -> str:
-        """Read to the matching `)` and return what it would print, or a placeholder that holds its text."""
-        start = self.at
-        if self.depth >= _MAX_DEPTH:
-            self.at = len(self.text)
-            return "$(…)"
-        inner = _Reader(self.text, dict(self.scope), self.depth + 1)
-        inner.at = start
-        inner.script(")")
-        self.at = inner.at
-        return self._take(command, inner, self.text[start : max(start, inner.at - 1)])
-
-    def _nested(self, command: _Building, text: str) -> str:
-        if self.depth >= _MAX_DEPTH:
-            return "$(…)"
-        inner = _Reader(text, dict(self.scope), self.depth + 1)
-        inner.script("")
-        return self._take(command, inner, text)
-
-    def _take(self, command: _Building, inner: _Reader, text: str) -> str:
-        self.pipelines += inner.pipelines
-        command.inner += inner.pipelines
-        if len(inner.pipelines) == 1:
-            stages = inner.pipelines[0]
-            known = decoded([(stage.words, _given(stage)) for stage in stages])
-            if known is not None:
-                return known.rstrip("\n")
-        return f"$({text})"
-
-
-def _given(command: Command) -> str | None:
-    """Return the text of a here-document or here-string on a command's standard input."""
-    bodies = [r.body for r in command.redirects if r.op in ("<<", "<<<") and r.fd in (-1, 0)]
-    return bodies[-1] if bodies else None

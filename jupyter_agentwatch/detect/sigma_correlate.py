@@ -92,6 +92,9 @@ class _Compiler:
             msg = f"correlations of the type {kind} are not supported"
             raise UnsupportedError(msg)
         members = [self._member(parsed, each.reference) for each in parsed.rules or []]
+        if kind == "temporal" and len({each.rule for each in members}) < len(members):
+            msg = "the same rule is named twice"
+            raise UnsupportedError(msg)
         window = Window(
             **self._metadata(parsed, key, source, line),
             type=kind,  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from jupyter_agentwatch.detect.sigma_form import CompiledRules, Rule, Window
 from jupyter_agentwatch.detect.sigma_index import Index, facts_of
 from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.detect.sigma_windows import Windows
-from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Event, Exec, FileOp, Step
+from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Event, Exec, Exit, FileOp, Step
 
 __all__ = ["RULE_FAILED", "WINDOW_FORGOT", "SigmaDetector"]
 
@@ -69,7 +69,7 @@ class SigmaDetector:
                 by_kind.setdefault(stage, []).append((number, rule))
         self._by_kind = {stage: _Rules(stage.partition(".")[0], each) for stage, each in by_kind.items()}
         wanted = {kind.partition(".")[0] for kind in by_kind}
-        self.kinds = frozenset(wanted | {"exec", "step"}) if wanted else frozenset()
+        self.kinds = frozenset(wanted | {"exec", "exit", "step"}) if wanted else frozenset()
         self._claims: OrderedDict[int, _Program] = OrderedDict()
         self._programs: OrderedDict[int, _Program] = OrderedDict()
         self._folders: OrderedDict[int, str] = OrderedDict()
@@ -82,6 +82,8 @@ class SigmaDetector:
             return
         if isinstance(event, Step):
             _keep(self._folders, event.step, event.cwd or self._folders.get(event.step, ""))
+        elif isinstance(event, Exit):
+            self._programs.pop(event.pid, None)  # the number may be a stranger's next
         kind = str(event.__struct_config__.tag)
         if kind in self._by_kind:
             derive = _DERIVE.get(type(event))

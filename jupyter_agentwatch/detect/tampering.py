@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
-from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
+from jupyter_agentwatch.detect.lasting import persistence_of
+from jupyter_agentwatch.detect.listed import listed
+from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset, by_pattern
 from jupyter_agentwatch.detect.unwrap import Invocation
+from jupyter_agentwatch.events import Severity
 
-__all__ = ["MASQUERADE", "PERSISTENCE", "TAMPERING", "persistence_of"]
+__all__ = ["MASQUERADE", "TAMPERING"]
 
 MONITOR: Final = Rule(
     id="tampering.monitor",
@@ -49,7 +52,9 @@ PRELOAD: Final = Rule(
     title="a library is put into other programs",
     severity="medium",
     technique="T1574.006",
-    rationale="It changes what every program does that is started with it, and can hide from tools that list processes.",
+    rationale=(
+        "It changes what every program does that is started with it, and can hide from tools that list processes."
+    ),
     false_positives=("allocators and profilers from system folders (not reported)",),
 )
 TRACES: Final = Rule(
@@ -85,32 +90,54 @@ ACCOUNT: Final = Rule(
     false_positives=("building an image with an account of its own",),
 )
 
-_MONITOR_NAMES: Final = re.compile(r"agentwatch|\bbwrap\b|bubblewrap|jupyter_agentwatch", re.I)
-_DEFENDERS: Final = re.compile(r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|syslog-ng|agentwatch|firewalld|ufw|selinux")
+_MONITOR_NAMES: Final = re.compile(r"agentwatch|\bbwrap\b|bubblewrap|jupyter_agentwatch", re.IGNORECASE)
+_DEFENDERS: Final = re.compile(
+    r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|"
+    r"syslog-ng|agentwatch|firewalld|ufw|selinux"
+)
 _SUSPICIOUS_JOB: Final = re.compile(
-    r"curl|wget|/dev/tcp|\bnc\b|ncat|base64|@reboot|/tmp/|/dev/shm|/\.\w|ssh\b.*-[RDN]|\bsh -i|\bbash -[ic]|python\S* -c|xmrig|stratum|>\s*/dev/null|socat"
+    r"curl|wget|/dev/tcp|\bnc\b|ncat|base64|@reboot|/tmp/|/dev/shm|/\.\w|ssh\b.*-[RDN]|\bsh -i|\bbash -[ic]|"
+    r"python\S* -c|xmrig|stratum|>\s*/dev/null|socat"
 )
-_THREAD_NAME: Final = re.compile(r"\[[\w/:+-]{2,40}\]|(?:kworker|kthreadd|ksoftirqd|rcu_sched|migration|kswapd\d?)[/\w:-]*")
-_PERSISTENT: Final = (
-    (re.compile(r"/\.ssh/authorized_keys2?$|/etc/ssh/(?:authorized_keys|sshd_config)"), "authorized_keys"),
-    (re.compile(r"/etc/(?:cron\.\w+/|crontab$|anacrontab$)|/var/spool/cron/|/etc/at\.|/var/spool/at"), "cron"),
-    (re.compile(r"(?:/etc|/usr/lib|/lib|/run)/systemd/(?:system|user)/[^/]+\.(?:service|timer|path|socket)|/\.config/systemd/user/|/etc/init\.d/|/etc/rc\.local$"), "service"),
-    (re.compile(r"/etc/ld\.so\.(?:preload|conf\.d/)"), "preload"),
-    (re.compile(r"/etc/(?:sudoers(?:\.d/|$)|passwd$|shadow$|pam\.d/|security/)|/etc/(?:polkit-1|doas\.conf)"), "account"),
-    (re.compile(r"/\.(?:bashrc|bash_profile|bash_login|bash_logout|profile|zshrc|zprofile|zshenv|zlogin|kshrc|xprofile|xinitrc|inputrc)$|/etc/(?:profile(?:\.d/|$)|bash\.bashrc|zsh/|environment$)|/\.config/fish/config\.fish$"), "start-up"),
-    (re.compile(r"/\.config/autostart/|/etc/xdg/autostart/|/etc/update-motd\.d/|/etc/udev/rules\.d/|/etc/NetworkManager/dispatcher\.d/|/etc/apt/apt\.conf\.d/"), "hook"),
-    (re.compile(r"/\.ipython/profile_\w+/startup/|/\.jupyter/\w*(?:config|custom)|/(?:site|user)customize\.py$|/\.local/share/jupyter/kernels/"), "notebook"),
-    (re.compile(r"/\.git/hooks/(?!.*\.sample$)[\w-]+$"), "git hook"),
+_THREAD_NAME: Final = re.compile(
+    r"\[[\w/:+-]{2,40}\]|(?:kworker|kthreadd|ksoftirqd|rcu_sched|migration|kswapd\d?)[/\w:-]*"
 )
 
 
-def persistence_of(path: str) -> str:
-    """Return what kind of persistence writing to a path would be ("cron", "service", "authorized_keys" …), or "".
+_HISTORY_FILES: Final = r"_history\b|/var/log/(?:\*|wtmp|btmp|lastlog|auth|syslog|audit|secure|messages)"
+_ENGINE: Final = (
+    r"--privileged|-v\s*/:|--volume[= ]/:|--pid[= ]host|docker\.sock|--cap-add[= ](?:ALL|SYS_ADMIN)|src=/,|source=/,"
+)
+_PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
+    "nsenter": (r"-t\s*\d|--target|/proc/1/ns", ESCAPE, None),
+    **dict.fromkeys(("docker", "podman", "nerdctl", "ctr"), (_ENGINE, ESCAPE, None)),
+    "curl": (r"--unix-socket\s+\S*(?:docker|containerd|crio|podman)\S*\.sock", ESCAPE, None),
+    "chroot": (r"/proc/1/root|/host\b", ESCAPE, None),
+    "mount": (r"/dev/(?:sd|nvme|vd|xvd|mapper)|cgroup|--bind\s+/proc/1", ESCAPE, "medium"),
+    "debugfs": (r"\S", ESCAPE, "medium"),
+    "history": (r"(?:^|\s)-\w*c\w*", TRACES, None),
+    "unset": (r"HISTFILE", TRACES, None),
+    "export": (r"HISTFILE=(?:/dev/null)?(?:\s|$)|HIST(?:FILE)?SIZE=0", TRACES, None),
+    **dict.fromkeys(("rm", "shred", "truncate", "wipe", "srm", "unlink"), (_HISTORY_FILES, TRACES, None)),
+    "auditctl": (r"-D|-e\s*0|-d\b", DEFENCES, "high"),
+    "journalctl": (r"--vacuum", TRACES, "low"),
+    "dmesg": (r"-[cC]\b|--clear", TRACES, "low"),
+    "setenforce": (r"^(?:0|permissive)$", DEFENCES, None),
+    "ufw": (r"\b(?:disable|reset)\b", DEFENCES, None),
+    **dict.fromkeys(("iptables", "ip6tables"), (r"(?:^|\s)(?:-F|--flush|-P\s+\w+\s+ACCEPT)\b", DEFENCES, None)),
+    "nft": (r"flush ruleset", DEFENCES, None),
+    **dict.fromkeys(("aa-disable", "aa-teardown", "aa-complain"), (r"", DEFENCES, None)),
+    "sysctl": (r"(?:ptrace_scope|randomize_va_space|kptr_restrict|bpf_disabled)\s*=\s*0", DEFENCES, None),
+    "setcap": (r"cap_(?:setuid|sys_admin|sys_ptrace|dac_override|net_admin)", ACCOUNT, None),
+    "chmod": (r"(?:u\+\w*s|[2467]\d{3}|\+s)\s+\S*(?:/bin/|sh\b|/tmp/|bash|python|find|vim)", ACCOUNT, "high"),
+}
+_pattern: Final = by_pattern(_PATTERNS)
 
-    Args:
-        path: Absolute path, or one that begins with `~`.
-    """
-    return next((kind for pattern, kind in _PERSISTENT if pattern.search(path)), "")
+
+def _removes_log(run: Invocation) -> Iterable[Hit]:
+    """The monitor's own files are worth more than a history."""
+    if any(_MONITOR_NAMES.search(word) for word in run.argv[1:]):
+        yield Hit(TRACES, severity="high")
 
 
 def _kills(run: Invocation) -> Iterable[Hit]:
@@ -121,9 +148,9 @@ def _kills(run: Invocation) -> Iterable[Hit]:
         if words[:1] in (["-s"], ["-n"]):
             targets = words[2:]
         quiet = signals and signals[0] in ("-0", "-l", "-L")
-        if not quiet and ("1" in targets or "-1" in targets or (words[-2:-1] and words[-1] == "-1" and len(words) > 1)):
-            yield Hit(MONITOR)
-        elif any(_MONITOR_NAMES.search(" ".join(each.argv)) for each in run.inner):
+        everyone = "1" in targets or "-1" in targets
+        watcher = any(_MONITOR_NAMES.search(" ".join(each.argv)) for each in run.inner)
+        if (everyone and not quiet) or watcher:
             yield Hit(MONITOR)
     elif any(_MONITOR_NAMES.search(word) for word in words):
         yield Hit(MONITOR)
@@ -137,24 +164,6 @@ def _looks_inside(run: Invocation) -> Iterable[Hit]:
     pids = options.all("p", "pid", "attach")
     if "1" in pids or any(_MONITOR_NAMES.search(" ".join(each.argv)) for each in run.inner):
         yield Hit(MONITOR)
-
-
-def _escapes(run: Invocation) -> Iterable[Hit]:
-    text = " ".join(run.argv[1:])
-    if run.name == "nsenter" and re.search(r"-t\s*\d|--target|/proc/1/ns", text):
-        yield Hit(ESCAPE)
-    elif run.name in ("docker", "podman", "nerdctl", "ctr") and re.search(
-        r"--privileged|-v\s*/:|--volume[= ]/:|--pid[= ]host|docker\.sock|--cap-add[= ](?:ALL|SYS_ADMIN)|--mount\s+\S*src=/,|source=/,", text
-    ):
-        yield Hit(ESCAPE)
-    elif run.name == "curl" and re.search(r"--unix-socket\s+\S*(?:docker|containerd|crio|podman)\S*\.sock", text):
-        yield Hit(ESCAPE)
-    elif run.name == "chroot" and re.search(r"/proc/1/root|/host\b", text):
-        yield Hit(ESCAPE)
-    elif run.name == "mount" and re.search(r"/dev/(?:sd|nvme|vd|xvd|mapper)|cgroup|--bind\s+/proc/1", text):
-        yield Hit(ESCAPE, severity="medium")
-    elif run.name == "debugfs":
-        yield Hit(ESCAPE, severity="medium")
 
 
 def _crontab(run: Invocation) -> Iterable[Hit]:
@@ -177,7 +186,9 @@ def _schedules(run: Invocation) -> Iterable[Hit]:
         words = [word for word in run.argv[1:] if not word.startswith("-")]
         if words[:1] in (["enable"], ["link"], ["edit"]) and any("/" in word for word in words[1:]):
             yield Hit(PERSISTENCE)
-        elif words[:1] in (["stop"], ["disable"], ["mask"], ["kill"]) and any(_DEFENDERS.search(word) for word in words[1:]):
+        elif words[:1] in (["stop"], ["disable"], ["mask"], ["kill"]) and any(
+            _DEFENDERS.search(word) for word in words[1:]
+        ):
             yield Hit(DEFENCES, severity="high")
     elif run.name == "systemd-run" and re.search(r"--on-(?:calendar|boot|active|unit)", text):
         yield Hit(PERSISTENCE)
@@ -190,7 +201,9 @@ def _writes(run: Invocation) -> Iterable[Hit]:
     if run.name == "tee":
         targets += operands
     elif run.name in ("cp", "mv", "ln", "install") and len(operands) > 1:
-        targets.append(operands[-1] if not operands[-1].endswith("/") else operands[-1] + operands[0].rpartition("/")[2])
+        targets.append(
+            operands[-1] if not operands[-1].endswith("/") else operands[-1] + operands[0].rpartition("/")[2]
+        )
     elif run.name == "sed" and any(re.match(r"-[a-zA-Z]*i|--in-place", word) for word in run.argv[1:]):
         targets += operands[-1:]
     text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
@@ -206,46 +219,27 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         elif kind:
             sure = kind in ("cron", "service", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
             odd = kind in ("start-up", "notebook", "git hook")
-            yield Hit(PERSISTENCE, f"{kind}: {target}", "high" if _SUSPICIOUS_JOB.search(text.replace(target, "")) else "low" if odd and not sure else None)
+            yield Hit(
+                PERSISTENCE,
+                f"{kind}: {target}",
+                "high" if _SUSPICIOUS_JOB.search(text.replace(target, "")) else "low" if odd and not sure else None,
+            )
 
 
 def _preloads(run: Invocation) -> Iterable[Hit]:
     value = run.assigned.get("LD_PRELOAD", "") or run.assigned.get("LD_AUDIT", "")
     if run.argv[0] == "export":
-        value = next((word.partition("=")[2] for word in run.argv[1:] if word.startswith(("LD_PRELOAD=", "LD_AUDIT="))), "")
+        value = next(
+            (word.partition("=")[2] for word in run.argv[1:] if word.startswith(("LD_PRELOAD=", "LD_AUDIT="))), ""
+        )
     if re.search(r"/(?:tmp|dev/shm|var/tmp)/|/\.\w|^\./\.", value):
         yield Hit(PRELOAD, value, "high")
-    elif value and not re.search(r"lib(?:jemalloc|tcmalloc|mimalloc|asan|tsan|ubsan|profiler|gomp|iomp5|faketime|eatmydata|stdc\+\+|SegFault|nss_wrapper|fakeroot)|^/usr/lib|^/lib", value):
-        yield Hit(PRELOAD, value, "low")
-
-
-def _hides_traces(run: Invocation) -> Iterable[Hit]:
-    text = " ".join(run.argv[1:])
-    if (run.name == "history" and re.search(r"(?:^|\s)-\w*[cw]\w*", text) and "-c" in text) or (run.name == "unset" and "HISTFILE" in text):
-        yield Hit(TRACES)
-    elif run.name == "export" and re.search(r"HISTFILE=(?:/dev/null)?(?:\s|$)|HISTSIZE=0|HISTFILESIZE=0|HISTCONTROL=ignorespace:?ignore", text):
-        yield Hit(TRACES)
-    elif run.name in ("rm", "shred", "truncate", "wipe", "srm", "unlink", "ln") and re.search(r"_history\b|/var/log/(?:\*|wtmp|btmp|lastlog|auth|syslog|audit|secure|messages)|agentwatch", text):
-        yield Hit(TRACES, severity="high" if "agentwatch" in text else None)
-    elif run.name in ("auditctl",) and re.search(r"-D|-e\s*0|-d\b", text):
-        yield Hit(DEFENCES, severity="high")
-    elif run.name == "journalctl" and "--vacuum" in text:
-        yield Hit(TRACES, severity="low")
-    elif run.name == "dmesg" and re.search(r"-[cC]\b|--clear", text):
-        yield Hit(TRACES, severity="low")
-
-
-def _disables(run: Invocation) -> Iterable[Hit]:
-    text = " ".join(run.argv[1:])
-    if (
-        (run.name == "setenforce" and text.strip() in ("0", "permissive"))
-        or (run.name == "ufw" and re.search(r"\b(?:disable|reset)\b", text))
-        or (run.name in ("iptables", "ip6tables") and re.search(r"(?:^|\s)(?:-F|--flush|-P\s+\w+\s+ACCEPT)\b", text))
-        or (run.name == "nft" and "flush ruleset" in text)
-        or (run.name in ("aa-disable", "aa-teardown", "aa-complain"))
-        or (run.name == "sysctl" and re.search(r"(?:yama\.ptrace_scope|randomize_va_space|kptr_restrict|unprivileged_bpf_disabled)\s*=\s*0", text))
+    elif value and not re.search(
+        r"lib(?:jemalloc|tcmalloc|mimalloc|asan|tsan|ubsan|profiler|gomp|iomp5|faketime|eatmydata|stdc\+\+|SegFault|"
+        r"nss_wrapper|fakeroot)|^/usr/lib|^/lib",
+        value,
     ):
-        yield Hit(DEFENCES)
+        yield Hit(PRELOAD, value, "low")
 
 
 def _masquerades(run: Invocation) -> Iterable[Hit]:
@@ -255,23 +249,22 @@ def _masquerades(run: Invocation) -> Iterable[Hit]:
         yield Hit(MASQUERADE)
 
 
+_ODD_PLACE: Final = re.compile(r"^/(?:var/)?tmp/|^/dev/shm/|/\.|^\./")
+
+
 def _renames(run: Invocation) -> Iterable[Hit]:
     """`exec -a name program`: the wrapper's own words tell, so it is looked at before it is taken off."""
     found = re.search(r"\bexec\s+(?:-[cl]+\s+)?-a\s*(['\"]?)(\[[^\]]+\]|[\w/:.@-]+)\1\s+(\S+)", " ".join(run.argv))
     if found and found[2].rpartition("/")[2].lstrip("-") != found[3].rpartition("/")[2]:
         kernel = _THREAD_NAME.fullmatch(found[2]) is not None
-        yield Hit(MASQUERADE, found[0], None if kernel or re.search(r"/tmp|/dev/shm|/\.|^\./", found[3]) else "medium")
+        yield Hit(MASQUERADE, found[0], None if kernel or _ODD_PLACE.search(found[3]) else "medium")
 
 
 def _accounts(run: Invocation) -> Iterable[Hit]:
+    """Accounts are low by themselves, and high with a group or id that may do everything."""
     text = " ".join(run.argv[1:])
-    if run.name in ("useradd", "adduser", "usermod", "chpasswd"):
-        powerful = re.search(r"-[aG]*G\s*\S*(?:sudo|wheel|root|docker)|-o\s+-u\s*0|-u\s*0\s+-o|--uid\s*0", text)
-        yield Hit(ACCOUNT, severity="high" if powerful else "low")
-    elif run.name == "chmod" and re.search(r"(?:u\+\w*s|[2467]\d{3}|\+s)\s+\S*(?:/bin/|sh\b|/tmp/|bash|python|find|vim)", text):
-        yield Hit(ACCOUNT, severity="high")
-    elif run.name == "setcap" and re.search(r"cap_(?:setuid|sys_admin|sys_ptrace|dac_override|net_admin)", text):
-        yield Hit(ACCOUNT)
+    powerful = re.search(r"-[aG]*G\s*\S*(?:sudo|wheel|root|docker)|-o\s+-u\s*0|-u\s*0\s+-o|--uid\s*0", text)
+    yield Hit(ACCOUNT, severity="high" if powerful else "low")
 
 
 def _redirects(run: Invocation) -> Iterable[Hit]:
@@ -285,29 +278,36 @@ TAMPERING: Final = Ruleset(
     by_name={
         **dict.fromkeys(("kill", "pkill", "killall", "skill", "fuser"), (_kills,)),
         **dict.fromkeys(("gdb", "strace", "ltrace", "gcore", "lldb", "reptyr", "perf"), (_looks_inside,)),
-        **dict.fromkeys(("nsenter", "docker", "podman", "nerdctl", "ctr", "curl", "chroot", "mount", "debugfs"), (_escapes,)),
+        **dict.fromkeys(_PATTERNS, (_pattern,)),
         "crontab": (_crontab,),
         **dict.fromkeys(("at", "batch", "systemctl", "systemd-run"), (_schedules,)),
-        **dict.fromkeys(("history", "unset", "export", "rm", "shred", "truncate", "wipe", "srm", "unlink", "auditctl", "journalctl", "dmesg"), (_hides_traces,)),
-        **dict.fromkeys(("setenforce", "ufw", "iptables", "ip6tables", "nft", "aa-disable", "aa-teardown", "aa-complain", "sysctl"), (_disables,)),
-        **dict.fromkeys(("useradd", "adduser", "usermod", "chpasswd", "chmod", "setcap"), (_accounts,)),
+        **dict.fromkeys(("useradd", "adduser", "usermod", "chpasswd"), (_accounts,)),
         **dict.fromkeys(_WRITERS, (_writes,)),
+        **dict.fromkeys(("rm", "shred", "truncate", "wipe", "srm", "unlink"), (_pattern, _removes_log)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_renames,)),
     },
     quiet=frozenset(
-        {*_WRITERS, "rm", "chmod", "export", "unset", "docker", "podman", "curl", "mount", "kill", "sh", "bash", "dash", "zsh", "sysctl"}
-        | {"truncate", "unlink", "history", "journalctl", "dmesg", "systemctl", "strace", "perf", "chroot"}
+        {
+            *_WRITERS,
+            *listed(
+                "rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl truncate unlink "
+                "history journalctl dmesg systemctl strace perf chroot"
+            ),
+        }
     ),
-    marks=(
-        *("ld_preload", "ld_audit", "[k", "kworker", "authorized_keys", "cron", "systemd", ".bash", "profile", "sudoers", "ld.so", "/startup/"),
-        *("autostart", "rc.local", "init.d", "git/hooks", "zshrc", "passwd", "shadow", "_history", "/var/log/", "agentwatch", "bwrap", "exec -a"),
-        *("kill", "privileged", ":/host", "-v /:", "docker.sock", "unix-socket", "histfile", "histsize", "u+s", "+s ", "ssh/", "pid=host", "--pid", "auditctl"),
-        *("chmod 4", "chmod 6", "/etc/", "customize.py", ".jupyter", "enable ", "stop ", "disable ", "mask ", "-p 1", "history", "dmesg", "ptrace_scope"),
+    marks=listed(
+        "ld_preload,ld_audit,[k,kworker,authorized_keys,cron,systemd,.bash,profile,sudoers,ld.so,/startup/,"
+        "autostart,rc.local,init.d,git/hooks,zshrc,passwd,shadow,_history,/var/log/,agentwatch,bwrap,exec -a,"
+        "kill,privileged,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,pid=host,--pid,"
+        "auditctl,chmod 4,chmod 6,/etc/,customize.py,.jupyter,enable ,stop ,disable ,mask ,-p 1,history,dmesg,"
+        "ptrace_scope",
+        ",",
     ),
     shapes=(_preloads, _masquerades, _redirects),
     shape_pattern=(
         r"LD_(?:PRELOAD|AUDIT)|^\[|^(?:\S*/)?k(?:worker|threadd|softirqd|swapd)|"
-        r">\S*(?:authorized_keys|cron|systemd|\.bashrc|profile|sudoers|ld\.so|/startup/|autostart|rc\.local|init\.d|git/hooks|zshrc|passwd|shadow)"
+        r">\S*(?:authorized_keys|cron|systemd|\.bashrc|profile|sudoers|ld\.so|/startup/|autostart|rc\.local|init\.d|"
+        r"git/hooks|zshrc|passwd|shadow)"
     ),
 )
 """What tampering looks like on a command line."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.events import Severity
 
 __all__ = ["TOOLS", "Tool"]
@@ -35,14 +36,22 @@ _WITH_ARGUMENTS: Final = Tool(pattern=r"\S")
 
 TOOLS: Final[Mapping[str, Tool]] = {
     **dict.fromkeys(
-        "chisel frpc frps rathole pagekite localtunnel lt iodine iodined dnscat dnscat2 dnscat2-client dns2tcpc dns2tcpd "
-        "hans ptunnel ptunnel-ng icmptunnel icmpsh udp2raw udptunnel kcptun kcptun-client client_linux httptunnel htc hts "
-        "wstunnel websockify ssf ssfd earthworm ew_for_linux64 revsocks rsockstun ligolo ligolo-agent ligolo-ng agent_ligolo "
-        "microsocks 3proxy sockd danted srelay ss-local ss-server ss-redir ss-tunnel sslocal ssserver trojan-go naiveproxy "
-        "hysteria tuic-client shadowsocks brook gsnc rinetd redir simpleproxy pproxy proxy.py tinyproxy nps npc telebit loophole "
-        "localxpose loclx playit tunnelto tunnelmole tmole sish jprq expose boringproxy go-http-tunnel pwnat gost "
-        "sshuttle dnstt-client slowdns corkscrew proxytunnel reGeorg regeorg neoreg suo5 tun2socks badvpn-tun2socks venom "
-        "stowaway rakshasa iox nkn-tunnel holesail frp lanproxy neutrino inlets inlets-pro".split(),
+        listed(
+            "chisel frpc frps rathole pagekite localtunnel lt iodine iodined dnscat dnscat2 dnscat2-client dns2tcpc "
+            "dns2tcpd "
+            "hans ptunnel ptunnel-ng icmptunnel icmpsh udp2raw udptunnel kcptun kcptun-client client_linux "
+            "httptunnel htc hts "
+            "wstunnel websockify ssf ssfd earthworm ew_for_linux64 revsocks rsockstun ligolo ligolo-agent ligolo-ng "
+            "agent_ligolo "
+            "microsocks 3proxy sockd danted srelay ss-local ss-server ss-redir ss-tunnel sslocal ssserver trojan-go "
+            "naiveproxy "
+            "hysteria tuic-client shadowsocks brook gsnc rinetd redir simpleproxy pproxy proxy.py tinyproxy nps npc "
+            "telebit loophole "
+            "localxpose loclx playit tunnelto tunnelmole tmole sish jprq expose boringproxy go-http-tunnel pwnat gost "
+            "sshuttle dnstt-client slowdns corkscrew proxytunnel reGeorg regeorg neoreg suo5 tun2socks "
+            "badvpn-tun2socks venom "
+            "stowaway rakshasa iox nkn-tunnel holesail frp lanproxy neutrino inlets inlets-pro"
+        ),
         _WITH_ARGUMENTS,
     ),
     "ngrok": _verbs("http https tcp tls start tunnel connect api service"),

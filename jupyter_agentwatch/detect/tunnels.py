@@ -11,6 +11,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, Options, parse
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS, SOCKET_CLIENTS, renamed_netcat
 from jupyter_agentwatch.detect.tunnel_tools import TOOLS, Tool
@@ -25,7 +26,9 @@ SSH_FORWARD: Final = Rule(
     title="ssh is told to forward ports or a network device",
     severity="high",
     technique=_T,
-    rationale="-R lets the far side reach in, -D and -L let this side reach past what the policy names, -w joins networks.",
+    rationale=(
+        "-R lets the far side reach in, -D and -L let this side reach past what the policy names, -w joins networks."
+    ),
     false_positives=("a person forwards a notebook's port from a laptop; an agent has no reason to",),
 )
 SSH_VIA: Final = Rule(
@@ -91,9 +94,12 @@ SSH: Final = Grammar(valued="BbcDEeFIiJLlmOoPpQRSWw", operands=1)
 _FORWARDING: Final = {"r": "remoteforward", "l": "localforward", "d": "dynamicforward"}
 _SSH_KEYS: Final = frozenset({"remoteforward", "localforward", "dynamicforward", "tunnel", "tunneldevice"})
 _VIA_KEYS: Final = frozenset({"proxycommand", "proxyjump"})
-_CONFIG_TEXT: Final = re.compile(r"^[ \t]*(?:(?:Remote|Local|Dynamic)Forward|Tunnel(?:Device)?)[ \t=]+\S", re.I | re.M)
+_CONFIG_TEXT: Final = re.compile(
+    r"^[ \t]*(?:(?:Remote|Local|Dynamic)Forward|Tunnel(?:Device)?)[ \t=]+\S", re.IGNORECASE | re.MULTILINE
+)
 _FORWARD_SPEC: Final = re.compile(
-    r"(?:(?:\[?[\w.:*-]*\]?):)?\d{1,5}:(?:\[[0-9a-f:]+\]|[\w.-]+):\d{1,5}(?:/(?:tcp|udp))?|\d{1,5}:/[\w./-]+|/[\w./-]+:[\w.-]+:\d+"
+    r"(?:(?:\[?[\w.:*-]*\]?):)?\d{1,5}:(?:\[[0-9a-f:]+\]|[\w.-]+):\d{1,5}(?:/(?:tcp|udp))?|\d{1,5}:/[\w./-]+|"
+    r"/[\w./-]+:[\w.-]+:\d+"
 )
 
 
@@ -110,7 +116,9 @@ def ssh_options(argv: tuple[str, ...]) -> tuple[Options, dict[str, str]]:
 def _ssh(run: Invocation) -> Iterable[Hit]:
     options, settings = ssh_options(run.argv)
     forwards = [f"-{letter} {value}" for letter in "RDLw" for value in options.all(letter) if value]
-    forwards += [f"{key} {settings[key]}" for key in _SSH_KEYS & settings.keys() if settings[key].lower() not in ("no", "none")]
+    forwards += [
+        f"{key} {settings[key]}" for key in _SSH_KEYS & settings.keys() if settings[key].lower() not in ("no", "none")
+    ]
     if forwards:
         severe = options.has("R", "w") or {"remoteforward", "tunnel"} & settings.keys()
         yield Hit(SSH_FORWARD, ", ".join(forwards), "critical" if severe else None)
@@ -135,14 +143,14 @@ def _ssh_in_tool(run: Invocation) -> Iterable[Hit]:
     texts = [word for word in run.argv[1:] if "ssh" in word or "=" in word]
     texts += [value for key, value in run.assigned.items() if key in ("GIT_SSH_COMMAND", "RSYNC_RSH", "GIT_SSH")]
     for text in texts:
-        found = re.search(r"\b(?:Remote|Local|Dynamic)Forward\b[ =]\S+", text, re.I)
+        found = re.search(r"\b(?:Remote|Local|Dynamic)Forward\b[ =]\S+", text, re.IGNORECASE)
         if found:
             yield Hit(SSH_FORWARD, found[0])
             return
     if run.name in ("scp", "sftp"):
         settings = " ".join(parse(run.argv, Grammar(valued="cDFiJloPSXB")).all("o"))
         jump = parse(run.argv, Grammar(valued="cDFiJloPSXB")).last("J")
-        if jump or re.search(r"proxy(?:command|jump)", settings, re.I):
+        if jump or re.search(r"proxy(?:command|jump)", settings, re.IGNORECASE):
             yield Hit(SSH_VIA, jump or settings, "medium")
 
 
@@ -152,7 +160,9 @@ def _ssh_config(run: Invocation) -> Iterable[Hit]:
         targets += [word for word in run.argv[1:] if not word.startswith("-")]
     text = "\n".join((run.stdin, *run.argv[1:]))
     if targets and _CONFIG_TEXT.search(text.replace("\\n", "\n")):
-        is_config = any("ssh" in target or "config" in target or target.startswith("/tmp") for target in targets)
+        is_config = any(
+            "ssh" in target or "config" in target or re.match(r"/(?:var/)?tmp/", target) for target in targets
+        )
         if is_config:
             yield Hit(SSH_CONFIG, targets[0])
 
@@ -160,7 +170,10 @@ def _ssh_config(run: Invocation) -> Iterable[Hit]:
 def _tool(run: Invocation) -> Iterable[Hit]:
     tool: Tool = TOOLS[run.name]
     words = [word.lower() for word in run.argv[1:]]
-    if any(word in ("--version", "--help", "-h", "-help", "version", "help", "-v") for word in words[:2]) and len(words) < 3:
+    if (
+        any(word in ("--version", "--help", "-h", "-help", "version", "help", "-v") for word in words[:2])
+        and len(words) < 3
+    ):
         yield Hit(TOOL, " ".join(run.argv), "info")
         return
     if tool.verbs and not any(word in tool.verbs for word in words):
@@ -174,7 +187,8 @@ def _socat(run: Invocation) -> Iterable[Hit]:
     words = [word for word in run.argv[1:] if not word.startswith("-") or word == "-"][-2:]
     kinds = [word.partition(":")[0].partition(",")[0].lower() for word in words]
     network = [
-        re.match(r"(?:tcp|udp|openssl|ssl|sctp|dtls|socks|proxy|unix|abstract|vsock|tun|interface|ip\d?)", kind) is not None
+        re.match(r"(?:tcp|udp|openssl|ssl|sctp|dtls|socks|proxy|unix|abstract|vsock|tun|interface|ip\d?)", kind)
+        is not None
         for kind in kinds
     ]
     if len(words) == 2 and all(network):
@@ -205,7 +219,9 @@ def _network_device(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv[1:])
     if run.name == "ip":
         found = re.search(
-            r"\btun(?:nel|tap)\b.*\badd\b|\blink\b.*\badd\b.*\btype\s+(?:gre\w*|ipip|sit|vxlan|wireguard|ip6tnl|geneve|fou|vti)", text
+            r"\btun(?:nel|tap)\b.*\badd\b|\blink\b.*\badd\b.*\btype\s+(?:gre\w*|ipip|sit|vxlan|wireguard|ip6tnl|"
+            r"geneve|fou|vti)",
+            text,
         )
     elif run.name in ("iptables", "ip6tables", "nft"):
         found = re.search(r"\b(?:DNAT|REDIRECT|MASQUERADE|SNAT|TPROXY|dnat|masquerade|redirect)\b", text)
@@ -216,7 +232,11 @@ def _network_device(run: Invocation) -> Iterable[Hit]:
 
 
 def _cluster_forward(run: Invocation) -> Iterable[Hit]:
-    if "port-forward" in run.argv[1:3] or run.argv[1:3] == ("reverse", "tcp") or (run.name == "adb" and "reverse" in run.argv):
+    if (
+        "port-forward" in run.argv[1:3]
+        or run.argv[1:3] == ("reverse", "tcp")
+        or (run.name == "adb" and "reverse" in run.argv)
+    ):
         yield Hit(RELAY, severity="medium")
 
 
@@ -225,7 +245,27 @@ def _qemu(run: Invocation) -> Iterable[Hit]:
         yield Hit(RELAY)
 
 
-_ENCODING: Final = frozenset({"base64", "base32", "xxd", "hexdump", "od", "openssl", "gzip", "tar", "cat", "whoami", "hostname", "id", "uname", "env", "head", "printenv", "dd"})
+_ENCODING: Final = frozenset(
+    {
+        "base64",
+        "base32",
+        "xxd",
+        "hexdump",
+        "od",
+        "openssl",
+        "gzip",
+        "tar",
+        "cat",
+        "whoami",
+        "hostname",
+        "id",
+        "uname",
+        "env",
+        "head",
+        "printenv",
+        "dd",
+    }
+)
 
 
 def _dns_query(run: Invocation) -> Iterable[Hit]:
@@ -236,16 +276,18 @@ def _dns_query(run: Invocation) -> Iterable[Hit]:
             return
     for word in names:
         loops = [loop for name, loop in run.loops.items() if name and "${" + name + "}" in word]
-        if any(re.match(r"\$\((?:\S*/)?(?:base64|base32|xxd|od|hexdump|cat|fold|openssl|gzip|split)\b", loop.first) for loop in loops):
+        if any(
+            re.match(r"\$\((?:\S*/)?(?:base64|base32|xxd|od|hexdump|cat|fold|openssl|gzip|split)\b", loop.first)
+            for loop in loops
+        ):
             yield Hit(DNS_TEXT, word)
             return
     if not run.inner and any(re.search(r"\$\{\w+\}\.[\w.-]+\.[a-z]{2,}$", word) for word in names) and run.loops:
         encodes = any(each.name in ("base64", "base32", "xxd", "od", "fold", "split") for each in run.before)
         if encodes or "" in run.loops:
             yield Hit(DNS_TEXT, names[0], None if encodes else "medium")
-    if any(each.name == "xargs" for each in run.before) or "xargs" in run.wrappers:
-        if any(each.name in ("base64", "base32", "xxd", "od") for each in run.before):
-            yield Hit(DNS_TEXT, " ".join(run.argv))
+    if "xargs" in run.wrappers and any(each.name in ("base64", "base32", "xxd", "od") for each in run.before):
+        yield Hit(DNS_TEXT, " ".join(run.argv))
 
 
 def _has_ssh_shape(run: Invocation) -> bool:
@@ -262,7 +304,10 @@ def _has_chisel_shape(run: Invocation) -> bool:
         return any(word in ("--reverse", "-reverse", "--socks5", "-socks5") for word in run.argv)
     if "client" not in words[:1] or len(words) < 3:
         return False
-    return any(re.fullmatch(r"R:\S+|(?:[\w.]+:)?\d+:socks|socks|(?:[\w.]+:){0,2}\d+:[\w.-]+:\d+(?:/udp)?|(?:R:)?\d+", word) for word in words[2:])
+    return any(
+        re.fullmatch(r"R:\S+|(?:[\w.]+:)?\d+:socks|socks|(?:[\w.]+:){0,2}\d+:[\w.-]+:\d+(?:/udp)?|(?:R:)?\d+", word)
+        for word in words[2:]
+    )
 
 
 def _has_url_relay_shape(run: Invocation) -> bool:
@@ -270,19 +315,39 @@ def _has_url_relay_shape(run: Invocation) -> bool:
     text = " ".join(run.argv[1:])
     return (
         re.search(r"(?:^|\s)-L[= ]?(?:\w[\w+]*://|:\d+)\S*.*\s-F[= ]?\w[\w+]*://", text) is not None
-        or re.search(r"(?:^|\s)-[LF][= ]?(?:socks[45]?\w?|relay|ssu?|http2?|forward|mws|mtls|red|rtcp|rudp|kcp|quic)(?:\+\w+)?://", text) is not None
-        or re.search(r"--server[_-]addr[= ]\S+.*--(?:local|remote)[_-]port[= ]\d+|(?:tcp|http|stcp) .*--(?:server_addr|remote_port)[= ]", text) is not None
+        or re.search(
+            r"(?:^|\s)-[LF][= ]?(?:socks[45]?\w?|relay|ssu?|http2?|forward|mws|mtls|red|rtcp|rudp|kcp|"
+            r"quic)(?:\+\w+)?://",
+            text,
+        )
+        is not None
+        or re.search(
+            r"--server[_-]addr[= ]\S+.*--(?:local|remote)[_-]port[= ]\d+|(?:tcp|http|stcp) .*--(?:server_addr|"
+            r"remote_port)[= ]",
+            text,
+        )
+        is not None
         or re.search(r"^tunnel (?:.* )?(?:--url[= ]|run\b)", text) is not None
         or re.search(r"^(?:local|http|tcp|tls) \d+ --to[= ]\S+", text) is not None
         or re.search(r"-s (?:rssocks|rcsocks|ssocksd|lcx_\w+) ", text) is not None
-        or re.search(r"(?:^|\s)-connect \S+:\d+ .*-(?:pass|socks|ignore-cert)|(?:^|\s)-ignore-cert\b.*-connect|^-server=\S+ -vkey=", text) is not None
+        or re.search(
+            r"(?:^|\s)-connect \S+:\d+ .*-(?:pass|socks|ignore-cert)|(?:^|\s)-ignore-cert\b.*-connect|^-server=\S+ "
+            r"-vkey=",
+            text,
+        )
+        is not None
     )
 
 
 def _renamed(run: Invocation) -> Iterable[Hit]:
     if run.name in _KNOWN or run.name in ("gcc", "g++", "clang", "ld", "cc", "c++", "docker", "podman", "kubectl"):
         return
-    shapes: tuple[Callable[[Invocation], bool], ...] = (_has_ssh_shape, _has_chisel_shape, _has_url_relay_shape, renamed_netcat)
+    shapes: tuple[Callable[[Invocation], bool], ...] = (
+        _has_ssh_shape,
+        _has_chisel_shape,
+        _has_url_relay_shape,
+        renamed_netcat,
+    )
     if any(shape(run) for shape in shapes):
         yield Hit(SHAPE)
 
@@ -292,7 +357,12 @@ def _socks_option(run: Invocation) -> Iterable[Hit]:
         return
     for word in run.argv[1:]:
         endpoint = parse_endpoint(word.rpartition("=")[2])
-        if endpoint and endpoint.scheme.startswith("socks") and zone_of(endpoint.host) == "outside" and run.name not in CLIENTS:
+        if (
+            endpoint
+            and endpoint.scheme.startswith("socks")
+            and zone_of(endpoint.host) == "outside"
+            and run.name not in CLIENTS
+        ):
             yield Hit(SHAPE, word, "medium")
             return
 
@@ -321,15 +391,19 @@ _KNOWN: Final = frozenset(_CHECKS)
 TUNNEL: Final = Ruleset(
     rules=(SSH_FORWARD, SSH_VIA, SSH_CONFIG, TOOL, RELAY, SHAPE, DEVICE, DNS_TEXT),
     by_name=_CHECKS,
-    quiet=frozenset({"git", "rsync", "scp", "sftp", "ip", "sysctl", "kubectl", "ping", "host", "dig", "nslookup", "getent", "openssl", "gh", "code", "aws", "az", "gcloud"}),
-    marks=(
-        *(":", "socks", "server_addr", "server-addr", "forward", "reverse", "tunnel", "--to", "-connect", "vkey"),
-        *("-e ", "-c /", "-c sh", "-c bash", "exec", "proxycommand", "s_client", "dig ", "relay", "$("),
+    quiet=frozenset(
+        listed("git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent openssl gh code aws az gcloud")
+    ),
+    marks=listed(
+        ":,socks,server_addr,server-addr,forward,reverse,tunnel,--to,-connect,vkey,-e ,-c /,-c sh,-c bash,exec,"
+        "proxycommand,s_client,dig ,relay,$(",
+        ",",
     ),
     shapes=(_renamed, _socks_option, _ssh_config),
     shape_pattern=(
         r"\d:[\w.\[\]:-]+:\d{1,5}\b|\bR:\S*(?:\d|socks)|:socks\b|-[LF][= ]?\w[\w+]*://|-L[= ]?:\d+|--server[_-]addr|"
-        r"(?:Remote|Local|Dynamic)Forward|\b(?:client|server) .*(?:--?reverse|--?socks5|socks\b|R:)|\btunnel .*(?:--url|run\b)|"
+        r"(?:Remote|Local|Dynamic)Forward|\b(?:client|server) .*(?:--?reverse|--?socks5|socks\b|R:)|\btunnel "
+        r".*(?:--url|run\b)|"
         r"\d --to[= ]|-s (?:rssocks|rcsocks|ssocksd|lcx_)|-connect \S+:\d|-vkey=|socks[45]\w?://|"
         r"-\w*[ec] (?:/\S*/)?\w*sh\b|--(?:sh-)?exec[= ]"
     ),

@@ -13,7 +13,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded
-from jupyter_agentwatch.detect.shellwords import Command, Loop, Redirect, read_script
+from jupyter_agentwatch.detect.shellscript import Command, Loop, Redirect, read_script
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS, wrapped
 
 __all__ = ["SHELLS", "Invocation", "invocations", "program_name"]
@@ -33,7 +33,8 @@ _SUFFIX: Final = re.compile(r"\.(?:exe|py|sh|bin|elf|run|pl|rb|js|x86_64|appimag
 _VERSIONED: Final = re.compile(r"(python|pypy|perl|ruby|php|lua|node|gawk|tclsh)[0-9][0-9.]*$")
 _CALL: Final = re.compile(
     r"(?:system|popen[23]?|exec[lv]?p?e?|execSync|spawnSync|spawnl?v?p?e?|call|check_call|check_output|run|getoutput|"
-    r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|\\.){1,4096}?)\1"
+    r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
+    r"\\.){1,4096}?)\1"
 )
 _LIST_CALL: Final = re.compile(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,1024}'|\"[^\"\\]{0,1024}\")\s*,?\s*){2,48})[\])]")
 _LITERAL: Final = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -144,8 +145,8 @@ class _Found:
             for script, scope in _shell_texts(run):
                 self.script(script, scope, run, depth)
         elif run.name in ("eval", "trap"):
-            words = run.argv[1:] if run.name == "eval" else run.argv[1:2]
-            self.script(" ".join(words), {}, run, depth)
+            text = run.argv[1:] if run.name == "eval" else run.argv[1:2]
+            self.script(" ".join(text), {}, run, depth)
         elif run.name in ("source", ".") and run.stdin:
             self.script(run.stdin, {}, run, depth)
         elif run.code:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.listed import listed
 
 __all__ = ["CODE_FLAGS", "WRAPPERS", "wrapped"]
 
@@ -91,7 +92,9 @@ _PREFIX: Final[Mapping[str, tuple[Grammar, int]]] = {
     "dbus-run-session": (Grammar(operands=0), 0),
     "systemd-run": (
         Grammar(
-            valued="pMtHE", long_valued=frozenset({"unit", "property", "uid", "gid", "description", "slice"}), operands=0
+            valued="pMtHE",
+            long_valued=frozenset({"unit", "property", "uid", "gid", "description", "slice"}),
+            operands=0,
         ),
         0,
     ),
@@ -168,9 +171,13 @@ _PARALLEL: Final = Grammar(valued="jaSIn", long_valued=frozenset({"jobs", "arg-f
 _DOCKER_RUN: Final = Grammar(
     valued="eupvwhmlac",
     long_valued=frozenset(
-        "env user publish volume workdir hostname memory label attach name network net entrypoint gpus mount device "
-        "cpus env-file ip link restart runtime shm-size ulimit add-host cap-add cap-drop platform pull security-opt "
-        "ipc pid userns tmpfs log-driver expose dns cpuset-cpus cidfile stop-signal volumes-from".split()
+        listed(
+            "env user publish volume workdir hostname memory label attach name network net entrypoint gpus mount "
+            "device "
+            "cpus env-file ip link restart runtime shm-size ulimit add-host cap-add cap-drop platform pull "
+            "security-opt "
+            "ipc pid userns tmpfs log-driver expose dns cpuset-cpus cidfile stop-signal volumes-from"
+        )
     ),
     operands=0,
 )
@@ -316,7 +323,9 @@ def _python_module(argv: Sequence[str], _stdin: str) -> list[Start]:
         if word[:1] != "-":
             return [(words[at:], {})]
         if word == "-m" and at + 1 < len(words):
-            return [([words[at + 1].split(".")[0] if "." not in words[at + 1] else words[at + 1], *words[at + 2 :]], {})]
+            return [
+                ([words[at + 1].split(".")[0] if "." not in words[at + 1] else words[at + 1], *words[at + 2 :]], {})
+            ]
         if word in ("-c", "-"):
             return []
     return []

@@ -15,6 +15,7 @@ import marshal
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ _KILL_S: Final = 10.0
 _BACKLOG: Final = 4096
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
 
 _LOADER: Final = """import sys; sys.path.append(sys.argv[1])
 from jupyter_agentwatch.sandbox.shared_init import main; main(int(sys.argv[2]))"""
@@ -97,9 +99,7 @@ class SharedStarting:
         if machine is None:
             msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
             raise RungError(msg)
-        # The same user's other processes could otherwise write to our memory where Landlock does not stop them.
-        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _become_no_more_than_a_command(machine)
         try:
             ruleset = make_ruleset(grants, abi) if abi else -1
         except OSError as error:
@@ -144,6 +144,25 @@ class SharedStarting:
             self._control.close()
             raise
         return sandbox
+
+
+def _become_no_more_than_a_command(machine: Machine) -> None:
+    """Give up every right of root's: what is done for a caller must not be able to do more than the caller.
+
+    A netlink socket that a privileged process opened and sends on would change the machine's interfaces, for one.
+
+    Raises:
+        RungError: The kernel refused.
+    """
+    # Else a program that root runs would begin with all rights again, and be hidden from us on account of them.
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    nothing = bytes(24)
+    if _libc.syscall(machine.numbers["capset"], struct.pack("=Ii", 0x20080522, 0), nothing) != 0:
+        msg = f"probe 'capabilities' failed: they cannot be given up ({os.strerror(ctypes.get_errno())})"
+        raise RungError(msg)
+    # The same user's other processes could otherwise write to our memory where Landlock does not stop them.
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _setup(machine: Machine, limits: Limits, abi: int, ruleset: int) -> bytes:
@@ -195,15 +214,17 @@ def _handshake(process: subprocess.Popen[bytes], ours: socket.socket, setup: byt
 
 def _listening(family: socket.AddressFamily, backlog: int, *, is_parking: bool = False) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
-    if is_parking:  # what meets a parked socket is bound to the same port
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         made.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
     except OSError as error:
         if family == socket.AF_INET or error.errno != errno.EADDRNOTAVAIL:
             raise
         made.bind(("::ffff:127.0.0.1", 0))  # a container without IPv6
+    if is_parking:
+        # What meets a parked socket is bound to the same port. Only now: with them, the kernel may choose a port that
+        # another watch parks on.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     made.listen(backlog)
     return made
 
@@ -212,6 +233,7 @@ def _parking(family: socket.AddressFamily) -> socket.socket:
     """Return a listener that leaves every further SYN unanswered: its queue is full, and nobody takes from it."""
     parking = _listening(family, 0, is_parking=True)
     filler = socket.socket(family, socket.SOCK_STREAM)
+    filler.settimeout(_START_TIMEOUT_S)
     filler.connect(parking.getsockname())
     filler.detach()  # stays open as long as this process
     return parking

@@ -379,6 +379,7 @@ class Supervisor:
         if self._killing is not None:
             return await asyncio.shield(self._killing)
         self._killing = self._loop.create_future()
+        self._watchdog.kill_began()
         begun = time.monotonic()
         if self.sandbox.shares_network:
             self._mediator.freeze()  # closes the gate: without a PID namespace, what could fork would outrun its end

@@ -5,6 +5,7 @@ It is a thread of its own, takes no lock, and does nothing but look, count and k
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -22,6 +23,9 @@ _LOOKS: Final = 5
 
 Looks are counted, not seconds: while the whole process is stopped, or the machine sleeps, nobody looks.
 """
+
+_KILL_LOOKS: Final = 30
+"""Looks that a kill may take, until the log is closed."""
 
 _GRACE_S: Final = 5.0
 """Seconds that the threads have to end by themselves when the watch has ended."""
@@ -55,10 +59,15 @@ class Watchdog:
         self._seen: dict[str, tuple[int, int]] = {}
         self._asked = self._answered = 0
         self._over = threading.Event()
+        self._left = math.inf
 
     def start(self) -> None:
         """Begin to look."""
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def kill_began(self) -> None:
+        """Take note that the sandbox is being killed: whatever holds the kill up, this process ends in half a minute."""
+        self._left = _KILL_LOOKS
 
     def watch_ended(self) -> None:
         """Take note that the log is closed: the process must be gone soon, whatever its threads do."""
@@ -66,6 +75,9 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._over.wait(_LOOK_S):
+            self._left -= 1
+            if self._left < 0:
+                self._leave()
             for name, progress in list(self._watched.items()):
                 if self._is_stuck(name, progress()):
                     del self._watched[name]

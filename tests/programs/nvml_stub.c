@@ -122,7 +122,7 @@ int nvmlDeviceGetSamples(struct device *d, unsigned kind, uint64_t since, unsign
     unsigned found = 0;
     *type = 1;
     for (unsigned k = 0; k < d->sample_count; k++) {
-        if (d->samples[k].t_us <= since) continue;
+        if (d->samples[k].t_us < since) continue; /* some drivers give the last one again */
         if (out) out[found] = d->samples[k];
         found++;
     }
@@ -136,7 +136,7 @@ int nvmlDeviceGetProcessUtilization(struct device *d, struct utilization *out, u
     unsigned found = 0;
     for (unsigned k = 0; k < d->process_count; k++) {
         struct process *p = &d->processes[k];
-        if (p->t_us <= since) continue;
+        if (p->t_us < since) continue;
         if (out && found < *n) out[found] = (struct utilization){p->pid, 0, p->t_us, p->sm, p->transfer, 0, 0};
         found++;
     }

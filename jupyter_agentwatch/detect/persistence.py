@@ -1,0 +1,108 @@
+"""Tampering as the record shows it: writes to where things start by themselves, and programs under false names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from jupyter_agentwatch.detect.bounded import Said
+from jupyter_agentwatch.detect.lasting import persistence_of
+from jupyter_agentwatch.detect.model import Draft
+from jupyter_agentwatch.detect.rule import Rule, draft
+from jupyter_agentwatch.detect.tampering import MASQUERADE
+from jupyter_agentwatch.events import AnyEvent, Exec, FileOp, Severity
+
+__all__ = ["PERSISTENCE_RULES", "PersistenceDetector"]
+
+WRITTEN: Final = Rule(
+    id="tampering.persistence_written",
+    title="a file is written that is read at log-in, at start or by the clock",
+    severity="high",
+    technique="T1546",
+    rationale="What stands there runs later by itself, tied to no step.",
+    false_positives=(
+        "installers that add themselves to a shell's start-up file (medium)",
+        "a workspace's own git hooks (low)",
+    ),
+)
+HIDDEN_PROGRAM: Final = Rule(
+    id="tampering.hidden_program",
+    title="a program runs from where programs are not kept",
+    severity="medium",
+    technique="T1564.001",
+    rationale=(
+        "A deleted file, a file that only memory holds (high), shared memory or a hidden folder keeps it from being "
+        "found."
+    ),
+    false_positives=(
+        "tools that unpack themselves",
+        "version managers that keep programs in hidden folders of the home (not reported)",
+    ),
+)
+MEMORY_WRITE: Final = Rule(
+    id="tampering.process_memory",
+    title="another process's memory or settings are opened for writing",
+    severity="high",
+    technique="T1055",
+    rationale="/proc/<pid>/mem of another process is how code is put into it without ptrace.",
+    false_positives=("debuggers",),
+)
+
+_KINDS: Final[dict[str, Severity]] = {"start-up": "medium", "notebook": "medium", "git hook": "low"}
+_MEMORY: Final = re.compile(
+    r"/proc/(?:\d+)/(?:mem|task/\d+/mem|oom_score_adj|ns/)|/proc/sys/|/sys/kernel/|/proc/sysrq-trigger|"
+    r"/sys/fs/cgroup/.*release_agent"
+)
+_VERSIONS: Final = re.compile(
+    r"/\.(?:venv|local|cargo|rustup|nvm|pyenv|conda|rbenv|asdf|sdkman|deno|bun|npm|volta|cache/(?:uv|pip|pre-commit|"
+    r"bazel)|tox|nox|vscode\S*|pixi|"
+    r"virtualenvs|poetry|pnpm|go|gradle|m2|julia|opam|ghcup|nix\S*|build|tmp\S*|git|hatch|direnv|eggs|cmdstan|env)/"
+)
+
+PERSISTENCE_RULES: Final = (WRITTEN, HIDDEN_PROGRAM, MEMORY_WRITE, MASQUERADE)
+"""Every rule of this detector."""
+
+
+class PersistenceDetector:
+    """Looks at names of files that are changed and of programs that run."""
+
+    name = "persistence"
+    kinds = frozenset({"exec", "file"})
+
+    def __init__(self) -> None:
+        self._said = Said()
+
+    def feed(self, event: AnyEvent) -> Iterable[Draft]:
+        """Return findings about a write or a program; one for each step and path."""
+        if isinstance(event, FileOp):
+            return self._file(event)
+        if isinstance(event, Exec):
+            return self._claimed(event) if event.basis == "claimed" else self._running(event)
+        return ()
+
+    def _file(self, event: FileOp) -> Iterable[Draft]:
+        if event.op in ("unlink", "unlinkat", "rmdir"):
+            return
+        for path in {event.path, event.path2, event.resolved, event.resolved2} - {""}:
+            kind = persistence_of(path)
+            if kind and self._said.first("written", event.step, path):
+                yield draft(WRITTEN, event, f"{kind}: {path}", severity=_KINDS.get(kind))
+            elif _MEMORY.search(path) and self._said.first("memory", event.step, path):
+                yield draft(MEMORY_WRITE, event, path)
+
+    def _claimed(self, event: Exec) -> Iterable[Draft]:
+        if not event.argv:
+            return
+        shown = event.argv[0]
+        thread = re.fullmatch(r"\[[\w/:+.-]{2,40}\]|(?:\S*/)?(?:kworker|kthreadd|ksoftirqd|kswapd)[/\w:.-]*", shown)
+        if thread and self._said.first("masquerade", event.step, shown, event.path):
+            yield draft(MASQUERADE, event, f"{shown} is {event.path}")
+
+    def _running(self, event: Exec) -> Iterable[Draft]:
+        exe = event.exe
+        memory = re.search(r"memfd:|^/dev/shm/", exe) is not None
+        deleted = exe.endswith(" (deleted)")
+        hidden = re.search(r"/\.[\w-]+/|/\.\.\.|^/(?:tmp|var/tmp)/\.", exe) is not None and not _VERSIONS.search(exe)
+        if (memory or deleted or hidden) and self._said.first("hidden", event.step, exe):
+            yield draft(HIDDEN_PROGRAM, event, exe, severity="high" if memory else None)

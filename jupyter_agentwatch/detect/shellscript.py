@@ -1,0 +1,379 @@
+"""Reads shell text into the commands that it would run.
+
+Quoting, variables and decoding are resolved where the text alone says what comes out. It is a hint, never the truth:
+what cannot be told stays as it is written, and nothing runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded, range_size
+from jupyter_agentwatch.detect.shellwords import Scope, WordReader
+
+__all__ = ["Command", "Loop", "Pipeline", "Redirect", "read_script"]
+
+_MAX_DEPTH: Final = 12
+_MAX_COMMANDS: Final = 2000
+_MAX_FIELDS: Final = 512
+
+_OPERATOR: Final = re.compile(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
+_REDIRECT: Final = re.compile(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
+_ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
+_ARITHMETIC: Final = re.compile(r"\(\(.{0,4096}?\)\)", re.DOTALL)
+_TEST: Final = re.compile(r"\[\[(?=\s).{0,4096}?(?<=\s)\]\]", re.DOTALL)
+
+_SKIPPED: Final = frozenset({"if", "then", "else", "elif", "fi", "do", "{", "}", "!", "time", "coproc", "esac"})
+_DECLARING: Final = frozenset({"export", "declare", "local", "readonly", "typeset", "let"})
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """`fd` is -1 where the operator's own is meant; `body` is the text of a here-document or here-string."""
+
+    fd: int
+    op: str
+    target: str
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What a `for` variable runs over: its first value and how many there are (0: the text does not tell)."""
+
+    first: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One simple command.
+
+    Attributes:
+        words: The words after expansion; what could not be told is still there as `${name}` or `$(…)`. A group whose
+            output goes on (`(a; b) | c`) is the single word "(", and what it runs is `inner`.
+        redirects: Redirections in order.
+        assigned: Variables set for this command alone.
+        loops: The `for` variables around it.
+        inner: Pipelines of command and process substitutions in its words.
+        background: It ends in `&`.
+    """
+
+    words: tuple[str, ...]
+    redirects: tuple[Redirect, ...] = ()
+    assigned: Mapping[str, str] = field(default_factory=dict)
+    loops: Mapping[str, Loop] = field(default_factory=dict)
+    inner: tuple[Pipeline, ...] = ()
+    background: bool = False
+
+
+Pipeline = tuple[Command, ...]
+"""Commands joined by `|`, in order."""
+
+
+def read_script(text: str, scope: Mapping[str, str] | None = None) -> list[Pipeline]:
+    """Return the pipelines of a script in the order of its text, those of substitutions before what holds them.
+
+    Branches and function bodies are read as if they ran. Work is linear in the text, and bounded: what lies beyond
+    32 KiB, 2,000 commands or 12 levels of nesting is not read.
+
+    Args:
+        text: The script, hostile.
+        scope: Variables known from outside (positional parameters as "1", "2", "@").
+    """
+    reader = _Reader(text[:MAX_TEXT], dict(scope or {}))
+    reader.script("")
+    return reader.pipelines
+
+
+class _Building:
+    """A command while its words are read."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.redirects: list[Redirect] = []
+        self.assigned: Scope = {}
+        self.inner: list[Pipeline] = []
+        self.group: list[Pipeline] = []
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.words or self.redirects or self.assigned)
+
+    def stand_for_group(self) -> None:
+        """Become a stage of its own where it stands for a group that has ended."""
+        if self.group and not self.words:
+            self.words = ["("]
+            self.inner += self.group
+
+
+class _Reader(WordReader):
+    def __init__(self, text: str, scope: Scope, depth: int = 0) -> None:
+        super().__init__(text, scope)
+        self._building = _Building()
+        self.depth = depth
+        self.pipelines: list[Pipeline] = []
+        self._loops: list[tuple[str, Loop]] = []
+        self._starts: list[int] = []
+        self._heredocs: list[tuple[str, bool, _Building, int]] = []
+
+    # --- commands ---
+
+    def script(self, end: str) -> None:
+        """Read commands up to the unmatched `end` ("" for the end of the text), which is consumed."""
+        text = self.text
+        stages: list[_Building] = []
+        command = self._building
+        parens = 0
+        while self.at < len(text) and len(self.pipelines) < _MAX_COMMANDS:
+            self.skip_space()
+            operator = _OPERATOR.match(text, self.at)
+            if operator is None:
+                if self.at < len(text):
+                    self._word_or_redirect(command)
+                continue
+            sign = operator[0]
+            if sign == "&" and text.startswith("&>", self.at):
+                self._word_or_redirect(command)
+                continue
+            self.at = operator.end()
+            if sign == "(":
+                parens += 1
+                self._starts.append(len(self.pipelines))
+                continue
+            stages = self._end_command(command, stages, sign)
+            command = self._building = _Building()
+            if sign != ")":
+                continue
+            if end and not parens:
+                return
+            parens = max(0, parens - 1)
+            command.group = self._group()
+        if not command.is_empty:
+            stages.append(command)
+        self._close(stages, background=False)
+
+    def _end_command(self, command: _Building, stages: list[_Building], sign: str) -> list[_Building]:
+        """Take a command that an operator ends; returns the stages of the pipeline that goes on."""
+        goes_on = sign in ("|", "|&")
+        if goes_on:
+            command.stand_for_group()
+        if not command.is_empty:
+            stages.append(command)
+        if goes_on:
+            return stages
+        self._close(stages, background=sign == "&")
+        if sign == "\n":
+            self._read_heredocs()
+        return []
+
+    def _group(self) -> list[Pipeline]:
+        return self.pipelines[self._starts.pop() :] if self._starts else []
+
+    def _close(self, stages: list[_Building], *, background: bool) -> None:
+        if not stages:
+            return
+        if self._heredocs:
+            self._read_heredocs(peek=True)
+        loops = dict(self._loops)
+        commands = tuple(
+            Command(
+                tuple(stage.words),
+                tuple(stage.redirects),
+                stage.assigned,
+                loops,
+                tuple(stage.inner),
+                background,
+            )
+            for stage in stages
+        )
+        if len(stages) == 1:
+            self._assign(stages[0])
+        self.pipelines.append(commands)
+
+    def _assign(self, stage: _Building) -> None:
+        if not stage.words:
+            self.scope.update(stage.assigned)
+        elif stage.words[0] in _DECLARING:
+            for word in stage.words[1:]:
+                found = _ASSIGNMENT.fullmatch(word)
+                if found:
+                    self.scope[found[1]] = found[3]
+
+    def _word_or_redirect(self, command: _Building) -> None:
+        text = self.text
+        redirect = _REDIRECT.match(text, self.at)
+        if redirect:
+            self._redirect(command, redirect)
+            return
+        if not command.words:
+            block = _ARITHMETIC.match(text, self.at) or _TEST.match(text, self.at)
+            if block:
+                self.at = block.end()
+                command.words.append("[[" if block[0].startswith("[[") else "((")
+                return
+        start = self.at
+        fields = self.word()
+        if self.at == start:  # a character that no rule takes: it must not hold the reader up
+            self.at += 1
+            return
+        raw = text[start : self.at]
+        if command.words:
+            command.words += fields[: _MAX_FIELDS - len(command.words)]
+        elif raw in _SKIPPED or raw in ("while", "until", "select", "for", "case", "done", "function"):
+            self._keyword(raw, command)
+        else:
+            self._first_word(command, raw, fields)
+
+    def _first_word(self, command: _Building, raw: str, fields: list[str]) -> None:
+        found = _ASSIGNMENT.match(raw)
+        if found and fields and _ASSIGNMENT.match(" ".join(fields)):
+            value = _ASSIGNMENT.match(" ".join(fields))
+            before = self.scope.get(found[1], "") if found[2] else ""
+            command.assigned[found[1]] = before + (value[3] if value else "")
+            return
+        if self.text.startswith("()", self.at):  # a function's name: its body is read as if it ran
+            self.at += 2
+            return
+        command.words += fields[:_MAX_FIELDS]
+
+    def _keyword(self, word: str, command: _Building) -> None:
+        if word in ("done", "}"):
+            if word == "done" and self._loops:
+                self._loops.pop()
+            command.group = self._group()
+        elif word == "{":
+            self._starts.append(len(self.pipelines))
+        elif word in ("while", "until"):
+            self._starts.append(len(self.pipelines))
+            self._loops.append(("", Loop("", 0)))
+        elif word in ("for", "select"):
+            self._for()
+        elif word == "case":
+            self._case()
+        elif word == "function":
+            self.skip_space()
+            self.word()
+            if self.text.startswith("()", self.at):
+                self.at += 2
+
+    def _for(self) -> None:
+        self._starts.append(len(self.pipelines))
+        self.skip_space()
+        block = _ARITHMETIC.match(self.text, self.at)
+        if block:  # for ((i=1; i<=254; i++))
+            self.at = block.end()
+            found = re.search(r"(\w+)\s*=\s*(\d+)\s*;\s*\w+\s*<=?\s*(\d{1,9})", block[0])
+            loop = Loop(found[2], max(0, int(found[3]) - int(found[2][:9]) + 1)) if found else Loop("", 0)
+            self._loops.append((found[1] if found else "", loop))
+            return
+        name = "".join(self.word())
+        values: list[str] = []
+        while self.at < len(self.text):
+            self.skip_space()
+            if _OPERATOR.match(self.text, self.at):
+                break
+            start = self.at
+            values += self.word()
+            self.at += self.at == start
+        values = values[1:] if values[:1] == ["in"] else []
+        counts = [range_size(value) for value in values]
+        count = 0 if not values or any("$" in value or "*" in value for value in values) else sum(counts)
+        first = values[0] if values else ""
+        edge = re.match(r"\{(\d+)\.\.", first)
+        first = edge[1] if edge and first.endswith("}") else first
+        self._loops.append((name, Loop(first, count)))
+        if len(values) == 1 and counts == [1] and "$" not in first:
+            self.scope[name] = first
+        else:
+            self.scope.pop(name, None)
+
+    def _case(self) -> None:
+        """Skip to the first branch; the patterns of later ones end in `)` and read as a command of their own."""
+        found = re.compile(r"\s+in\b[^)]{0,256}\)").search(self.text, self.at, self.at + 1024)
+        if found:
+            self.at = found.end()
+
+    # --- redirections ---
+
+    def _redirect(self, command: _Building, match: re.Match[str]) -> None:
+        self.at = match.end()
+        op = match[2]
+        fd = int(match[1]) if match[1].isdigit() else -1
+        self.skip_space()
+        start = self.at
+        target = " ".join(self.word())
+        if op in ("<<", "<<-"):
+            raw = self.text[start : self.at]
+            delimiter = re.sub(r"[\\'\"]", "", raw)
+            self._heredocs.append((delimiter, op == "<<-", command, len(command.redirects)))
+            command.redirects.append(Redirect(fd, "<<", delimiter))
+        elif op == "<<<":
+            command.redirects.append(Redirect(fd, op, "", target))
+        else:
+            command.redirects.append(Redirect(fd, op, target))
+
+    def _read_heredocs(self, *, peek: bool = False) -> None:
+        """Read the bodies that begin at the next line; `peek` leaves them to be skipped when the line ends."""
+        at = self.at
+        if peek:
+            at = self.text.find("\n", self.at - 1) + 1 if self.text[self.at - 1 : self.at] != "\n" else self.at
+            if at == 0:
+                return
+        for delimiter, strips, command, index in self._heredocs:
+            lines: list[str] = []
+            while at < len(self.text):
+                end = self.text.find("\n", at)
+                end = len(self.text) if end < 0 else end
+                line = self.text[at:end]
+                at = end + 1
+                line = line.lstrip("\t") if strips else line
+                if line.rstrip("\r") == delimiter:
+                    break
+                lines.append(line)
+            old = command.redirects[index]
+            command.redirects[index] = Redirect(old.fd, old.op, old.target, "\n".join(lines))
+        if not peek:
+            self.at = min(at, len(self.text))
+            self._heredocs.clear()
+
+    # --- substitutions ---
+
+    def substitution(self) -> str:
+        """Read to the matching `)`."""
+        start = self.at
+        if self.depth >= _MAX_DEPTH:
+            self.at = len(self.text)
+            return "$(…)"
+        inner = _Reader(self.text, dict(self.scope), self.depth + 1)
+        inner.at = start
+        inner.script(")")
+        self.at = inner.at
+        return self._take(inner, self.text[start : max(start, inner.at - 1)])
+
+    def backquoted(self, text: str) -> str:
+        """Read a script of its own."""
+        if self.depth >= _MAX_DEPTH:
+            return "$(…)"
+        inner = _Reader(text, dict(self.scope), self.depth + 1)
+        inner.script("")
+        return self._take(inner, text)
+
+    def _take(self, inner: _Reader, text: str) -> str:
+        self.pipelines += inner.pipelines
+        self._building.inner += inner.pipelines
+        if len(inner.pipelines) == 1:
+            stages = inner.pipelines[0]
+            known = decoded([(stage.words, _given(stage)) for stage in stages])
+            if known is not None:
+                return known.rstrip("\n")
+        return f"$({text})"
+
+
+def _given(command: Command) -> str | None:
+    """Return the text of a here-document or here-string on a command's standard input."""
+    bodies = [r.body for r in command.redirects if r.op in ("<<", "<<<") and r.fd in (-1, 0)]
+    return bodies[-1] if bodies else None
