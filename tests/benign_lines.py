@@ -15,7 +15,11 @@ FILLERS: dict[str, list[str]] = {
     "word": ["TODO", "error", "import os", "def main", "timeout", "192.168", "password"],
     "pkg": ["numpy", "torch", "requests", "pytest", "ruff", "pandas==2.2.0", "scikit-learn"],
     "host": ["server.example.org", "db1.example.com", "192.168.1.20", "login.cluster.example", "user@box.example"],
-    "url": ["https://example.org/data.csv", "https://files.example.com/v1/model.tar.gz", "http://localhost:8080/health"],
+    "url": [
+        "https://example.org/data.csv",
+        "https://files.example.com/v1/model.tar.gz",
+        "http://localhost:8080/health",
+    ],
     "n": ["1", "5", "10", "100"],
     "branch": ["main", "feature/login", "v1.2.3", "origin/dev"],
     "pat": ["'*.py'", "'*.log'", '"*.txt"', "'test_*'"],

@@ -130,16 +130,19 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a person run everything on one rung."""
-    parser.addoption("--rung", choices=("A", "B", "C"), help="run every test of a sandbox on this rung")
+    """Let a person run on one rung what can run there."""
+    parser.addoption("--rung", choices=("A", "B", "C"), help="run on this rung what can run there")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test on each rung that its module names; what names none runs on the best that there is."""
     marker = metafunc.definition.get_closest_marker("rungs")
     asked = metafunc.config.getoption("rung")
-    if asked or marker:
-        metafunc.parametrize("rung", [asked] if asked else list(marker.args), indirect=True, scope="module")
+    if marker:
+        named = [letter for letter in marker.args if asked in {None, letter}] or list(marker.args)
+        metafunc.parametrize("rung", named, indirect=True, scope="module")
+    elif asked:
+        metafunc.parametrize("rung", [asked], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -161,7 +164,7 @@ def rung(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:
+def closed(tmp_path_factory: pytest.TempPathFactory, rung: str) -> Iterator[Watch]:
     """A watch without any network, for a module's tests that leave it as it was."""
     from jupyter_agentwatch import Watch
 

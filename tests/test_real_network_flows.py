@@ -26,7 +26,7 @@ from tests.servers import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 
 # What passes through a flow

@@ -19,7 +19,7 @@ from tests.servers import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 
 # Refusals
@@ -74,6 +74,7 @@ with socket.socket() as s, socket.socket(socket.AF_INET6) as s6, open("/dev/null
     assert recorded(closed, Finding) == []
 
 
+@pytest.mark.rungs("A")  # rung B shares these tables with the machine
 def test_the_gateways_own_ports_are_closed_to_the_sandbox(closed: Watch) -> None:
     """The gateway's and the parking ports refuse direct connects, and nobody can bind or share them."""
     source = """
@@ -177,7 +178,7 @@ async def ask_async():
     return (await reader.read()).decode()
 got = [ask(socket.AF_INET, ("127.0.0.1", 0)), ask(socket.AF_INET, ("127.0.0.1", 0), None)]
 got += [ask(socket.AF_INET6, ("::1", 0)), ask(socket.AF_INET6, ("::ffff:127.0.0.1", 0))]
-got += [ask(socket.AF_UNIX, "own.sock"), ask(socket.AF_UNIX, "/tmp/own.sock"), ask(socket.AF_UNIX, chr(0) + "name")]
+got += [ask(socket.AF_UNIX, "own.sock"), ask(socket.AF_UNIX, os.environ["TMPDIR"] + "/own.sock"), ask(socket.AF_UNIX, chr(0) + "name")]
 with socket.socket() as s:
     nobody = attempt(s.connect, ("127.0.0.1", 9))
 tell([*got, asyncio.run(ask_async()), nobody])
@@ -185,19 +186,20 @@ tell([*got, asyncio.run(ask_async()), nobody])
     assert inside(closed, source) == ["cba"] * 8 + ["ECONNREFUSED"]
     assert {(e[3], e[4]) for e in connects(closed)} == {("allow", "inside")}
     offered = recorded(closed, Listen, last_step(closed))
-    assert {e.addr for e in offered if e.transport == "unix"} == {"own.sock", "/tmp/own.sock", "@name"}
+    tmp = closed.run('printf %s "$TMPDIR"').stdout
+    assert {e.addr for e in offered if e.transport == "unix"} == {"own.sock", f"{tmp}/own.sock", "@name"}
     assert {e.addr for e in offered if e.transport == "tcp"} == {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert {e.op for e in offered} == {"bind", "listen"}
     assert all(e.verdict == "allow" for e in offered)
 
 
-def test_a_socket_bears_the_name_that_it_was_given(closed: Watch) -> None:
+def test_a_socket_bears_the_name_that_it_was_given(closed: Watch, rung: str) -> None:
     """The name of a UNIX socket is the path that was bound, so that multiprocessing can pass it on."""
     source = """
 import multiprocessing
 os.umask(0o077)
 names = []
-for name in ("short.sock", "/tmp/long.sock", chr(0) + "abstract"):
+for name in ("short.sock", os.environ["TMPDIR"] + "/long.sock", chr(0) + "abstract"):
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(name)
         got = s.getsockname()
@@ -211,14 +213,15 @@ with socket.socket(socket.AF_UNIX) as s, multiprocessing.Manager() as manager:
     names += [attempt(s.bind, "/usr/new.sock"), attempt(s.bind, "missing/x"), attempt(s.bind, "x" * 107)]
 tell(names)
 """
+    tmp = closed.run('printf %s "$TMPDIR"').stdout
     assert inside(closed, source) == [
-        *("short.sock", "ECONNREFUSED", "/tmp/long.sock", "ECONNREFUSED", "\0abstract", "ECONNREFUSED"),
-        *({"key": "value"}, "0o700", "EADDRINUSE", "EROFS", "ENOENT", "OK"),
+        *("short.sock", "ECONNREFUSED", f"{tmp}/long.sock", "ECONNREFUSED", "\0abstract", "ECONNREFUSED"),
+        *({"key": "value"}, "0o700", "EADDRINUSE", "EACCES" if rung == "B" else "EROFS", "ENOENT", "OK"),
     ]
     offered = recorded(closed, Listen, last_step(closed))
     assert {(e.op, e.addr, e.basis) for e in offered if "sock" in e.addr or "@" in e.addr} == {
         ("bind", "short.sock", "claimed"),
-        ("bind", "/tmp/long.sock", "claimed"),
+        ("bind", f"{tmp}/long.sock", "claimed"),
         ("bind", "/usr/new.sock", "claimed"),
         ("bind", "@abstract", "verified"),
     }
@@ -243,6 +246,7 @@ with server, client, s:
             assert denied == ("unix", name, 0, "deny", "unix-socket", 13)
 
 
+@pytest.mark.rungs("A")  # rung B has no datagrams
 def test_datagrams_stay_inside(closed: Watch) -> None:
     """UDP works inside, with and without connect; to the outside it gets EACCES on record, and no way round leaves."""
     source = """
@@ -276,6 +280,7 @@ tell(got)
     ]
 
 
+@pytest.mark.rungs("A")  # as above
 def test_a_corked_datagram_shows_nothing_of_the_supervisor(closed: Watch) -> None:
     """A datagram that the supervisor sent is a copy: held back with UDP_CORK and MSG_ZEROCOPY, it stays what it was."""
     source = """

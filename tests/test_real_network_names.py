@@ -18,7 +18,7 @@ from tests.servers import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 
 # Names
@@ -58,6 +58,7 @@ tell([look(n) for n in ("host.loopback", "localhost", "HOST.LOOPBACK.", "denied.
         assert recorded(watch, Finding) == []
 
 
+@pytest.mark.rungs("A")  # rung B has no datagrams
 def test_raw_queries_cannot_hurt_the_name_server(tmp_path: Path) -> None:
     """Over UDP and TCP, hostile names and broken messages get an rcode or nothing, and the next query is answered."""
     source = """
@@ -101,6 +102,7 @@ tell([all([udp(wire) for wire in hostile]), tcp(good, query(label(b"denied"))), 
         assert any("\\000" in name for name in names)
 
 
+@pytest.mark.rungs("A")  # rung B has no datagrams
 def test_a_tunnel_over_names_is_refused_and_on_record(closed: Watch) -> None:
     """Of a flood of queries that carry data in their labels, none is resolved and every one is on record."""
     source = """
@@ -121,6 +123,7 @@ tell(rcodes)
     assert {(e.verdict, e.rcode, e.qtype) for e in found} == {("deny", "REFUSED", "TXT")}
 
 
+@pytest.mark.rungs("A")  # rung B has no datagrams
 def test_a_query_is_never_put_down_to_who_had_the_port_before(closed: Watch) -> None:
     """A query by sendmsg, which is not seen, from a port that another step has used is that of who has bound it now."""
     source = """

@@ -15,6 +15,7 @@ from jupyter_agentwatch import Watch
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.errors import AgentwatchError
 from jupyter_agentwatch.events import Dns, Finding
+from jupyter_agentwatch.wire.watches import kill_watch
 from tests.outside import (
     LONG_S,
     closing,
@@ -215,7 +216,7 @@ def test_a_kill_ends_a_supervisor_that_hangs(places: tuple[Path, Path]) -> None:
         running = watch.start(LISTEN)
         wait_for_line(running, b"up")
         with (beside / "fifo").open("wb"):  # opens when the thread has opened its end; it reads from now on
-            killed = watch.kill("test")
+            killed = kill_watch(watch.id, reason="test", name="test")  # whose owner would put an end to it himself
             assert (killed.survivors, killed.note) == (0, "")
             wait_all_ended(process)
         assert closing(watch.log).reason == "test"

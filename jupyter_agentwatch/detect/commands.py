@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from jupyter_agentwatch.detect.decoding import MAX_TEXT
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
@@ -118,13 +119,14 @@ class CommandDetector:
     def _interest(self, program: str, argv: Sequence[str]) -> list[_Shape] | None:
         """Return the shapes that these arguments can have, or None where nothing at all can be found in them."""
         name = program_name(program)
-        plain = " ".join(argv).translate(_QUOTING).lower()
+        text = " ".join(argv)[:MAX_TEXT]
+        plain = text.translate(_QUOTING).lower()
         shapes = [shape for shape in self._shapes if _has_mark(shape[0], plain)]
         if name not in _READERS:
             if name in self._by_name:
                 return shapes
             return shapes if shapes and name not in _TEXT_TOOLS else None
-        if _HIDING.search(" ".join(argv)):
+        if _HIDING.search(text):
             return self._shapes
         return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 
@@ -136,7 +138,7 @@ class CommandDetector:
         words = [*run.argv, run.stdin[:_STDIN_SHOWN]]
         words += [f"{redirect.op}{redirect.target}" for redirect in run.redirects]
         words += [f"{variable}={value}" for variable, value in run.assigned.items()]
-        joined = " ".join(words)
+        joined = " ".join(words)[:_STDIN_SHOWN]
         for _, pattern, checks in shapes:
             if pattern.search(joined):
                 for check in checks:

@@ -14,10 +14,11 @@ from typing import Final
 
 __all__ = ["MAX_TEXT", "ansi_c", "braces", "decoded", "range_size"]
 
-MAX_TEXT: Final = 1 << 15
+MAX_TEXT: Final = 1 << 14
 """Characters of a script, and of anything decoded from one, that are looked at."""
 
 _MAX_LIST: Final = 64
+_MAX_WORD: Final = 512
 _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
 _ESCAPE: Final = re.compile(
     r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|([0-7]{1,4})|(.))", re.DOTALL
@@ -60,6 +61,8 @@ def range_size(word: str) -> int:
 def braces(word: str) -> list[str]:
     """Expand `{a,b}` and short `{1..9}`; a long range stays as it is written, so that its size can be told."""
     words = [word]
+    if len(word) > _MAX_WORD:
+        return words
     for _ in range(4):
         expanded: list[str] = []
         for each in words:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
@@ -23,6 +24,9 @@ SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "f
 
 _MAX_DEPTH: Final = 6
 _MAX_FOUND: Final = 2000
+_MAX_STAGES: Final = 12
+_MAX_SHOWN: Final = 4096
+_MAX_CODE: Final = 8192
 _SHELL: Final = Grammar(
     valued="oO", long_valued=frozenset({"rcfile", "init-file"}), long_flags=frozenset({"norc"}), operands=0
 )
@@ -34,9 +38,9 @@ _VERSIONED: Final = re.compile(r"(python|pypy|perl|ruby|php|lua|node|gawk|tclsh)
 _CALL: Final = re.compile(
     r"(?:system|popen[23]?|exec[lv]?p?e?|execSync|spawnSync|spawnl?v?p?e?|call|check_call|check_output|run|getoutput|"
     r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
-    r"\\.){1,4096}?)\1"
+    r"\\.){1,512}?)\1"
 )
-_LIST_CALL: Final = re.compile(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,1024}'|\"[^\"\\]{0,1024}\")\s*,?\s*){2,48})[\])]")
+_LIST_CALL: Final = re.compile(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,256}'|\"[^\"\\]{0,256}\")\s*,?\s*){2,48})[\])]")
 _LITERAL: Final = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _B64: Final = re.compile(r"b64decode\(\s*[rbu]?['\"]([A-Za-z0-9+/=\\n]{16,65536})['\"]")
 
@@ -136,7 +140,7 @@ class _Found:
         for peeled in _peeled(invocation):
             if len(self.items) >= _MAX_FOUND:
                 return
-            self.items.append(peeled)
+            self.items.append(peeled if peeled.name in SHELLS else replace(peeled, argv=_cut(peeled.argv)))
             if depth < _MAX_DEPTH:
                 self._follow(peeled, depth + 1)
 
@@ -166,13 +170,32 @@ class _Found:
                 return
             earlier: list[Invocation] = []
             for index, command in enumerate(pipeline):
-                run = _from_command(command, tuple(earlier), _text_before(pipeline[:index]), parent)
+                run = _from_command(
+                    command,
+                    tuple(earlier[-_MAX_STAGES:]),
+                    _text_before(pipeline[max(0, index - _MAX_STAGES) : index]),
+                    parent,
+                )
                 if run is None:
                     continue
                 peeled = list(_peeled(run))
                 earlier += [*run.inner, *peeled] if run.argv[0] == "(" else peeled
                 if run.argv[0] != "(":
                     self.add(run, depth)
+
+
+def _cut(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep the first words, so that a pattern that has to look at all of them costs little at its worst."""
+    if sum(map(len, argv)) <= _MAX_SHOWN:
+        return argv
+    kept: list[str] = []
+    left = _MAX_SHOWN
+    for word in argv:
+        kept.append(word[:left])
+        left -= len(word)
+        if left <= 0:
+            break
+    return tuple(kept)
 
 
 def _child(parent: Invocation, words: Sequence[str]) -> Invocation:
@@ -258,27 +281,14 @@ def _with_code(run: Invocation) -> Invocation:
     flags = CODE_FLAGS.get(run.name)
     if flags is None:
         return run
-    code = _code_argument(run, flags)
+    code = _code_argument(run, flags)[:_MAX_CODE]
     if not code and run.stdin and all(word == "-" for word in run.argv[1:]):
-        code = run.stdin
+        code = run.stdin[:_MAX_CODE]
     if not code:
         return run
     for match in list(_B64.finditer(code))[:4]:
         code += "\n" + (decoded([(("base64", "-d"), match[1])]) or "")
-    return Invocation(
-        run.argv,
-        run.name,
-        from_script=run.from_script,
-        redirects=run.redirects,
-        assigned=run.assigned,
-        loops=run.loops,
-        before=run.before,
-        inner=run.inner,
-        stdin=run.stdin,
-        code=code,
-        wrappers=run.wrappers,
-        is_background=run.is_background,
-    )
+    return replace(run, code=code)
 
 
 def _code_argument(run: Invocation, flags: str) -> str:
@@ -314,10 +324,10 @@ def _shell_texts(run: Invocation) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _scripts_in(code: str) -> Iterator[str]:
-    for match in list(_CALL.finditer(code))[:64]:
+    for match in islice(_CALL.finditer(code), 64):
         yield match[2].replace("\\'", "'").replace('\\"', '"')
 
 
 def _lists_in(code: str) -> Iterator[list[str]]:
-    for match in list(_LIST_CALL.finditer(code))[:64]:
+    for match in islice(_LIST_CALL.finditer(code), 64):
         yield [first or second for first, second in _LITERAL.findall(match[1])]

@@ -151,7 +151,7 @@ class RunsHandler(_Handler):
         await self.reply_with(self._runs())
 
     async def _runs(self) -> dict[str, Any]:
-        return {"runs": await self.relay.runs.list()}
+        return {"runs": await self.relay.runs.table()}
 
 
 class RunHandler(_Handler):

@@ -6,7 +6,6 @@ Kills have a pool of their own, so that no number of silent supervisors stands b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -20,7 +19,7 @@ from jupyter_agentwatch.wire.messages import Killed, Request, WatchStatus
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket, is_watch_id, live_watches
 from jupyter_agentwatch.wire.watches import kill_watch, tell_watch, watch_status
 
-__all__ = ["Runs", "UnknownRunError", "recorded_end"]
+__all__ = ["Runs", "UnknownRunError"]
 
 _NAME = "jupyter server"
 _AT_ONCE = 32
@@ -55,7 +54,7 @@ class Runs:
         """
         return self._not_killed(await self.in_thread(live_watches))
 
-    async def list(self) -> list[dict[str, Any]]:
+    async def table(self) -> list[dict[str, Any]]:
         """Return every live watch; one that does not answer is listed as silent, and holds up nobody for long.
 
         Raises:
@@ -73,7 +72,7 @@ class Runs:
             return {"watch": watch, "state": "silent", "error": safe(str(error))}
 
     async def status(self, watch: str) -> dict[str, Any]:
-        """Return a watch that is live, or how it ended.
+        """Return a watch that is live, or how it ended, or that nobody here can tell.
 
         Raises:
             UnknownRunError: There is and was no such watch.
@@ -83,12 +82,24 @@ class Runs:
         try:
             return self.picture(await self.in_thread(watch_status, watch, name=_NAME))
         except SessionEndedError:
-            return ended_json(watch, await self.in_thread(recorded_end, watch))
+            pass
+        try:
+            return await self.outcome(watch)
+        except ControlError as error:
+            return {"watch": watch, "state": "unknown", "error": safe(str(error))}
 
-    async def outcome(self, watch: str) -> dict[str, Any] | None:
-        """Return how a watch ended, or None where its supervisor still lives."""
-        ended = await self.in_thread(_outcome, watch)
-        return None if ended is None else ended_json(watch, ended)
+    async def outcome(self, watch: str) -> dict[str, Any]:
+        """Return how a watch ended that does not listen any more.
+
+        Raises:
+            ControlError: Its supervisor still lives, or nobody here can tell.
+        """
+        try:
+            return ended_json(watch, await self.in_thread(_outcome, watch))
+        except ControlError:
+            if watch not in self._kills:
+                raise
+            return ended_json(watch, await asyncio.shield(self._kills[watch]))
 
     async def tell(self, watch: str, message: Request, user: str) -> None:
         """Send a live watch a request that is answered with a plain yes.
@@ -165,30 +176,39 @@ class Runs:
             del self._kills[over]
 
 
-def recorded_end(watch: str) -> Killed:
-    """Return what the audit log says of a watch that has no supervisor any more; `survivors` -1: nobody counted."""
+def _recorded_end(watch: str) -> Killed | None:
+    """Return what the audit log says of a watch's end, or None where it says nothing."""
     try:
-        closing = _closing(watch)
-    except LogError as error:
-        return Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=f"it has ended; {error}")
-    if closing is not None:
-        note = f"it has ended: {closing.reason}"
-        return Killed(killed=closing.killed, survivors=closing.survivors, latency_ms=0.0, head="", note=note)
+        last = read_last(audit_log(watch))
+    except LogError:
+        return None
+    if not isinstance(last, Session) or last.op != "close":
+        return None
+    note = f"it has ended: {last.reason}"
+    return Killed(killed=last.killed, survivors=last.survivors, latency_ms=0.0, head="", note=note)
+
+
+def _abandoned(watch: str, *, was_here: bool) -> Killed:
+    """Say how a watch ended whose log does not; only a socket that was left on this machine is proof of it."""
+    if not was_here:
+        msg = (
+            f"the log of run {watch} has no end, and no supervisor listens at {control_socket(watch)}: it may run on "
+            "another machine, or with another AGENTWATCH_RUNTIME_DIR"
+        )
+        raise ControlError(msg)
     note = "its supervisor ended without closing the log; its sandbox ended with it, and nobody counted"
     return Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=note)
 
 
-def _closing(watch: str) -> Session | None:
-    last = read_last(audit_log(watch))
-    return last if isinstance(last, Session) and last.op == "close" else None
-
-
-def _outcome(watch: str) -> Killed | None:
+def _outcome(watch: str) -> Killed:
     # The log first: a supervisor that has closed it lives on for a moment.
-    with contextlib.suppress(LogError):
-        if _closing(watch) is not None:
-            return recorded_end(watch)
-    return None if supervisors_of(control_socket(watch)) else recorded_end(watch)
+    if (ended := _recorded_end(watch)) is not None:
+        return ended
+    path = control_socket(watch)
+    if supervisors_of(path):
+        msg = f"the supervisor of run {watch} lives, but the connection to it is gone"
+        raise ControlError(msg)
+    return _abandoned(watch, was_here=path.exists())
 
 
 async def _result(work: asyncio.Future[Killed]) -> Killed:
@@ -203,7 +223,8 @@ def _check_known(watch: str) -> None:
 
 def _kill(watch: str, reason: str, name: str) -> Killed:
     _check_known(watch)
+    was_here = control_socket(watch).exists()
     try:
         return kill_watch(watch, reason=reason, name=name)
     except SessionEndedError:
-        return recorded_end(watch)
+        return _recorded_end(watch) or _abandoned(watch, was_here=was_here)

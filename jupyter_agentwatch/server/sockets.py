@@ -42,9 +42,9 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
 
-    async def prepare(self) -> None:
+    async def prepare(self, **kwargs: Any) -> None:
         """Look at the origin before anything else, or the kind of refusal would tell a foreign page what runs here."""
-        await super().prepare()
+        await super().prepare(**kwargs)
         origin = self.request.headers.get("Origin")
         if origin is not None and not self.check_origin(origin):
             raise web.HTTPError(403)
@@ -115,9 +115,10 @@ class RunSocket(_Socket):
 
     async def _part(self, why: str) -> int:
         """Say how the run ended, unless only its connection did."""
-        found = await self.relay.runs.outcome(self._watch)
-        if found is None:
-            return await self._lose(why)
+        try:
+            found = await self.relay.runs.outcome(self._watch)
+        except AgentwatchError as error:
+            return await self._lose(f"{why}; {error}")
         await self.send(encode({"type": "ended", "run": found, "message": safe(why)}))
         return _DONE
 

@@ -227,6 +227,7 @@ class Supervisor:
             owner = os.eventfd(1)  # readable at once, as the pidfd of a process that has ended
         self._loop.add_reader(owner, self._owner_ended, owner)
         self._spawn(self._network.serve_names(self._is_running))
+        self._spawn(self._network.tidy())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
         bounds = BoundsWatch(self._policy.limits, self.host, self.sandbox, self.commands, self.recorder)

@@ -43,6 +43,7 @@ _POOL: Final = 16
 _UNPAIRED_S: Final = 10.0
 _MAX_UNPAIRED: Final = 512
 _MAX_ACCEPTS: Final = 64
+_TCP_CLOSE: Final = 7
 _CONNECT_FLAGS: Final = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _ACCEPT_AGAIN_S: Final = 0.1
 
@@ -221,6 +222,9 @@ class Dialer:
     def _pair(self, dial: Dial, key: _Key, listening: socket.socket) -> None:
         with self._pairing:
             inside = self._accepted.pop(key, None)
+            if inside is not None and _is_reset(inside):  # a stranger's, who had the same port before
+                inside.close()
+                inside = None
             before = None
             if inside is not None:
                 found = [(dial, inside)]
@@ -250,9 +254,11 @@ class Dialer:
             dial = self._expected.pop(key, None)
             if dial is not None:
                 found.append((dial, sock))
-            elif len(self._accepted) >= _MAX_UNPAIRED:
-                sock.close()
             else:
+                if key in self._accepted:
+                    self._accepted.pop(key).close()
+                elif len(self._accepted) >= _MAX_UNPAIRED:  # the oldest: one of ours is asked for within a moment
+                    self._accepted.pop(next(iter(self._accepted))).close()
                 self._accepted[key] = sock
                 self._loop.call_soon_threadsafe(self._loop.call_later, _UNPAIRED_S, self._forget_accepted, key, sock)
         return found
@@ -346,8 +352,6 @@ class Dialer:
             return
         v6 = dial.target.family == socket.AF_INET6
         parked = connect_at_once(dial.target, *self._parkings[v6])
-        if parked == errno.EINPROGRESS:
-            self._connected(dial.target)
         self._answer(dial, parked)
         if parked != errno.EINPROGRESS:
             outcome.cancel()
@@ -380,6 +384,7 @@ class Dialer:
         if error:
             ours.close()
         else:
+            self._connected(dial.target)
             self._relay(dial, ours)
         return error
 
@@ -408,6 +413,10 @@ _Key = tuple[str, int]
 def _name(sock: socket.socket) -> _Key:
     host, port = sock.getsockname()[:2]
     return str(host), int(port)
+
+
+def _is_reset(sock: socket.socket) -> bool:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -18,6 +18,7 @@ from jupyter_agentwatch.supervisor.closer import Closer
 
 __all__ = ["InsideConnects"]
 
+_NO_FAMILY: Final = bytes(2)  # dissolves an association
 _WAITING: Final = 64
 
 
@@ -78,7 +79,7 @@ class InsideConnects:
         self._blocked.discard(sock)
         if asker is not None:
             self._askers.note(sock, asker)
-        if error in {0, errno.EINPROGRESS}:
+        if error in {0, errno.EINPROGRESS} and raw[:2] != _NO_FAMILY:
             self._connected(sock)
         self._listener.finish(n.id, error)
         self._release(sock, held)

@@ -131,8 +131,14 @@ class NetworkBroker:
             elif stub := self._reach.stub_for(sock.family, address):
                 self._note(task, "tcp", address, rule="inside")
                 self._inside.perform(n, sock, stub, asker=task)
+            elif is_inside(address.host) and address.port in self._dialer.own_ports:
+                refusal = Decision.refuse("gateway-port")
+                self._deny(n, task, sock, ("tcp", address), refusal, errno.ECONNREFUSED)
             elif self._reach.is_inside(address):
                 self._connect_inside(n, task, sock, raw, address)
+            elif self._reach.is_nobody(address):
+                self._note(task, "tcp", address, rule="inside", errno=errno.ECONNREFUSED)
+                self._refuse(n, sock, errno.ECONNREFUSED)
             else:
                 self._connect_outside(n, task, sock, raw, address)
         except BaseException:
@@ -172,9 +178,6 @@ class NetworkBroker:
         self._listener.finish(n.id, error)
 
     def _connect_inside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
-        if address.port in self._dialer.own_ports:
-            self._deny(n, task, sock, ("tcp", address), Decision.refuse("gateway-port"), errno.ECONNREFUSED)
-            return
         self._note(task, "tcp", address, rule="inside")
         self._inside.perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
 
@@ -302,6 +305,8 @@ class NetworkBroker:
             error = errno.EADDRINUSE  # SO_REUSEPORT would let it take over connections on their way out
         else:
             error = self._reach.bind(sock, raw)
+            if error == errno.EADDRINUSE and self._sockets.let_go():
+                error = self._reach.bind(sock, raw)
         if sock.type == socket.SOCK_DGRAM and error == 0:
             self._askers.note(sock, task)  # a query by sendmsg is not seen: let it not be a former owner's
         self._note_listen(task, "bind", sock, address, error)

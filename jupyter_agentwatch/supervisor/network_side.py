@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
 from jupyter_agentwatch.sandbox.gateway import Gateway
@@ -27,9 +27,11 @@ from jupyter_agentwatch.supervisor.news import NetworkRecords
 from jupyter_agentwatch.supervisor.reach import PrivateReach, Reach, SharedReach
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.sockets import MadeSockets, SocketSource, TakenSockets
-from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
+from jupyter_agentwatch.supervisor.unix_sockets import SharedUnixSockets, UnixSockets
 
 __all__ = ["NetworkSide"]
+
+_TIDY_S: Final = 1.0
 
 AskInit = Callable[[dict[str, Any]], Awaitable[tuple[dict[str, Any], list[int]]]]
 
@@ -75,11 +77,14 @@ class NetworkSide:
         self._gateway = Gateway(policy.network, self._records, max_flows=max_flows())
         self.sockets: SocketSource = TakenSockets(self.closer)
         reach: Reach = PrivateReach()
-        private: tuple[str, ...] = ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
+        unix: UnixSockets
         if sandbox.shares_network:
             self.sockets = MadeSockets(listener, sandbox.pids, self.closer)
             reach = SharedReach(sandbox.dns_tcp.getsockname()[1])
-            private = ()
+            unix = SharedUnixSockets(root, policy.unix_sockets, self.closer)
+        else:
+            private = ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
+            unix = UnixSockets(root, policy.unix_sockets, private, self.closer)
         self._dialer = Dialer(
             loop=loop,
             listener=listener,
@@ -98,7 +103,7 @@ class NetworkSide:
             recorder=recorder,
             matcher=self._matcher,
             names_for=self._names.names_for,
-            unix=UnixSockets(root, policy.unix_sockets, private, self.closer),
+            unix=unix,
             sockets=self.sockets,
             reach=reach,
             dialer=self._dialer,
@@ -126,6 +131,12 @@ class NetworkSide:
             ask=self._asks.name,
             open_gate=open_gate,
         )
+
+    async def tidy(self) -> None:
+        """Keep no socket for long that nobody has any more, until cancelled."""
+        while isinstance(self.sockets, MadeSockets):
+            await asyncio.sleep(_TIDY_S)
+            await asyncio.to_thread(self.sockets.let_go, _TIDY_S)
 
     async def close(self) -> None:
         """Reset every flow, drop every connect that is under way, and wait until all that is on record."""

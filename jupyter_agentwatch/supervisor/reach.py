@@ -24,13 +24,13 @@ __all__ = ["PrivateReach", "Reach", "SharedReach"]
 _LISTENING: Final = "0A"
 _LOOPBACK4: Final = socket.inet_aton("127.0.0.1")
 _LOOPBACK6: Final = socket.inet_pton(socket.AF_INET6, "::1")
+_MAPPED_EVERYWHERE6: Final = socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0")
 _MAPPED_LOOPBACK6: Final = socket.inet_pton(socket.AF_INET6, "::ffff:127.0.0.1")
 _MAX_NAMES: Final = 4096
 _DNS_PORT: Final = 53
 
 # As /proc/net/tcp and tcp6 write them, in words of the machine's byte order (both of our machines are little-endian).
 _EVERYWHERE6: Final = "0" * 32
-_ANSWERING4: Final = ("0100007F", "0" * 8, "0000000000000000FFFF00000100007F", _EVERYWHERE6)
 _ANSWERING6: Final = ("00000000000000000000000001000000", _EVERYWHERE6)
 
 
@@ -41,6 +41,9 @@ class Reach(Protocol):
 
     def is_inside(self, address: Address) -> bool:
         """Say whether an INET address is a listener of the sandbox's own."""
+
+    def is_nobody(self, address: Address) -> bool:
+        """Say whether a loopback address that is not inside has no listener at all."""
 
     def stub_for(self, family: int, address: Address) -> bytes | None:
         """Return where a question to a name server is answered, as raw bytes; None: it is none, or inside."""
@@ -69,6 +72,10 @@ class PrivateReach:
     def is_inside(self, address: Address) -> bool:
         """See `Reach`."""
         return is_inside(address.host)
+
+    def is_nobody(self, address: Address) -> bool:  # noqa: ARG002 -- all of loopback is inside
+        """See `Reach`."""
+        return False
 
     def stub_for(self, family: int, address: Address) -> bytes | None:  # noqa: ARG002 -- the stub has port 53 inside
         """See `Reach`."""
@@ -112,13 +119,17 @@ class SharedReach:
 
     def is_inside(self, address: Address) -> bool:
         """See `Reach`: the port's listener, as the kernel names it now, must be one that was opened here."""
-        if not _is_here(address.host):
+        if not is_inside(address.host):
             return False
         with self._lock:
             ours = set(self._listeners.get(address.port, ()))
         # Whoever of several the kernel would choose: all that could answer must be ours.
         there = _listening_inodes(address.host, address.port) if ours else set()
         return bool(there) and there <= ours
+
+    def is_nobody(self, address: Address) -> bool:
+        """See `Reach`. Programs that wait for a server try again when they are refused, and give up when denied."""
+        return is_inside(address.host) and not _listening_inodes(address.host, address.port)
 
     def stub_for(self, family: int, address: Address) -> bytes | None:
         """See `Reach`. Commands ask by TCP (`RES_OPTIONS=use-vc`), since datagrams are closed here."""
@@ -191,10 +202,6 @@ def _name_servers() -> frozenset[str]:
     return frozenset(named or ["127.0.0.1"])  # resolv.conf(5)
 
 
-def _is_here(host: str) -> bool:
-    return host in {"127.0.0.1", "0.0.0.0", "::1", "::"}  # noqa: S104 -- as a destination, these mean loopback
-
-
 def _is_loopback(host: str) -> bool:
     address = ipaddress.ip_address(host)
     mapped = getattr(address, "ipv4_mapped", None)
@@ -202,20 +209,22 @@ def _is_loopback(host: str) -> bool:
 
 
 def _on_loopback(sock: socket.socket, raw: bytes) -> bytes:
-    """Return the bytes of an address with its port kept and its host made loopback."""
+    """Return the bytes of a loopback address, or of one on loopback where they meant everywhere."""
     if sock.family == socket.AF_INET:
-        return raw[:4] + _LOOPBACK4 + bytes(8)
+        return raw[:4] + (raw[4:8] if any(raw[4:8]) else _LOOPBACK4) + bytes(8)
     asked = raw[8:24]
     if not any(asked) and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
         asked = _MAPPED_LOOPBACK6  # one that serves both families is mostly met as 127.0.0.1
     elif not any(asked):
         asked = _LOOPBACK6
+    elif asked == _MAPPED_EVERYWHERE6:
+        asked = _MAPPED_LOOPBACK6
     return raw[:4] + bytes(4) + asked + bytes(4)
 
 
 def _listening_inodes(host: str, port: int) -> set[int]:
     """Return the inodes of the sockets that a connection to loopback could meet, from the kernel's own tables."""
-    answering = _ANSWERING6 if ":" in host else _ANSWERING4
+    answering = _ANSWERING6 if ":" in host else _answering4(host)
     names = {f"{name}:{port:04X}" for name in answering}
     rows = [row for table in ("/proc/net/tcp", "/proc/net/tcp6") for row in _rows(table)]
     return {int(row[9]) for row in rows if row[3] == _LISTENING and row[1] in names}
@@ -224,6 +233,12 @@ def _listening_inodes(host: str, port: int) -> set[int]:
 def _abstract_inodes(name: bytes) -> set[int]:
     shown = "@" + name[1:].decode("latin-1").replace("\0", "@")
     return {int(row[6]) for row in _rows("/proc/net/unix") if len(row) > 7 and row[7] == shown}
+
+
+def _answering4(host: str) -> tuple[str, ...]:
+    asked = socket.inet_aton("127.0.0.1" if host == "0.0.0.0" else host)  # noqa: S104 -- as a destination, loopback
+    shown = asked[::-1].hex().upper()
+    return (shown, "0" * 8, f"0000000000000000FFFF0000{shown}", _EVERYWHERE6)
 
 
 def _rows(table: str) -> list[list[str]]:

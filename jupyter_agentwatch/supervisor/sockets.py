@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -38,6 +39,9 @@ class SocketSource(Protocol):
     def connected(self, sock: socket.socket) -> None:
         """Note that the caller's socket has a peer, or listens, so that none of ours may keep it open. Any thread."""
 
+    def let_go(self) -> bool:
+        """Let go of sockets that their owners have closed; return whether there can have been any."""
+
 
 class TakenSockets:
     """Takes each socket from its owner when it is needed.
@@ -56,6 +60,10 @@ class TakenSockets:
     def connected(self, sock: socket.socket) -> None:
         """See `SocketSource`; nothing is kept."""
 
+    def let_go(self) -> bool:
+        """See `SocketSource`; nothing is kept."""
+        return False
+
 
 class MadeSockets:
     """Makes every socket for its caller, and keeps a descriptor of it.
@@ -70,14 +78,14 @@ class MadeSockets:
         self._closer = closer
         self._listener = listener
         self._members = members
-        self._kept: dict[int, socket.socket] = {}
+        self._kept: dict[int, tuple[socket.socket, float]] = {}
         self._sweep_at = _SWEEP_AT
         self._lock = threading.Lock()
 
     def make(self, n: Notification) -> None:
         """Answer a trapped `socket` call, whose arguments are all registers, with a socket of our making."""
         family, kind, protocol = (as_int(argument) for argument in n.args[:3])
-        if len(self._kept) >= self._sweep_at and not self._sweep():
+        if len(self._kept) >= self._sweep_at and not self._has_room():
             self._listener.finish(n.id, errno.ENFILE)
             return
         try:
@@ -86,7 +94,7 @@ class MadeSockets:
             self._listener.finish(n.id, refusal.errno or errno.EPERM)
             return
         with self._lock:
-            self._kept[os.fstat(made.fileno()).st_ino] = made
+            self._kept[os.fstat(made.fileno()).st_ino] = (made, time.monotonic())
         self._listener.inject(n.id, made.fileno(), cloexec=bool(kind & socket.SOCK_CLOEXEC))
 
     def take(self, tid: int, fd: int) -> socket.socket:
@@ -96,30 +104,36 @@ class MadeSockets:
             kept = self._kept.get(inode)
             if kept is None:
                 raise OSError(errno.EISCONN, os.strerror(errno.EISCONN))
-            return another(kept)
+            return another(kept[0])
 
     def connected(self, sock: socket.socket) -> None:
         """See `SocketSource`."""
         with contextlib.suppress(OSError), self._lock:
             kept = self._kept.pop(os.fstat(sock.fileno()).st_ino, None)
             if kept is not None:
-                self._closer.close(kept)
+                self._closer.close(kept[0])
 
-    def close(self) -> None:
-        """Let go of everything."""
-        with self._lock:
-            for kept in self._kept.values():
-                kept.close()
-            self._kept.clear()
+    def let_go(self, older_than_s: float = 0.0) -> bool:
+        """See `SocketSource`. What is kept of a closed socket would hold its port.
 
-    def _sweep(self) -> bool:
-        """Let go of sockets that nobody inside has open any more; return whether there is room."""
+        Args:
+            older_than_s: Spare what was made since. Any thread but the notification thread must, because a socket is
+                not yet its owner's when it has just been made.
+        """
+        if not self._kept:
+            return False
         alive = {inode for pid in self._members() for inode in _inodes_of(pid)}
+        before = time.monotonic() - older_than_s
         with self._lock:
-            for inode in [inode for inode in self._kept if inode not in alive]:
-                self._closer.close(self._kept.pop(inode))
-            self._sweep_at = min(_MAX_KEPT, max(_SWEEP_AT, 2 * len(self._kept)))
-            return len(self._kept) < _MAX_KEPT
+            dead = [inode for inode, (_, made) in self._kept.items() if inode not in alive and made <= before]
+            for inode in dead:
+                self._closer.close(self._kept.pop(inode)[0])
+        return bool(dead)
+
+    def _has_room(self) -> bool:
+        self.let_go()
+        self._sweep_at = min(_MAX_KEPT, max(_SWEEP_AT, 2 * len(self._kept)))
+        return len(self._kept) < _MAX_KEPT
 
 
 def _inode_of(tid: int, fd: int) -> int:

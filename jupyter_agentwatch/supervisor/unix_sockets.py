@@ -10,6 +10,7 @@ import fcntl
 import os
 import socket
 import stat
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,9 +18,10 @@ from jupyter_agentwatch.policy import unix_allowed
 from jupyter_agentwatch.sandbox.notify import another
 from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.sockaddr import Address
+from jupyter_agentwatch.sandbox.unixdiag import bound_files, kernel_device
 from jupyter_agentwatch.supervisor.closer import Closer
 
-__all__ = ["UnixSockets"]
+__all__ = ["SharedUnixSockets", "UnixSockets"]
 
 _SIOCUNIXFILE: Final = 0x89E0
 """linux/un.h: gives an O_PATH descriptor of the file that a UNIX socket is bound to."""
@@ -66,9 +68,12 @@ class UnixSockets:
         info = os.fstat(held)
         if not stat.S_ISSOCK(info.st_mode):
             return "inside"  # the call gets ECONNREFUSED, as ever
-        if info.st_dev in self._private or (info.st_dev, info.st_ino) in self._inside:
+        if self._is_inside(info):
             return "inside"
         return "unix_sockets" if unix_allowed(self._allowed, os.readlink(f"/proc/self/fd/{held}")) else ""
+
+    def _is_inside(self, info: os.stat_result) -> bool:
+        return info.st_dev in self._private or (info.st_dev, info.st_ino) in self._inside
 
     def abstract_rule(self, address: Address, *, is_inside: bool) -> str:
         """Return why an abstract name may be connected to: "inside", "unix_sockets", or "" (not)."""
@@ -90,3 +95,27 @@ class UnixSockets:
                 if before >= 0:
                     os.close(before)
             self._closer.close(sock)
+
+
+class SharedUnixSockets(UnixSockets):
+    """The same without a network namespace of the sandbox's own, where nobody gives us the file of a socket.
+
+    Known are the sockets that callers bound; which of them stands behind a file is asked when it matters.
+    """
+
+    def __init__(self, root: Root, allowed: Sequence[str], closer: Closer) -> None:
+        super().__init__(root, allowed, (), closer)
+        self._bound: OrderedDict[int, None] = OrderedDict()
+
+    def bound(self, sock: socket.socket) -> None:
+        """See `UnixSockets`."""
+        self._bound[os.fstat(sock.fileno()).st_ino] = None
+        while len(self._bound) > _BOUND_NAMES:
+            self._bound.popitem(last=False)
+
+    def _is_inside(self, info: os.stat_result) -> bool:
+        file = (info.st_ino & 0xFFFFFFFF, kernel_device(info.st_dev))
+        try:
+            return any(inode in self._bound for inode, bound in bound_files().items() if bound == file)
+        except OSError:
+            return False  # then the policy has to name it

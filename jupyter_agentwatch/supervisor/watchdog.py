@@ -66,7 +66,7 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def kill_began(self) -> None:
-        """Take note that the sandbox is being killed: whatever holds the kill up, this process ends in half a minute."""
+        """Take note that the sandbox is being killed: whatever holds it up, this process ends in half a minute."""
         self._left = _KILL_LOOKS
 
     def watch_ended(self) -> None:

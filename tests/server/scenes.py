@@ -59,7 +59,7 @@ class Stream:
         async for message in self:
             if message["type"] == kind and fits(message):
                 return message
-        raise AssertionError(f"the stream ended before {kind}")  # noqa: TRY003, EM102 -- this is its only use
+        raise AssertionError(f"the stream ended before {kind}")  # noqa: TRY003 -- this is its only use
 
     async def rest(self) -> list[Any]:
         """Return all messages up to the end."""
@@ -102,4 +102,4 @@ class Browser:
             await self._connect("agentwatch", *parts, **options)
         except HTTPClientError as error:
             return int(error.code)
-        raise AssertionError("the stream was not refused")  # noqa: TRY003, EM101 -- this is its only use
+        raise AssertionError("the stream was not refused")  # noqa: TRY003 -- this is its only use

@@ -44,12 +44,17 @@ async def in_background(work: Callable[..., Any], *args: Any, **options: Any) ->
 
 
 async def busy(watch: Watch) -> tuple[Any, list[int]]:
-    """Start two processes that leave their parent; return the command, and pidfds of all in the sandbox once they run."""
+    """Start two processes that leave their parent; return the command, and pidfds of all in the sandbox then."""
     script = f": {watch.id}; setsid sleep 600 & setsid sleep 601 & echo ready; wait"
     running = watch.start(["bash", "-c", script])
     output = iter(running)
     assert await in_background(next, output) == (1, b"ready\n")
     return (running, output), hold(members(namespace_of(watch)))
+
+
+def state_of(pid: int) -> str:
+    """Return the kernel's letter for what a process does."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @scene
@@ -145,7 +150,7 @@ async def test_a_malformed_body_is_refused_and_changes_nothing(
 @scene
 async def test_a_kill_leaves_nothing_and_says_so(browser: Browser, watch: Watch) -> None:
     """The answer counts what ended, nothing is left outside, and the log names the reason and who it was."""
-    running, inside = await busy(watch)
+    _running, inside = await busy(watch)
     answer = await browser.post("api", "runs", watch.id, "kill", body={"reason": "it mines"})
     wait_all_ended(inside)
     assert marked(watch.id) == []
@@ -164,7 +169,7 @@ async def test_a_kill_leaves_nothing_and_says_so(browser: Browser, watch: Watch)
 @scene
 async def test_ten_kills_at_once_get_one_answer(browser: Browser, watch: Watch) -> None:
     """However many press the button: one kill, one record, the same words for everybody."""
-    running, inside = await busy(watch)
+    _running, inside = await busy(watch)
     answers = await asyncio.gather(*(browser.post("api", "runs", watch.id, "kill") for _ in range(10)))
     wait_all_ended(inside)
     assert {answer.status for answer in answers} == {200}
@@ -201,7 +206,7 @@ async def test_what_has_ended_says_how(browser: Browser, watch: Watch) -> None:
 
 @scene
 async def test_a_stopped_kernel_does_not_stop_a_kill(browser: Browser, jp_serverapp: Any, tmp_path: Path) -> None:
-    """A real kernel that owns a watch is stopped by SIGSTOP: its run is listed under its id, and the kill is complete."""
+    """A real kernel that owns a watch is stopped by SIGSTOP: its run bears its id, and the kill is complete."""
     manager = jp_serverapp.kernel_manager
     kernel = await manager.start_kernel(kernel_name="python3")
     client = manager.get_kernel(kernel).client()
@@ -221,7 +226,7 @@ async def test_a_stopped_kernel_does_not_stop_a_kill(browser: Browser, jp_server
         answer = await browser.post("api", "runs", watch, "kill")
         assert (answer.status, answer.content["final"], answer.content["survivors"]) == (200, True, 0)
         assert answer.content["killed"] >= 1
-        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        assert state_of(pid) == "T"
         os.kill(pid, signal.SIGCONT)
     finally:
         client.stop_channels()
@@ -231,7 +236,7 @@ async def test_a_stopped_kernel_does_not_stop_a_kill(browser: Browser, jp_server
 @scene
 async def test_a_silent_supervisor_is_ended_itself(browser: Browser, watch: Watch) -> None:
     """Where the supervisor does not answer, a look says so, and the kill ends it with its sandbox and says how."""
-    running, inside = await busy(watch)
+    _running, inside = await busy(watch)
     os.kill(watch.status().pid, signal.SIGSTOP)
     assert (await browser.get("api", "runs", watch.id)).status == 502
     (run,) = (await browser.get("api", "runs")).content["runs"]
@@ -245,16 +250,37 @@ async def test_a_silent_supervisor_is_ended_itself(browser: Browser, watch: Watc
 @scene
 async def test_a_run_whose_socket_was_removed_is_killed_all_the_same(browser: Browser, watch: Watch) -> None:
     """Without its name in the file system the supervisor still holds the socket, and is found by it."""
-    running, inside = await busy(watch)
+    _running, inside = await busy(watch)
     control_socket(watch.id).unlink()
     answer = await browser.post("api", "runs", watch.id, "kill")
     wait_all_ended(inside)
     assert (answer.status, answer.content["final"], answer.content["survivors"]) == (200, True, 0)
 
 
+@scene
+async def test_no_end_is_claimed_that_nobody_has_seen(
+    browser: Browser, watch: Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run whose log has no end and whose socket is elsewhere (another folder or machine) is `unknown`, not over."""
+    elsewhere = tmp_path / "run"
+    elsewhere.mkdir(mode=0o700)
+    with monkeypatch.context() as moved:
+        moved.setenv("AGENTWATCH_RUNTIME_DIR", str(elsewhere))
+        run = (await browser.get("api", "runs", watch.id)).content
+        assert (run["state"], "another machine" in run["error"]) == ("unknown", True)
+        answer = await browser.post("api", "runs", watch.id, "kill")
+        assert (answer.status, answer.content["final"]) == (502, False)
+        assert "another machine" in answer.content["message"]
+        (lost,) = await (await browser.stream("stream", params={"run": watch.id})).rest()
+        assert lost["type"] == "lost"
+    assert (await in_background(watch.run, ["true"])).ok
+    killed = await browser.post("api", "runs", watch.id, "kill")
+    assert (killed.status, killed.content["survivors"]) == (200, 0)
+
+
 @contextmanager
 def a_strangers_socket(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have another user listen on a socket in our own folder; without root there is none, so then we are not ourselves."""
+    """Have another user listen on a socket in our folder; without root there is none, so then we are not ourselves."""
     here, there = os.pipe(), os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -334,15 +360,7 @@ async def test_no_silent_run_stands_before_a_kill(browser: Browser, runtime: Pat
             each.close()
 
 
-SERVER = [
-    sys.executable,
-    "-m",
-    "jupyter_server",
-    "--no-browser",
-    "--allow-root",
-    "--port=0",
-    "--ServerApp.log_level=INFO",
-]
+SERVER = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--port=0"]
 
 
 def test_servers_come_and_go_and_runs_stay(watch: Watch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -32,6 +33,11 @@ HOSTILE = "<img src=x onerror=alert(1)>\x1b]0;owned\x07\u202e\u2066" + "h" * 10_
 def sequence(messages: list[Any]) -> list[int]:
     """Return the `seq` of all events in messages, in their order."""
     return [event["seq"] for message in messages if message["type"] == "events" for event in message["events"]]
+
+
+def has_ended(message: Any) -> bool:
+    """Say whether a message tells of a command's end."""
+    return any(event["kind"] == "step" and event["op"] == "end" for event in message.get("events", []))
 
 
 def missing(messages: list[Any]) -> int:
@@ -122,8 +128,6 @@ async def test_a_slow_reader_misses_records_and_is_told_how_many(
     await asyncio.to_thread(watch.kill, "done")
     await pumping
     feeds.leave(watch.id, viewer)
-    import json
-
     shown = [json.loads(message) for message in messages]
     log = [event.seq for event in read_events(watch.log)]
     assert len(log) > 3000
@@ -157,9 +161,7 @@ async def test_a_browser_that_never_reads_harms_nobody(
         script = "for i in {1..400}; do /bin/true {1..2000}; done"
         running = asyncio.ensure_future(asyncio.to_thread(watch.run, script))
         seen: list[Any] = [await stream.until("events")]
-        while not any(
-            e["kind"] == "step" and e["op"] == "end" for m in seen if m["type"] == "events" for e in m["events"]
-        ):
+        while not has_ended(seen[-1]):
             seen.append(await stream.next())
         assert (await running).ok
         numbers = sequence(seen)
