@@ -131,6 +131,7 @@ def _printf(args: list[str]) -> str | None:
     pattern, values = _unescape(args[0]), args[1:]
     slots = len([kind for kind in _FORMAT.findall(pattern) if kind != "%"])
     rounds = max(1, -(-len(values) // slots)) if slots else 1
+    rounds = min(rounds, MAX_TEXT // max(1, len(pattern)) + 1)
     left = iter(values)
 
     def one(match: re.Match[str]) -> str:
@@ -139,7 +140,7 @@ def _printf(args: list[str]) -> str | None:
         value = next(left, "")
         return _unescape(value) if match[1] == "b" else value[:1] if match[1] == "c" else value
 
-    return "".join(_FORMAT.sub(one, pattern) for _ in range(min(rounds, 4096)))
+    return "".join(_FORMAT.sub(one, pattern) for _ in range(rounds))
 
 
 def _seq(args: list[str]) -> str | None:

@@ -153,9 +153,6 @@ PAYMENT: Final = Ruleset(
         ",",
     ),
     shapes=(_gives_wallet,),
-    shape_pattern=(
-        r"\b(?:send|pay|transfer|withdraw|payto)\b.*(?:0x[0-9a-f]{40}|bc1|[48][1-9A-HJ-NP-Za-km-z]{94}|"
-        r"[1-9A-HJ-NP-Za-km-z]{32,44})"
-    ),
+    shape_pattern=r"\b(?:0x[0-9a-fA-F]{40}|bc1[a-z0-9]{11,71}|[1-9A-HJ-NP-Za-km-z]{32,106})\b",
 )
 """What payments look like on a command line."""

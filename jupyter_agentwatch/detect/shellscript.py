@@ -17,7 +17,7 @@ from jupyter_agentwatch.detect.shellwords import Scope, WordReader
 __all__ = ["Command", "Loop", "Pipeline", "Redirect", "read_script"]
 
 _MAX_DEPTH: Final = 12
-_MAX_COMMANDS: Final = 2000
+_MAX_COMMANDS: Final = 500
 _MAX_FIELDS: Final = 512
 
 _OPERATOR: Final = re.compile(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
@@ -78,7 +78,7 @@ def read_script(text: str, scope: Mapping[str, str] | None = None) -> list[Pipel
     """Return the pipelines of a script in the order of its text, those of substitutions before what holds them.
 
     Branches and function bodies are read as if they ran. Work is linear in the text, and bounded: what lies beyond
-    16 KiB, 2,000 commands or 12 levels of nesting is not read.
+    16 KiB, 500 commands or 12 levels of nesting is not read.
 
     Args:
         text: The script, hostile.

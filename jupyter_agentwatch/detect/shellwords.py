@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import Final
 
-from jupyter_agentwatch.detect.decoding import ansi_c, braces
+from jupyter_agentwatch.detect.decoding import MAX_TEXT, ansi_c, braces
 
 __all__ = ["Scope", "WordReader"]
 
@@ -32,9 +32,11 @@ class WordReader(ABC):
     """
 
     def __init__(self, text: str, scope: Scope) -> None:
+        # `a=$a$a` doubles: what variables add is bounded as the text itself is.
         self.text = text
         self.at = 0
         self.scope = scope
+        self._growth_left = MAX_TEXT
 
     @abstractmethod
     def substitution(self) -> str:
@@ -183,4 +185,8 @@ class WordReader(ABC):
             return "~"
         if name in ("@", "*") or name.isdigit():
             return self.scope.get(name, "")
-        return self.scope.get(name, "${" + name + "}")
+        value = self.scope.get(name)
+        if value is None or len(value) > self._growth_left:
+            return "${" + name + "}"
+        self._growth_left -= len(value)
+        return value

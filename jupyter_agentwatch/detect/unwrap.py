@@ -23,7 +23,7 @@ SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "f
 """Programs that run what they read."""
 
 _MAX_DEPTH: Final = 6
-_MAX_FOUND: Final = 2000
+_MAX_FOUND: Final = 500
 _MAX_STAGES: Final = 12
 _MAX_SHOWN: Final = 4096
 _MAX_CODE: Final = 8192
@@ -140,7 +140,7 @@ class _Found:
         for peeled in _peeled(invocation):
             if len(self.items) >= _MAX_FOUND:
                 return
-            self.items.append(peeled if peeled.name in SHELLS else replace(peeled, argv=_cut(peeled.argv)))
+            self.items.append(replace(peeled, argv=_cut(peeled.argv)))
             if depth < _MAX_DEPTH:
                 self._follow(peeled, depth + 1)
 
@@ -248,7 +248,7 @@ def _body(command: Command) -> str | None:
 def _peeled(run: Invocation) -> Iterator[Invocation]:
     """Yield what is left of an invocation when its wrappers are off."""
     queue = [run]
-    for _ in range(64):
+    for _ in range(24):
         if not queue:
             return
         each = queue.pop(0)

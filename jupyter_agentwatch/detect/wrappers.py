@@ -211,10 +211,10 @@ def _find(argv: Sequence[str], _stdin: str) -> list[Start]:
     words = list(argv)
     for at, word in enumerate(words):
         if word in ("-exec", "-execdir", "-ok", "-okdir"):
-            tail = words[at + 1 :]
+            tail = words[at + 1 : at + 65]
             end = next((i for i, each in enumerate(tail) if each in (";", "+", "\\;")), len(tail))
             starts.append((tail[:end], {}))
-    return starts
+    return starts[:8]
 
 
 def _su(argv: Sequence[str], _stdin: str) -> list[Start]:

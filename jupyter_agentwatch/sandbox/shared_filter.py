@@ -12,16 +12,13 @@ from typing import Final
 
 from jupyter_agentwatch.sandbox.bpf import ALLOW, NOTIFY, Block, argument, equal_any, errno_of, ret, socket_block
 
-__all__ = ["MODE_CALLS", "PROCESS_CALLS", "SIGNAL_CALLS", "TIME_CALLS", "shared_blocks"]
+__all__ = ["PROCESS_CALLS", "SIGNAL_CALLS", "TIME_CALLS", "shared_blocks"]
 
 PROCESS_CALLS: Final = ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
 """Change the process that a register names; 0 is the caller."""
 
 SIGNAL_CALLS: Final = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 """Signal the process that a register names; Landlock's scope (ABI 6) holds them in the kernel."""
-
-MODE_CALLS: Final = ("chmod", "fchmod", "fchmodat", "fchmodat2")
-"""Change a mode, which Landlock does not restrict."""
 
 TIME_CALLS: Final = ("utime", "utimes", "futimesat", "utimensat")
 """Change times, which Landlock does not restrict."""
@@ -63,7 +60,7 @@ def shared_blocks(abi: int) -> dict[str, Block]:
         **{name: _other_than_caller(0, NOTIFY) for name in PROCESS_CALLS},
         "setpriority": _priority(process=0),
         "ioprio_set": _priority(process=1),
-        **dict.fromkeys((*MODE_CALLS, *TIME_CALLS), ret(NOTIFY)),
+        **dict.fromkeys(TIME_CALLS, ret(NOTIFY)),
         **dict.fromkeys((*_OWNER_CALLS, "migrate_pages", "process_mrelease"), ret(eperm)),
         **dict.fromkeys(_ATTRIBUTE_CALLS, ret(errno_of(errno.EOPNOTSUPP))),
         **dict.fromkeys((*_SYSTEM_V, "file_setattr"), ret(errno_of(errno.ENOSYS))),

@@ -35,13 +35,12 @@ from jupyter_agentwatch.supervisor.fan import EventFan
 from jupyter_agentwatch.supervisor.final_acts import FinalActs
 from jupyter_agentwatch.supervisor.host import Host
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
-from jupyter_agentwatch.supervisor.mediator import Handler, Mediator
-from jupyter_agentwatch.supervisor.metadata import Metadata
-from jupyter_agentwatch.supervisor.neighbours import NeighbourGuard
+from jupyter_agentwatch.supervisor.mediator import Mediator
 from jupyter_agentwatch.supervisor.network_side import NetworkSide
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.requests import Requests
 from jupyter_agentwatch.supervisor.sockets import MadeSockets
+from jupyter_agentwatch.supervisor.stand_ins import StandIns
 from jupyter_agentwatch.supervisor.standstill import Standstill
 from jupyter_agentwatch.supervisor.watchdog import Watchdog
 from jupyter_agentwatch.wire import messages
@@ -144,19 +143,25 @@ class Supervisor:
             recorder=self.recorder,
             history=self.history,
             network=self._network.broker,
-            more=self._shared_handlers(),
+            unshared=self._make_stand_ins(),
             count_members=self.sandbox.tasks,
             max_tasks=self._policy.limits.processes if self.host.count_tasks else None,
         )
 
-    def _shared_handlers(self) -> dict[str, Handler]:
-        """Return what handles the calls that only a sandbox without namespaces has to trap."""
+    def _make_stand_ins(self) -> StandIns | None:
         sockets = self._network.sockets
         if not isinstance(sockets, MadeSockets):
-            return {}
-        guard = NeighbourGuard(self._listener, self._task_table, self.recorder, self.sandbox.init_pid)
-        metadata = Metadata(self._listener, self._root, self.host.writable)
-        return {"socket": sockets.make, **guard.handlers(), **metadata.handlers()}
+            return None
+        return StandIns(
+            listener=self._listener,
+            tasks=self._task_table,
+            root=self._root,
+            recorder=self.recorder,
+            sockets=sockets,
+            init_pid=self.sandbox.init_pid,
+            writable=self.host.writable,
+            shared_memory=str(self._store.with_suffix(".fresh") / "shm"),
+        )
 
     def _make_watchdog(self) -> Watchdog:
         return Watchdog(

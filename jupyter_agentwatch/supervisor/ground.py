@@ -27,6 +27,12 @@ __all__ = ["Ground", "Site", "begin"]
 _TMP: Final = "/tmp"  # noqa: S108 -- the sandbox's own
 
 
+_SHARED_ENVIRONMENT: Final = (
+    ("RES_OPTIONS", "use-vc"),  # datagrams are closed, so the C library has to ask for names by TCP
+    ("GIT_CONFIG_NOSYSTEM", "1"),  # git ends where it may not read /etc/gitconfig, and goes on where there is none
+)
+
+
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """What a watch is about to stand on.
 
@@ -118,15 +124,14 @@ def _on_landlock(site: Site, rung: str, *notes: str) -> Ground:
         msg = f"{before}probe 'landlock' failed: the kernel has no Landlock, or it is not switched on (lsm=landlock,…)"
         raise RungError(msg)
     home, temporary = site.fresh / "home", site.fresh / "tmp"
-    for folder in (site.fresh, home, temporary):
+    for folder in (site.fresh, home, temporary, site.fresh / "shm"):
         folder.mkdir(mode=0o700)
     grants = plan_grants(site.policy, site.workspace, site.python, site.package, (home, temporary))
     environment = clean_environment(site.policy, site.passed, site.python, str(home), str(temporary))
     return Ground(
         rung=rung,
         starting=SharedStarting(grants, site.policy.limits, abi=abi if rung == "B" else 0, stderr=2),
-        # Datagrams are closed here, so that the C library has to ask for names by TCP.
-        environment={"RES_OPTIONS": "use-vc"} | environment,
+        environment=dict(_SHARED_ENVIRONMENT) | environment,
         writable=writable_places(grants) if rung == "B" else ("/",),
         notes=notes,
     )

@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
@@ -25,6 +25,7 @@ from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.execs import ExecWatch
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.record import Recorder
+from jupyter_agentwatch.supervisor.stand_ins import StandIns
 from jupyter_agentwatch.supervisor.writes import WriteWatch
 
 __all__ = ["Mediator"]
@@ -48,7 +49,7 @@ class Mediator:
         recorder: Where records go.
         history: Keeps what a step is about to change.
         network: Judges and performs what concerns sockets.
-        more: What handles further calls, or these in another way, by the call's name.
+        unshared: What takes the place of namespaces, where there are none.
         count_members: Counts processes and threads inside.
         max_tasks: Bound on them where the supervisor must hold it, or None.
     """
@@ -63,7 +64,7 @@ class Mediator:
         recorder: Recorder,
         history: WorkspaceHistory,
         network: NetworkBroker,
-        more: Mapping[str, Handler],
+        unshared: StandIns | None,
         count_members: Callable[[], int],
         max_tasks: int | None,
     ) -> None:
@@ -74,7 +75,9 @@ class Mediator:
         self._network = network
         self._memory = TargetMemory()
         self._execs = ExecWatch(listener, tasks, root, self._memory, recorder)
-        self._writes = WriteWatch(listener, tasks, root, self._memory, recorder, history)
+        self._writes = WriteWatch(
+            listener, tasks, root, self._memory, recorder, history, unshared.metadata if unshared else None
+        )
         self._count_members = count_members
         self._max_tasks = max_tasks
         self._room = 0
@@ -88,10 +91,10 @@ class Mediator:
         self._is_waiting = True
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thaw_lock = threading.Lock()
-        self._handlers = self._table(machine, more)
+        self._handlers = self._table(machine, unshared)
         self._exec_numbers = {machine.numbers[name] for name in ("execve", "execveat", "set_tid_address")}
 
-    def _table(self, machine: Machine, more: Mapping[str, Handler]) -> dict[int, Handler]:
+    def _table(self, machine: Machine, unshared: StandIns | None) -> dict[int, Handler]:
         handlers: dict[str, Handler] = {
             "execve": lambda n: self._execs.exec(n, AT_FDCWD, n.args[0], n.args[1]),
             "execveat": lambda n: self._execs.exec(n, as_int(n.args[0]), n.args[1], n.args[2]),
@@ -105,8 +108,9 @@ class Mediator:
             "listen": self._network.listen,
             "sendto": self._network.sendto,
             **self._writes.handlers(),
-            **more,
         }
+        if unshared is not None:
+            handlers |= unshared.handlers(handlers)
         return {machine.numbers[name]: handler for name, handler in handlers.items() if name in machine.numbers}
 
     def run(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -53,8 +54,17 @@ class Metadata:
         }
 
     def set_mode(self, true: bytes, mode: int) -> int:
-        """Set the mode of what a true name (no links, no dots) stands for; return the errno."""
-        return self._on(true, lambda held: os.chmod(f"/proc/self/fd/{held}", mode))
+        """Set the mode of what a true name (no links, no dots) stands for; return the errno.
+
+        A setgid file outlives the watch: others on the machine could run it with the user's group.
+        """
+
+        def change(held: int) -> None:
+            if mode & stat.S_ISGID and not stat.S_ISDIR(os.fstat(held).st_mode):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            os.chmod(f"/proc/self/fd/{held}", mode)
+
+        return self._on(true, change)
 
     def _times(
         self, n: Notification, folder: int | None, path: int, times: int, *, flags: int = 0, scale: int = 1

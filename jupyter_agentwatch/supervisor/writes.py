@@ -21,6 +21,7 @@ from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
 from jupyter_agentwatch.sandbox.programs import claimed_path
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.sandbox.truename import TrueNames
+from jupyter_agentwatch.supervisor.metadata import Metadata
 from jupyter_agentwatch.supervisor.record import Recorder
 
 __all__ = ["WriteWatch"]
@@ -66,16 +67,19 @@ class WriteWatch:
         memory: Reads the caller's memory.
         recorder: Where records go.
         history: Keeps what a step is about to change.
+        metadata: Sets modes where no mounts hold the files; None: the kernel does.
     """
 
     def __init__(
         self,
+        *,
         listener: Listener,
         tasks: TaskTable,
         root: Root,
         memory: TargetMemory,
         recorder: Recorder,
         history: WorkspaceHistory,
+        metadata: Metadata | None,
     ) -> None:
         self._listener = listener
         self._tasks = tasks
@@ -84,6 +88,7 @@ class WriteWatch:
         self._memory = memory
         self._recorder = recorder
         self._history = history
+        self._metadata = metadata
         self._touched: dict[tuple[int, str], str] = {}
 
     def handlers(self) -> dict[str, Callable[[Notification], None]]:
@@ -133,8 +138,11 @@ class WriteWatch:
             fields |= {f"path{suffix}": name, f"resolved{suffix}": resolved}
         if where.mode is not None:
             fields["mode"] = n.args[where.mode] & 0o7777
+            if self._metadata is not None:
+                self._answer_mode(n, task, op, fields, self._metadata.set_mode)
+                return
             if fields["mode"] & stat.S_ISGID:
-                self._set_group_id(n, task, op, fields)
+                self._answer_mode(n, task, op, fields, self._set_group_id)
                 return
         self._record(task, op, **fields)
         self._listener.proceed(n.id)
@@ -192,33 +200,35 @@ class WriteWatch:
             self._touched[task.step, path] = resolved
         return resolved
 
-    def _set_group_id(self, n: Notification, task: Task, op: str, fields: dict[str, Any]) -> None:
-        """Set the bit on a folder, where it means something else, and refuse it on a file.
-
-        A setgid file outlives the watch: others on the machine could run it with the user's group. Only a look at what
-        the name leads to can tell the two apart, so we make this call ourselves, on what was looked at.
-        """
-        try:
-            true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follows(op))
-            if true is None:
-                error = errno.ENOENT
-            elif true.startswith(b"/proc/"):
-                error = errno.EPERM
-            else:
-                error = self._chmod_folder(true, fields["mode"])
-        except OSError as refused:
-            error = refused.errno or errno.EPERM
+    def _answer_mode(
+        self, n: Notification, task: Task, op: str, fields: dict[str, Any], change: Callable[[bytes, int], int]
+    ) -> None:
+        """Make the call ourselves, on what was looked at."""
+        true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follows(op))
+        error = errno.ENOENT if true is None else change(true, fields["mode"])
         self._record(task, op, basis="verified", verdict="deny" if error else "allow", **fields)
         self._listener.finish(n.id, error)
 
-    def _chmod_folder(self, true: bytes, mode: int) -> int:
-        fd = self._root.open_true(true)
+    def _set_group_id(self, true: bytes, mode: int) -> int:
+        """Set the bit on a folder, where it means something else, and refuse it on a file; return the errno.
+
+        A setgid file outlives the watch: others on the machine could run it with the user's group. Only a look at what
+        the name leads to can tell the two apart.
+        """
+        if true.startswith(b"/proc/"):
+            return errno.EPERM
+        try:
+            fd = self._root.open_true(true)
+        except OSError as refused:
+            return refused.errno or errno.EPERM
         try:
             info = os.fstat(fd)
             # The sandbox's user is ours, without capabilities: root here must not lend its own.
             if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
                 return errno.EPERM
             os.chmod(f"/proc/self/fd/{fd}", mode)
+        except OSError as refused:
+            return refused.errno or errno.EPERM
         finally:
             os.close(fd)
         return 0

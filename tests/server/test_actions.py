@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +26,7 @@ from tests.server.scenes import LONG_S, Browser, scene
 from tests.servers import network, rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from jupyter_agentwatch import Watch
 
@@ -360,35 +363,48 @@ async def test_no_silent_run_stands_before_a_kill(browser: Browser, runtime: Pat
             each.close()
 
 
+TOKEN = "0123456789abcdef"
 SERVER = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--port=0"]
 
 
 def test_servers_come_and_go_and_runs_stay(watch: Watch, tmp_path: Path) -> None:
     """A server that finds our configuration file loads the extension unasked; its end and restart touch no run."""
-    import json
-    import tomllib
-
     root = Path(__file__).parents[2]
-    shared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    places = {Path(to): root / source for source, to in shared["shared-data"].items()}
-    config = places[Path("etc/jupyter/jupyter_server_config.d")].parent
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    places = {installed: root / source for source, installed in wheel["shared-data"].items()}
     environment = {
         **os.environ,
         "HOME": str(tmp_path),
-        "JUPYTER_CONFIG_PATH": str(config),
+        "JUPYTER_CONFIG_PATH": str(places["etc/jupyter/jupyter_server_config.d"].parent),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "jupyter"),
-        "JUPYTER_TOKEN": "x" * 16,
-        "PYTHONPATH": str(root),
+        "JUPYTER_TOKEN": TOKEN,
+        "PYTHONPATH": os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     for _ in range(2):
         with subprocess.Popen(SERVER, env=environment, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
-            url = next(line for line in server.stderr if "http://127.0.0.1" in line).split()[-1].partition("?")[0]
-            address = f"{url.rpartition('/')[0]}/agentwatch/api/runs"
-            asked = ["curl", "-sS", "-H", f"Authorization: token {'x' * 16}", address]
-            listed = json.loads(subprocess.run(asked, capture_output=True, check=True, timeout=LONG_S).stdout)
-            assert [run["watch"] for run in listed["runs"]] == [watch.id]
+            said = list(iter_until(server.stderr, "http://127.0.0.1"))
+            assert "http://127.0.0.1" in said[-1], "".join(said)
+            assert listed_by(int(said[-1].split("http://127.0.0.1:")[1].partition("/")[0])) == [watch.id]
             server.terminate()
             server.stderr.read()
             assert server.wait(LONG_S) == 0
         assert watch.run(["true"]).ok
+
+
+def iter_until(lines: Iterable[str], text: str) -> Iterator[str]:
+    """Yield lines up to the first that holds a text."""
+    for line in lines:
+        yield line
+        if text in line:
+            return
+
+
+def listed_by(port: int) -> list[str]:
+    """Return the ids of the runs that the server at a port lists."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+    connection.request("GET", "/agentwatch/api/runs", headers={"Authorization": f"token {TOKEN}"})
+    try:
+        return [run["watch"] for run in json.loads(connection.getresponse().read())["runs"]]
+    finally:
+        connection.close()
