@@ -76,7 +76,13 @@ class Mediator:
         self._memory = TargetMemory()
         self._execs = ExecWatch(listener, tasks, root, self._memory, recorder)
         self._writes = WriteWatch(
-            listener, tasks, root, self._memory, recorder, history, unshared.metadata if unshared else None
+            listener=listener,
+            tasks=tasks,
+            root=root,
+            memory=self._memory,
+            recorder=recorder,
+            history=history,
+            metadata=unshared.metadata if unshared is not None else None,
         )
         self._count_members = count_members
         self._max_tasks = max_tasks
