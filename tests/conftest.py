@@ -148,10 +148,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     """The rung of every watch of this process whose policy leaves it open; "" where nothing was said."""
-    from jupyter_agentwatch.watch import handle
+    from jupyter_agentwatch.watch import handle, opening
 
     asked: str = getattr(request, "param", "")
-    plain = handle.load_policy
+    plain = opening.load_policy
 
     def on_this_rung(policy: Any) -> Policy:
         found = plain(policy)

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -83,20 +84,40 @@ def follow(watch: Watch, op: str, count: int = 1) -> list[Flow]:
     pytest.fail(f"only {len(found)} flows are {op}")
 
 
-def namespace_of(watch: Watch) -> int:
-    """Return the inode of the sandbox's PID namespace."""
+@dataclass(frozen=True)
+class Inside:
+    """A sandbox's processes as somebody outside can tell them, also when the supervisor has gone.
+
+    Attributes:
+        namespace: Inode of its PID namespace; 0: it has none of its own.
+        init: Its first process.
+        home: Without a namespace, what every command of it has in its environment.
+    """
+
+    namespace: int
+    init: psutil.Process
+    home: bytes
+
+
+def inside_of(watch: Watch) -> Inside:
+    """Return how to tell a watch's processes from all others."""
     own = os.stat("/proc/self/ns/pid").st_ino
-    for child in psutil.Process(watch.status().pid).children(recursive=True):
+    supervisor = psutil.Process(watch.status().pid)
+    for child in supervisor.children(recursive=True):
         with contextlib.suppress(OSError):
             inode = os.stat(f"/proc/{child.pid}/ns/pid").st_ino
             if inode != own:
-                return inode
-    return pytest.fail("the supervisor has no child in a PID namespace of its own")
+                return Inside(inode, child, b"")
+    (init, *_) = supervisor.children()
+    return Inside(0, init, watch.run('printf %s "$HOME"', check=True).stdout.encode())
 
 
-def members(namespace: int) -> list[int]:
-    """Return the processes of this machine that are in a PID namespace, init included."""
-    return _pids(lambda folder: os.stat(f"{folder}/ns/pid").st_ino == namespace)
+def members(inside: Inside) -> list[int]:
+    """Return the processes of this machine that are inside, init included."""
+    if inside.namespace:
+        return _pids(lambda folder: os.stat(f"{folder}/ns/pid").st_ino == inside.namespace)
+    init = [inside.init.pid] if inside.init.is_running() and not _is_dead(str(inside.init.pid)) else []
+    return init + _pids(lambda folder: inside.home in Path(folder, "environ").read_bytes())
 
 
 def marked(marker: str) -> list[int]:

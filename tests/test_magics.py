@@ -371,6 +371,7 @@ class Kernel:
     def __init__(self, client: BlockingKernelClient) -> None:
         self.client = client
         self.said = ""
+        self.watch = ""
         self.message = ""
 
     def start(self, source: str) -> None:
@@ -406,8 +407,9 @@ def kernel(tmp_path: Path) -> Iterator[tuple[Kernel, Any]]:
     manager, client = start_new_kernel(kernel_name="python3", env=environment, cwd=str(tmp_path))
     try:
         made = Kernel(client)
-        made.start("%load_ext jupyter_agentwatch\n%agentwatch start --out w\nprint(w.id)")
+        made.start("%load_ext jupyter_agentwatch\n%agentwatch start")
         assert made.finish() == "ok"
+        (made.watch,) = re.findall(r"watch (\w+) started", made.said)
         yield made, manager
     finally:
         client.stop_channels()
@@ -454,8 +456,7 @@ def test_a_kill_from_the_shell_ends_the_cell_of_a_busy_kernel(
     cell, _ = kernel
     cell.start("%%agentwatch\nsetsid sh -c 'sleep 600 & sleep 600 & echo ready; wait' & wait")
     cell.wait_for(lambda: "ready" in cell.said)
-    (watch,) = live_watches()
-    assert command_line(["kill", watch, "--reason", "test"]) == 0
+    assert command_line(["kill", cell.watch, "--reason", "test"]) == 0
     assert re.search(r"killed [4-9] processes, 0 left", capsys.readouterr().out)
     cell.finish()
     assert "Traceback" not in cell.said
@@ -467,10 +468,9 @@ def test_a_kill_from_the_shell_ends_the_cell_of_a_busy_kernel(
 @pytest.mark.sandbox
 def test_the_end_of_the_kernel_ends_the_watch(kernel: tuple[Kernel, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """A kernel that is killed takes its watch with it: the log closes, and nothing is left to kill."""
-    _, manager = kernel
-    (watch,) = live_watches()
+    cell, manager = kernel
     manager.shutdown_kernel(now=True)
-    assert command_line(["tail", watch, "--follow"]) == 0
+    assert command_line(["tail", cell.watch, "--follow"]) == 0
     shown = capsys.readouterr()
     assert re.search(r"session +\w+ +close", shown.out)
     assert "no supervisor" not in shown.err

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 MIB: Final = 1 << 20
 ROUNDS: Final = 20_000
@@ -57,24 +57,44 @@ ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
 """
 
 
+@pytest.mark.rungs("B")
+@pytest.mark.parametrize("folder", ["TMPDIR", "HOME"])
+def test_fresh_folders_are_bounded_where_they_are_plain_folders(tmp_path: Path, folder: str) -> None:
+    """What fills the fresh home or the folder for temporary files is ended, and the limit is on record."""
+    program = IN_A_FILE.format(open=f'os.open(os.environ["{folder}"] + "/held", os.O_RDWR | os.O_CREAT)')
+    with Watch({"filesystem": {"tmp_bytes": 50 * MIB}}, tmp_path) as watch:
+        assert watch.run(["python3", "-c", program], timeout=LONG_S).outcome == "limit:tmp_bytes"
+        (event,) = recorded(watch, LimitHit)
+        assert (event.limit, event.maximum, event.verdict) == ("tmp_bytes", float(50 * MIB), "kill")
+        assert event.value > event.maximum
+        assert watch.run(["true"]).ok
+
+
 @pytest.mark.parametrize(
     "program",
     [
         IN_A_FILE.format(open='os.memfd_create("held")'),
-        IN_A_FILE.format(open='os.open("/tmp/held", os.O_RDWR | os.O_CREAT)'),
-        IN_A_FILE.format(open='os.open("/dev/shm/held", os.O_RDWR | os.O_CREAT)'),
         BY_THREADS,
     ],
-    ids=["memfd", "tmp", "shm", "leaderless"],
+    ids=["memfd", "leaderless"],
 )
 def test_memory_counts_wherever_it_is_held(limited: Callable[..., Watch], program: str) -> None:
-    """In files that have no folder or one in memory, and in processes whose first thread has ended."""
+    """In files that have no folder, and in processes whose first thread has ended."""
     watch = limited(memory_bytes=200 * MIB)
     result = watch.run(["sh", "-c", 'python3 -c "$1"; sleep 100', "sh", program], timeout=LONG_S)
     assert result.outcome == "limit:memory_bytes"
     (event, *_) = recorded(watch, LimitHit)
     assert (event.limit, event.maximum, event.verdict) == ("memory_bytes", float(200 * MIB), "kill")
     assert event.value > event.maximum
+
+
+@pytest.mark.rungs("A")  # on rung B these are files of the disk
+@pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
+def test_files_in_folders_in_memory_are_memory(limited: Callable[..., Watch], folder: str) -> None:
+    """What lies in a folder that is in memory counts as memory."""
+    program = IN_A_FILE.format(open=f'os.open("{folder}/held", os.O_RDWR | os.O_CREAT)')
+    watch = limited(memory_bytes=200 * MIB)
+    assert watch.run(["python3", "-c", program], timeout=LONG_S).outcome == "limit:memory_bytes"
 
 
 def first_hits(watch: Watch, step: int) -> list[LimitHit]:

@@ -18,7 +18,7 @@ from tests.outside import recorded, wait_for_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 ROUNDS: Final = 20_000
 """Most rounds of the supervisor's loop that a test waits for a record."""
@@ -211,6 +211,7 @@ os.mkdir("after")
     assert recorded(watch, Finding) == []
 
 
+@pytest.mark.rungs("A")  # only a mount tells that a folder cannot change
 def test_only_a_plain_name_in_the_systems_folders_is_fixed(watch: Watch) -> None:
     """A name that goes through dots, lies elsewhere or is not there may come to mean another file."""
     fixed = ["/usr/bin/env"]

@@ -26,10 +26,10 @@ from tests.outside import (
     PROGRAMS,
     closing,
     hold,
+    inside_of,
     last_step,
     marked,
     members,
-    namespace_of,
     put,
     recorded,
     wait_all_ended,
@@ -39,7 +39,7 @@ from tests.outside import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,14 +84,14 @@ def test_daemons_outlive_their_command_and_stay_its_own(watch: Watch, marker: st
 @pytest.mark.parametrize("way", ["exec", "fork"])
 def test_a_thousand_daemons_are_killed(watch: Watch, marker: str, way: str) -> None:
     """1,000 processes that forked twice and made sessions of their own: none is left, counted from outside."""
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     start_daemons(watch, 1000, way, "leave", marker).wait(LONG_S)
-    inside = members(namespace)
-    assert len(inside) > 1000
-    held = hold(inside)
+    there = members(inside)
+    assert len(there) > 1000
+    held = hold(there)
     killed = watch.kill("test")
     wait_all_ended(held, 2)
-    assert (members(namespace), marked(marker)) == ([], [])
+    assert (members(inside), marked(marker)) == ([], [])
     assert killed.survivors == 0
     assert killed.killed >= 1000
     end = closing(watch.log)
@@ -126,30 +126,30 @@ def test_a_timeout_ends_what_a_command_left_behind(watch: Watch, marker: str) ->
 
 def test_processes_that_never_stay_are_ended_with_their_step(watch: Watch) -> None:
     """Processes that change id and session all the time cannot outrun the end of their step."""
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     running = watch.start(["python3", put(watch, "hopper.py")], timeout=1.5)
     wait_for_line(running, b"hopping")
     assert running.wait(LONG_S).outcome == "timeout"
     assert watch.run(["true"]).ok  # started after the step's end, so that init has seen to all of it
-    assert len(members(namespace)) == 1
+    assert len(members(inside)) == 1
 
 
 def test_processes_that_never_stay_are_ended_with_the_watch(watch: Watch) -> None:
     """Nor can they outrun the end of the watch."""
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     wait_for_line(watch.start(["python3", put(watch, "hopper.py")]), b"hopping")
     assert watch.kill().survivors == 0
-    assert members(namespace) == []
+    assert members(inside) == []
     closing(watch.log)
 
 
 def test_a_fork_bomb_is_bounded(tmp_path: Path) -> None:
     """A fork bomb stays below the limit of processes, the watch answers meanwhile, and a kill leaves nothing."""
     with Watch(Policy(limits=Limits(processes=200)), tmp_path) as watch:
-        namespace = namespace_of(watch)
+        inside = inside_of(watch)
         running = watch.start(["python3", put(watch, "bomb.py")])
         wait_for_line(running, b"lit")
-        counts = [len(members(namespace)) for _ in range(30)]
+        counts = [len(members(inside)) for _ in range(30)]
         assert max(counts) <= 202
         assert watch.status().state == "closed"
         running.kill()
@@ -158,7 +158,7 @@ def test_a_fork_bomb_is_bounded(tmp_path: Path) -> None:
         again = watch.start(["python3", "bomb.py"])
         wait_for_line(again, b"lit")
         assert watch.kill().survivors == 0
-        assert members(namespace) == []
+        assert members(inside) == []
     limits = recorded(watch, LimitHit)
     assert {(limit.limit, limit.maximum, limit.verdict) for limit in limits} == {("processes", 200.0, "deny")}
     closing(watch.log)
@@ -180,12 +180,12 @@ os.wait()
 
 def test_threads_that_outlive_their_main_thread_are_ended_with_their_step(watch: Watch) -> None:
     """A process in a session of its own whose main thread has ended looks like a zombie, and is ended all the same."""
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     running = watch.start(["python3", "-c", LEADERLESS], timeout=1.5)
     wait_for_line(running, b"apart")
     assert running.wait(LONG_S).outcome == "timeout"
     assert watch.run(["true"]).ok  # started after the step's end, so that init has seen to all of it
-    assert len(members(namespace)) == 1
+    assert len(members(inside)) == 1
     assert watch.status().processes == 0
 
 
@@ -225,9 +225,9 @@ def test_the_end_of_the_owner_is_the_end_of_the_watch(tmp_path: Path, marker: st
 
 def test_the_end_of_the_supervisor_is_the_end_of_the_sandbox(watch: Watch, marker: str) -> None:
     """The supervisor is killed in mid-command: nothing lives on, callers are told, what is in the log verifies."""
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     running = start_daemons(watch, 5, "fork", "stay", marker)
-    held = hold(members(namespace))
+    held = hold(members(inside))
     assert len(held) > 5
     os.kill(watch.status().pid, signal.SIGKILL)
     wait_all_ended(held, 2)
@@ -235,7 +235,7 @@ def test_the_end_of_the_supervisor_is_the_end_of_the_sandbox(watch: Watch, marke
         running.wait(LONG_S)
     with pytest.raises(SessionEndedError):
         watch.run(["true"])
-    assert (members(namespace), marked(marker)) == ([], [])
+    assert (members(inside), marked(marker)) == ([], [])
     found = verify_log(watch.log)
     assert not found.closed
     assert found.first_bad is None
@@ -259,13 +259,12 @@ with open("count", "wb", buffering=0) as file:
 
 def test_a_suspended_process_makes_no_progress(watch: Watch) -> None:
     """While a watch is suspended a busy process stands still; after resume it goes on from where it was."""
+    inside = inside_of(watch)
     running = watch.start(["python3", "-c", COUNTING])
     wait_for_line(running, b"counting")
     watch.suspend()
     before = (watch.workspace / "count").read_bytes()
-    states = {
-        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in members(namespace_of(watch))
-    }
+    states = {Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in members(inside)}
     with pytest.raises(ControlError, match="frozen"):
         watch.run(["true"])
     assert (watch.workspace / "count").read_bytes() == before
@@ -319,7 +318,7 @@ def test_a_process_that_wakes_itself_ends_the_watch(watch: Watch) -> None:
 
     Since Linux 6.13 the timer may also be kept from sending it; then the process gains no run either.
     """
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     running = watch.start(["python3", "-c", WAKING])
     wait_for_line(running, b"set")
     pid = next(event.pid for event in recorded(watch, Exec) if event.basis == "post")
@@ -338,7 +337,7 @@ def test_a_process_that_wakes_itself_ends_the_watch(watch: Watch) -> None:
         return
     watch.close()
     assert closing(watch.log).reason == "processes went on after they were stopped"
-    assert members(namespace) == []
+    assert members(inside) == []
 
 
 def cpu_ticks(pid: int) -> tuple[str, str]:
@@ -349,12 +348,12 @@ def cpu_ticks(pid: int) -> tuple[str, str]:
 
 def test_kill_works_while_suspended(watch: Watch) -> None:
     """A suspended watch can be killed, and nothing is left of it."""
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
     running = watch.start(["python3", "-c", COUNTING])
     wait_for_line(running, b"counting")
     watch.suspend()
     assert watch.kill().survivors == 0
-    assert members(namespace) == []
+    assert members(inside) == []
     with contextlib.suppress(SessionEndedError):
         assert running.wait(LONG_S).outcome == "killed"
     closing(watch.log)
@@ -364,11 +363,11 @@ def test_what_was_stopped_before_stays_stopped(watch: Watch) -> None:
     """A process that had stopped itself before the suspension is still stopped after it, its neighbours go on."""
     running = watch.start(f"sh -c 'kill -STOP $$; echo woken' & echo pid=$!; {IDLE}")
     wait_for_line(running, b"pid=")
-    namespace = namespace_of(watch)
+    inside = inside_of(watch)
 
     def states() -> list[str]:
         found = []
-        for pid in members(namespace):
+        for pid in members(inside):
             with contextlib.suppress(OSError):
                 found.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
         return found

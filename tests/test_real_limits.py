@@ -20,7 +20,7 @@ from tests.outside import LONG_S, closing, recorded, wait_for_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
 MIB = 1 << 20
 

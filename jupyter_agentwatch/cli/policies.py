@@ -45,12 +45,13 @@ def suggestion_text(found: Suggestion) -> str:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Try each mechanism; 0 where rung A can be had."""
-    from jupyter_agentwatch.sandbox.probe import probe, report_text
+    """Try each mechanism; 0 where a policy that names no rung gets one (A or B), else 1."""
+    from jupyter_agentwatch.sandbox.probe import probe
+    from jupyter_agentwatch.sandbox.probe_report import report_text
 
     report = probe()
     say(msgspec.json.encode(report).decode() if options.json else report_text(report))
-    return 0 if report.rung == "A" else 1
+    return 1 if report.rung == "E" else 0
 
 
 def policy(options: argparse.Namespace) -> int:

@@ -140,11 +140,9 @@ DIVERSION: Final = Ruleset(
         **dict.fromkeys(_STRESSORS, (_stress,)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_bomb,)),
     },
-    quiet=frozenset(
-        listed("dd cat openssl sha256sum md5sum sha1sum sha512sum gzip bzip2 xz sh bash dash zsh john yes")
-    ),
+    quiet=frozenset(listed("dd cat openssl sha256sum md5sum sha1sum sha512sum gzip bzip2 xz sh bash dash zsh yes")),
     marks=listed(
-        "yes,nohup,setsid,visible_devices,/dev/zero,random,(){,() {,speed",
+        "yes,nohup,setsid,visible_devices,/dev/zero,daemonize,random,(){,() {,speed",
         ",",
     ),
     shapes=(_detached,),

@@ -213,6 +213,19 @@ def _peer(run: Invocation) -> Iterable[Hit]:
         yield Hit(CLOUD, severity="high")
 
 
+def _ftp(run: Invocation) -> Iterable[Hit]:
+    """FTP clients that are told on the command line or on standard input to send."""
+    text = "\n".join((*run.argv[1:], run.stdin))
+    sent = re.findall(r"\b(?:m?put|send|STOR|mirror\s+(?:-R|--reverse)|-T)\b\s+(?:-\S+\s+)*(\S+)", text)
+    if run.name == "ftpput":
+        sent = list(run.argv[-1:])
+    hosts = [word.rpartition("@")[2] for word in run.argv[1:] if is_address(word.rpartition("@")[2])]
+    if any(map(is_sensitive, sent)):
+        yield Hit(SECRET)
+    elif sent:
+        yield Hit(UPLOAD, severity="high" if any(zone_of(host) == "outside" for host in hosts) else None)
+
+
 def _served(run: Invocation) -> Iterable[Hit]:
     yield Hit(SERVED, " ".join(run.argv))
 
@@ -234,6 +247,7 @@ EXFILTRATION: Final = Ruleset(
         **dict.fromkeys(("http", "https", "xh"), (httpie_sends,)),
         **dict.fromkeys(("scp", "rsync"), (_copies,)),
         "ssh": (_ssh_pipe,),
+        **dict.fromkeys(("ftp", "lftp", "sftp", "ncftpput", "ftpput", "tftp"), (_ftp,)),
         **dict.fromkeys(NETCATS, (_netcat,)),
         **dict.fromkeys(("socat", "openssl", "telnet"), (_socket_text,)),
         **dict.fromkeys(("tar", "bsdtar", "gtar", "zip", "7z", "7za", "rar"), (_archives,)),

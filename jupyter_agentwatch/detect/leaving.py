@@ -26,6 +26,7 @@ UPLOAD: Final = Rule(
         "calling an API with a JSON body (not reported)",
     ),
 )
+"""Given for anything that is sent by a client of the web or of FTP."""
 SECRET: Final = Rule(
     id="exfiltration.secret",
     title="secrets are sent to another machine",
@@ -34,6 +35,7 @@ SECRET: Final = Rule(
     rationale="What is sent comes from where keys, tokens and accounts are kept.",
     false_positives=("installing one's own key on a server by other means than ssh-copy-id",),
 )
+"""Given wherever the source is known to be secret, whatever carries it."""
 DROPS: Final = re.compile(
     r"(?:^|\.)(?:transfer\.sh|file\.io|0x0\.st|bashupload\.com|temp\.sh|termbin\.com|ix\.io|sprunge\.us|paste(?:bin|"
     r"\.rs|\.ee|\.c-net\.org)(?:\.com)?|"

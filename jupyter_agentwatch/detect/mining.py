@@ -16,7 +16,7 @@ from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.detect.wallets import wallet_kind
 
-__all__ = ["MINER_OPTIONS", "MINING", "miner_score"]
+__all__ = ["MINING", "miner_score"]
 
 _T: Final = "T1496"  # Resource Hijacking
 
@@ -266,7 +266,7 @@ def miner_score(argv: tuple[str, ...]) -> int:
             flags = min(4, flags + 2)
     if not pool and not (login == 4 and (algorithm or flags)):
         return 0
-    if pool < 5 and not (login or algorithm or flags):
+    if not (login or algorithm or flags):
         return 0
     return pool + login + algorithm + password + flags
 
@@ -350,6 +350,8 @@ def _prepares(run: Invocation) -> Iterable[Hit]:
 
 
 def _fetches(run: Invocation) -> Iterable[Hit]:
+    if run.name == "git" and not {"clone", "fetch", "pull", "submodule", "remote"} & set(run.argv[1:]):
+        return
     for word in run.argv[1:]:
         if "://" not in word and run.name != "git":
             continue
@@ -375,7 +377,7 @@ MINING: Final = Ruleset(
     quiet=frozenset(listed("curl wget git sysctl modprobe aria2c")),
     marks=listed(
         "stratum,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
-        "--server,-uri,user,msr,hugepages,xmrig,miner",
+        "--server,-uri,user,msr,hugepages,xmrig,miner,login",
         ",",
     ),
     shapes=(_grammar, _texts),
@@ -383,7 +385,7 @@ MINING: Final = Ruleset(
         r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|"
         r"donate-level|"
         r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|"
-        r"eth_submit|"
+        r"\"login\"|eth_submit|"
         r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}"
     ),
 )

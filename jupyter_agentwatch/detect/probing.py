@@ -14,7 +14,7 @@ from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS
 from jupyter_agentwatch.detect.unwrap import Invocation
 
-__all__ = ["MANY_HOSTS", "MANY_PORTS", "METADATA", "PROBING"]
+__all__ = ["MANY_HOSTS", "MANY_PORTS", "PROBING"]
 
 METADATA: Final = Rule(
     id="probing.metadata",
@@ -319,7 +319,7 @@ PROBING: Final = Ruleset(
     quiet=frozenset({*_CODE_NAMES, *listed("ip arp ping host dig nslookup cdk smap sx responder")}),
     marks=listed(
         "169.254.,metadata,100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
-        "connect,{1..,[0-,[1-,parallel,.255",
+        "connect,{1..,[0-,[1-,parallel,.255,arp ,neigh,ip n ",
         ",",
     ),
     shapes=(_metadata, _looped),

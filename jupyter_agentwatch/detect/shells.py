@@ -138,7 +138,8 @@ _REMOTE_COMMAND: Final = re.compile(
     re.IGNORECASE,
 )
 _PTY: Final = re.compile(
-    r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.*\bexec\b.*sh|spawn\s+/bin/(?:ba)?sh.*interact", re.DOTALL
+    r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.{0,200}\bexec\b.{0,200}sh|spawn\s+/bin/(?:ba)?sh.{0,200}interact",
+    re.DOTALL,
 )
 _DEV_NET: Final = re.compile(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
 
@@ -175,13 +176,17 @@ def _shell(run: Invocation) -> Iterable[Hit]:
         return
     if _reads_commands(run):
         for each in run.before:
-            if each.name in SOCKET_CLIENTS and not _is_local(each):
+            if _is_connection(each) and not _is_local(each):
                 yield Hit(SOCKET_SHELL, " | ".join(" ".join(one.argv) for one in (each, run)))
                 return
         if any(r.op == "<&" or (r.op == ">&" and r.target.isdigit() and int(r.target) > 2) for r in run.redirects):
             yield Hit(SOCKET_SHELL, _with_redirects(run), "high")
             return
     yield from _runs_fetched(run)
+
+
+def _is_connection(run: Invocation) -> bool:
+    return run.name in SOCKET_CLIENTS and (run.name != "openssl" or "s_client" in run.argv)
 
 
 def _is_local(run: Invocation) -> bool:
@@ -207,7 +212,7 @@ def _runs_fetched(run: Invocation) -> Iterable[Hit]:
         if each.name in ("nc", "ncat", "netcat", "dig", "nslookup") and not _is_local(each):
             yield Hit(FETCHED_CODE, " ".join(each.argv), "high")
             return
-        if each.name in ("base64", "base32", "xxd") or (each.name == "openssl" and "base64" in each.argv):
+        if each.name in ("base64", "base32", "xxd") or (each.name == "openssl" and "-base64" in each.argv):
             yield Hit(HIDDEN_CODE, " ".join(each.argv))
             return
 
@@ -226,6 +231,12 @@ def _dev_tcp(run: Invocation) -> Iterable[Hit]:
         yield Hit(DEV_TCP, _with_redirects(run), "high")
     else:
         yield Hit(DEV_TCP, _with_redirects(run), "info" if run.argv[0] in ("", ":", "true", "echo") else None)
+
+
+def _ztcp(run: Invocation) -> Iterable[Hit]:
+    """Zsh has a network module of its own."""
+    if any("." in word or word.isdigit() for word in run.argv[1:]):
+        yield Hit(DEV_TCP, severity="high")
 
 
 def _exec_shell(run: Invocation) -> Iterable[Hit]:
@@ -322,6 +333,7 @@ SHELL: Final = Ruleset(
         **dict.fromkeys(("tcpserver", "faucet", "websocketd", "systemd-socket-activate"), (_inetd,)),
         **dict.fromkeys(("eval", "source", "."), (_runs_fetched,)),
         "socat": (_socat,),
+        "ztcp": (_ztcp,),
     },
     quiet=frozenset({*SHELLS, *_CODE_NAMES, *listed("source . openssl")}),
     marks=listed(

@@ -81,6 +81,7 @@ MASQUERADE: Final = Rule(
     rationale="Names such as a kernel thread's are taken so that a person who looks does not see it.",
     false_positives=("programs that show their state in their title (they do it after they were started)",),
 )
+"""Also given by the record of what really runs (`persistence`)."""
 ACCOUNT: Final = Rule(
     id="tampering.account",
     title="an account or a right is added",
@@ -298,7 +299,7 @@ TAMPERING: Final = Ruleset(
     marks=listed(
         "ld_preload,ld_audit,[k,kworker,authorized_keys,cron,systemd,.bash,profile,sudoers,ld.so,/startup/,"
         "autostart,rc.local,init.d,git/hooks,zshrc,passwd,shadow,_history,/var/log/,agentwatch,bwrap,exec -a,"
-        "kill,privileged,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,pid=host,--pid,"
+        "kill,privileged,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,pid=host,--pid,proc/1,"
         "auditctl,chmod 4,chmod 6,/etc/,customize.py,.jupyter,enable ,stop ,disable ,mask ,-p 1,history,dmesg,"
         "ptrace_scope",
         ",",

@@ -77,7 +77,7 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "mihomo": Tool(pattern=r"-[fd]\b"),
     "tor": Tool(severity="medium"),
     "torsocks": Tool(severity="medium"),
-    "proxychains": Tool(severity="medium"),
+    **dict.fromkeys(("proxychains", "proxychains4"), _WITH_ARGUMENTS),
     "stunnel": Tool(severity="medium"),
     "ssh-tunnel": _ANY,
     "websocat": Tool(pattern=r"(?:tcp-l|ws-l|wss-l|tcp-listen|socks5|unix-l|-s\b).*"),

@@ -395,8 +395,8 @@ TUNNEL: Final = Ruleset(
         listed("git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent openssl gh code aws az gcloud")
     ),
     marks=listed(
-        ":,socks,server_addr,server-addr,forward,reverse,tunnel,--to,-connect,vkey,-e ,-c /,-c sh,-c bash,exec,"
-        "proxycommand,s_client,dig ,relay,$(",
+        ":,socks,wireguard,tuntap,vxlan, gre,ipip,server_addr,server-addr,forward,reverse,tunnel,--to,"
+        "-connect,vkey,-e ,-c /,-c sh,-c bash,exec,proxycommand,s_client,dig ,relay,$(",
         ",",
     ),
     shapes=(_renamed, _socks_option, _ssh_config),

@@ -24,6 +24,10 @@ SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "f
 
 _MAX_DEPTH: Final = 6
 _MAX_FOUND: Final = 500
+# What they are told besides the command decides what the command can do.
+_ALSO_THEMSELVES: Final = frozenset(
+    {"docker", "podman", "nerdctl", "chroot", "systemd-run", "proxychains", "proxychains4", "torsocks", "strace"}
+)
 _MAX_STAGES: Final = 12
 _MAX_SHOWN: Final = 4096
 _MAX_CODE: Final = 8192
@@ -253,9 +257,8 @@ def _peeled(run: Invocation) -> Iterator[Invocation]:
             return
         each = queue.pop(0)
         starts = wrapped(each.name, each.argv, each.stdin) if each.name in WRAPPERS else []
-        if not starts:
+        if not starts or each.name in _ALSO_THEMSELVES:
             yield _with_code(each)
-            continue
         for argv, assigned in starts:
             name = program_name(argv[0])
             queue.append(_inside(each, argv, name, assigned))

@@ -55,7 +55,7 @@ def curl_sends(run: Invocation) -> Iterable[Hit]:
     options = parse(run.argv, _CURL)
     urls = [*options.operands, *options.all("url")]
     where = next((found for url in urls if (found := parse_endpoint(url if "://" in url else f"http://{url}"))), None)
-    if any("$(" in word for word in (*options.all(*_TEXT_OPTIONS), *urls)):
+    if "xargs" in run.wrappers or any("$(" in word for word in (*options.all(*_TEXT_OPTIONS), *urls)):
         yield from _substituted(run, where)
     files, bodies = _curl_files(options)
     paths = [*files, *bodies]

@@ -185,7 +185,8 @@ class AgentwatchMagics(Magics):
         _show(f"call {options.ask} {'allowed' if options.word == 'allow' else 'denied'}")
 
     def _do_doctor(self, _options: argparse.Namespace) -> None:
-        from jupyter_agentwatch.sandbox.probe import probe, report_text
+        from jupyter_agentwatch.sandbox.probe import probe
+        from jupyter_agentwatch.sandbox.probe_report import report_text
 
         _show(report_text(probe()))
 

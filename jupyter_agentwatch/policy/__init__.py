@@ -22,6 +22,7 @@ from jupyter_agentwatch.policy.model import (
     Policy,
     Protocol,
     Snapshots,
+    Telemetry,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ __all__ = [
     "Protocol",
     "Snapshots",
     "Suggestion",
+    "Telemetry",
     "check_policy",
     "decide_protocol",
     "parse_policy",

@@ -114,6 +114,7 @@ def _problems(policy: Policy) -> Iterator[tuple[Path, str]]:
     yield from _filesystem(policy.filesystem)
     yield from _unix_sockets(policy.unix_sockets)
     yield from _gpus(policy.gpus)
+    yield from _telemetry(policy)
     yield from _environment(policy.environment)
     limits = policy.limits
     if limits.command_s is not None and limits.session_s is not None and limits.command_s > limits.session_s:
@@ -181,6 +182,25 @@ def _gpus(gpus: list[Gpu]) -> Iterator[tuple[Path, str]]:
         seen[gpu.device] = position
         if gpu.max_gpu_seconds is not None and not math.isfinite(gpu.max_gpu_seconds):
             yield ("gpus", position, "max_gpu_seconds"), "leave the field out for no budget"
+
+
+def _telemetry(policy: Policy) -> Iterator[tuple[Path, str]]:
+    telemetry = policy.telemetry
+    if telemetry.trace is not None:
+        path: Path = ("telemetry", "trace")
+        if telemetry.simulate_gpus:
+            yield path, "simulate_gpus and trace cannot both stand for the GPUs: leave one of them out"
+        if not telemetry.trace.startswith(("/", "~", "$HOME")):
+            yield path, f"{quoted(telemetry.trace)}: give an absolute path, or one that begins with ~"
+        elif reason := _path_fault(telemetry.trace):
+            yield path, reason
+    for position, gpu in enumerate(policy.gpus):
+        if telemetry.simulate_gpus and isinstance(gpu.device, int) and gpu.device >= telemetry.simulate_gpus:
+            only = f"only {telemetry.simulate_gpus} GPUs are simulated, and their indices count from 0"
+            yield ("gpus", position, "device"), f"{gpu.device}: {only}"
+        if telemetry.trace is not None and gpu.max_gpu_seconds is not None:
+            reason = "a recorded trace is nobody's use, so no budget can be held: leave the field out"
+            yield ("gpus", position, "max_gpu_seconds"), reason
 
 
 def _environment(environment: Environment) -> Iterator[tuple[Path, str]]:

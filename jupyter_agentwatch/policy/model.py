@@ -24,6 +24,7 @@ __all__ = [
     "Policy",
     "Protocol",
     "Snapshots",
+    "Telemetry",
 ]
 
 Protocol = Literal["any", "tls", "http", "ssh", "dns", "smtp", "websocket"]
@@ -117,7 +118,9 @@ class Gpu(_Part, frozen=True, kw_only=True):
 
     Attributes:
         device: Index (0) or UUID ("GPU-…").
-        max_gpu_seconds: Budget of GPU time for the session; None: no budget.
+        max_gpu_seconds: Budget of GPU time for the session, seconds in which a kernel was executing that is not known
+            to be somebody else's; when it is used up, the watch is suspended, and each resume grants another tenth.
+            None: no budget.
     """
 
     device: int | str
@@ -197,6 +200,27 @@ class Breaker(_Part, frozen=True, kw_only=True):
     on_expiry: Literal["kill", "resume"] = "kill"
 
 
+class Telemetry(_Part, frozen=True, kw_only=True):
+    """How GPUs and the sandbox's processes are measured.
+
+    Attributes:
+        hz: Samples per second while anything runs inside; otherwise one per second at most.
+        simulate_gpus: Number of simulated GPUs, 0 for none. They stand for the machine's, none of which exists inside
+            then, and are labelled SIMULATED wherever they are shown.
+        trace: A recorded trace (JSON Lines) that stands for the machine's GPUs likewise: an absolute path, or one that
+            begins with ~.
+    """
+
+    hz: Annotated[float, Meta(ge=0.1, le=50)] = 10.0
+    simulate_gpus: Annotated[int, Meta(ge=0, le=64)] = 0
+    trace: str | None = None
+
+    @property
+    def stands_in(self) -> bool:
+        """Something stands for the machine's GPUs."""
+        return self.simulate_gpus > 0 or self.trace is not None
+
+
 class Policy(_Part, frozen=True, kw_only=True):
     """Everything that a watch may do. `Policy()` is the default: the workspace, no network, no GPU.
 
@@ -213,6 +237,7 @@ class Policy(_Part, frozen=True, kw_only=True):
         snapshots: Pre-images for `diff` and `undo`.
         audit: Bound of the audit log.
         breaker: What follows a suspension.
+        telemetry: How GPUs and processes are measured.
     """
 
     version: Literal[1] = 1
@@ -226,3 +251,4 @@ class Policy(_Part, frozen=True, kw_only=True):
     snapshots: Snapshots = Snapshots()
     audit: Audit = Audit()
     breaker: Breaker = Breaker()
+    telemetry: Telemetry = Telemetry()

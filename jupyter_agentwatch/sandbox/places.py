@@ -137,10 +137,12 @@ def clean_environment(
 def gpu_nodes(policy: Policy) -> tuple[list[str], list[str]]:
     """Return the device nodes of the policy's GPUs: those of the driver, which may be missing, and one for each GPU.
 
+    There are none where a simulation or a trace stands for the machine's GPUs.
+
     Raises:
         PolicyError: A GPU does not exist.
     """
-    if not policy.gpus:
+    if not policy.gpus or policy.telemetry.stands_in:
         return [], []
     nodes = []
     for index, gpu in enumerate(policy.gpus):

@@ -6,29 +6,38 @@ harm the process that asks.
 
 from __future__ import annotations
 
+import errno
 import json
 import marshal
 import os
+import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from jupyter_agentwatch.events import from_bytes
+from jupyter_agentwatch.sandbox.notify import Listener, Notification
 
 __all__ = [
     "PATIENCE_S",
     "FailedTrialError",
+    "Found",
+    "await_call",
     "bare_python",
+    "calling",
     "decoded",
+    "errno_name",
     "filtered",
-    "landlocked",
+    "leaving",
     "networked",
     "orphaned",
     "run",
+    "staged",
     "started",
     "unshared",
 ]
@@ -47,6 +56,18 @@ class FailedTrialError(Exception):
     def __init__(self, detail: str, fix: str = "") -> None:
         super().__init__(detail)
         self.fix = fix
+
+
+class Found(NamedTuple):
+    """What came of a trial that succeeded: what was found, and what of it this system lacks, with what that means."""
+
+    detail: str
+    lacks: tuple[str, ...] = ()
+
+
+def errno_name(number: int) -> str:
+    """Return an errno's name, such as EPERM."""
+    return errno.errorcode.get(number, str(number))
 
 
 def bare_python() -> list[str]:
@@ -97,6 +118,25 @@ def started(code: CodeType, *arguments: str, prefix: tuple[str, ...] = ()) -> It
     finally:
         ours.close()
         os.close(said)
+
+
+def await_call(listener: Listener, number: int) -> Notification:
+    """Return a child's next call of this number; its other calls go on.
+
+    Raises:
+        FailedTrialError: It did not make the call.
+    """
+    arrives = select.poll()
+    arrives.register(listener.fd, select.POLLIN)
+    deadline = time.monotonic() + PATIENCE_S
+    while any(event & select.POLLIN for _, event in arrives.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        call = listener.receive()
+        if call and call.number == number:
+            return call
+        if call:
+            listener.proceed(call.id)
+    msg = "the child's call did not arrive"
+    raise FailedTrialError(msg)
 
 
 def decoded(message: bytes, said: int) -> dict[str, Any]:
@@ -216,29 +256,6 @@ def unshared(fd: str) -> None:
     socket.socket(fileno=int(fd)).send(json.dumps({"errno": number}).encode())
 
 
-def landlocked(fd: str, create: str) -> None:
-    """Forbid this process to list folders, and try to; `create` is the number of `landlock_create_ruleset`."""
-    import ctypes
-    import json
-    import os
-    import socket
-    import struct
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    call, size, read_dir = int(create), ctypes.c_size_t, struct.pack("=Q", 1 << 3)
-    abi = libc.syscall(call, None, size(0), 1)
-    number = ctypes.get_errno() if abi < 0 else 0
-    ruleset = libc.syscall(call, read_dir, size(len(read_dir)), 0)
-    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    libc.syscall(call + 2, ruleset, 0)  # landlock_restrict_self, on every machine
-    try:
-        os.listdir("/")
-        denied = False
-    except PermissionError:
-        denied = True
-    socket.socket(fileno=int(fd)).send(json.dumps({"abi": abi, "errno": number, "denied": denied}).encode())
-
-
 def orphaned(fd: str) -> None:
     """End before a child that asked to be killed with its parent, and that holds the channel open while it lives."""
     import ctypes
@@ -253,3 +270,84 @@ def orphaned(fd: str) -> None:
         os._exit(0)
     os.read(ready, 1)
     os._exit(0)
+
+
+def calling(fd: str, seccomp: str, program: str, port: str) -> None:
+    """Take the filter on, hand its listener over, then make a socket, connect it, and write on it.
+
+    Args:
+        fd: Channel.
+        seccomp: Call number.
+        program: The filter, hexadecimal.
+        port: Where to connect to, on loopback.
+    """
+    import array
+    import ctypes
+    import json
+    import os
+    import socket
+    import struct
+
+    control = socket.socket(fileno=int(fd))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    code = bytes.fromhex(program)
+    held = ctypes.create_string_buffer(code, len(code))
+    filt = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(held)))
+    listener = libc.syscall(int(seccomp), 1, 1 << 3, filt)  # SECCOMP_SET_MODE_FILTER with NEW_LISTENER
+    hello = {"errno": ctypes.get_errno() if listener < 0 else 0}
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))] if listener >= 0 else []
+    control.sendmsg([json.dumps(hello).encode()], rights)
+    if listener < 0:
+        return
+    os.close(listener)
+    number = 0
+    try:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made.connect(("127.0.0.1", int(port)))
+        made.send(b"agentwatch")
+    except OSError as error:
+        number = error.errno or 0
+    control.send(json.dumps({"errno": number}).encode())
+
+
+def leaving(fd: str) -> None:
+    """End before a child that is unreadable to others, tells who its parent is then, and ends when nobody listens."""
+    import ctypes
+    import json
+    import os
+    import select
+    import socket
+
+    control = socket.socket(fileno=int(fd))
+    parent = os.pidfd_open(os.getpid())
+    if os.fork():
+        os._exit(0)
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE, as of a program whose file nobody may read
+    select.select([parent], [], [])
+    control.send(json.dumps({"pid": os.getpid(), "parent": os.getppid()}).encode())
+    control.recv(1)
+
+
+def staged(fd: str, home: str, libraries: str, entry: str, abi: str) -> None:
+    """Run a function of `probe_stage`.
+
+    Args:
+        fd: Channel.
+        home: Folder of our package. What lies beside it is not looked into: nothing there can stand for a library.
+        libraries: Folder in which msgspec lies.
+        entry: Name of the function.
+        abi: Version of Landlock's interface.
+    """
+    import sys
+    from importlib import import_module
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    sys.path.append(libraries)
+    name = "jupyter_agentwatch"
+    spec = spec_from_file_location(name, f"{home}/__init__.py", submodule_search_locations=[home])
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    getattr(import_module(f"{name}.sandbox.probe_stage"), entry)(int(fd), int(abi))

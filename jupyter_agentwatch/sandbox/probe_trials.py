@@ -9,13 +9,11 @@ from __future__ import annotations
 import errno
 import marshal
 import os
-import select
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -27,10 +25,20 @@ from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.sandbox import probe_child as child
 from jupyter_agentwatch.sandbox.bpf import compile_filter
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation
+from jupyter_agentwatch.sandbox.landlock import NEWEST_ABI, landlock_abi
 from jupyter_agentwatch.sandbox.launch import find_bwrap
 from jupyter_agentwatch.sandbox.mounts import HOST_NAME
 from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, duplicate_socket
-from jupyter_agentwatch.sandbox.probe_child import PATIENCE_S, FailedTrialError, bare_python, decoded, run, started
+from jupyter_agentwatch.sandbox.probe_child import (
+    PATIENCE_S,
+    FailedTrialError,
+    await_call,
+    bare_python,
+    decoded,
+    errno_name,
+    run,
+    started,
+)
 from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
 
 __all__ = [
@@ -43,13 +51,13 @@ __all__ = [
     "try_gpus",
     "try_jupyter",
     "try_killable",
-    "try_landlock",
     "try_machine",
     "try_network",
     "try_notification",
     "try_parent_death",
     "try_pid_namespace",
     "try_user_namespace",
+    "without_yama",
 ]
 
 LEAVE_CONTAINER: Final = (
@@ -78,7 +86,14 @@ _LEAVE_SANDBOX: Final = (
     "Start Jupyter outside of that sandbox (system call interception of LXD or Incus, sandbox-runtime, sandlock, syd): "
     "the kernel allows one listener for each process."
 )
-_NO_TABLE: Final = "there is no table of system calls for this machine"
+
+_BE_A_USER: Final = "Start Jupyter as an ordinary user, or give root CAP_SETFCAP (in Docker: --cap-add SETFCAP)."
+_CAP_SETFCAP: Final = 1 << 31
+_BOUND_CONTAINER: Final = (
+    "In a container, bound the container as a whole (docker run --memory … --pids-limit …; Kubernetes: "
+    "resources.limits). Without a cgroup of its own, a watch's bounds are held as the line 'limits' says."
+)
+_MOUNT_CGROUPS: Final = "Boot with cgroup v2 (systemd.unified_cgroup_hierarchy=1 in the kernel's command line)."
 
 _ODD_ERRNO: Final = errno.EUCLEAN  # no kernel answers `connect` so: the child can have it from us only
 _DESTINATION: Final = ("127.0.0.9", 9)
@@ -99,14 +114,33 @@ class Bench:
         delegation: A cgroup in which a child was really made, filled and killed.
         plain: What came of a filtered child.
         sandboxed: The same of one in a sandbox.
+        abi: Version of Landlock's interface that is used, 0 for none.
+        said: By name, what went wrong for a process without rights, "" for nothing.
+
+    Args:
+        abi: An older version of Landlock's interface, to see what a kernel that has no other could do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, abi: int = NEWEST_ABI) -> None:
         self.bwrap = ""
         self.machine = MACHINES.get(os.uname().machine)
+        self.abi = min(abi, landlock_abi())
+        self.said: dict[str, str] = {}
         self.delegation: Delegation | None = None
         self.plain = _Trial()
         self.sandboxed = _Trial()
+
+    @property
+    def table(self) -> Machine:
+        """Call numbers.
+
+        Raises:
+            FailedTrialError: It is not a machine of ours.
+        """
+        if self.machine is None:
+            msg = "there is no table of system calls for this machine"
+            raise FailedTrialError(msg)
+        return self.machine
 
 
 def try_machine(bench: Bench) -> str:
@@ -143,7 +177,7 @@ def try_user_namespace(bench: Bench) -> str:
 
 def _why_no_user_namespace(number: int) -> tuple[str, str]:
     """Return the reason and the fix, from the errno of `unshare(CLONE_NEWUSER)` and the system's settings."""
-    came = f"unshare(CLONE_NEWUSER) gives {_named(number)}" if number else "one can be made, but not used"
+    came = f"unshare(CLONE_NEWUSER) gives {errno_name(number)}" if number else "one can be made, but not used"
     if number in {errno.ENOSPC, errno.EUSERS}:
         bound = _setting("user/max_user_namespaces")
         return f"{came}: user.max_user_namespaces={bound}", _set("user.max_user_namespaces=15000")
@@ -153,11 +187,9 @@ def _why_no_user_namespace(number: int) -> tuple[str, str]:
         return f"{came}: a seccomp filter such as Docker's forbids it", LEAVE_CONTAINER
     if _setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return f"{came}: AppArmor forbids it (kernel.apparmor_restrict_unprivileged_userns=1)", _ALLOW_BWRAP
+    if not number and os.getuid() == 0 and not _capabilities() & _CAP_SETFCAP:
+        return f"{came}: root may not map itself without CAP_SETFCAP", _BE_A_USER
     return came, ""
-
-
-def _named(number: int) -> str:
-    return errno.errorcode.get(number, str(number))
 
 
 def _set(setting: str) -> str:
@@ -169,6 +201,11 @@ def _setting(name: str) -> str:
         return Path("/proc/sys", name).read_text("ascii").strip()
     except OSError:
         return ""
+
+
+def _capabilities() -> int:
+    status = Path("/proc/self/status").read_text("ascii", "replace")
+    return int(status.partition("\nCapEff:\t")[2].partition("\n")[0], 16)
 
 
 def _is_filtered() -> bool:
@@ -188,9 +225,7 @@ def try_pid_namespace(bench: Bench) -> str:
 
 def try_notification(bench: Bench) -> str:
     """Filter a child with the sandbox's filter, receive a call of it, and answer."""
-    if bench.machine is None:
-        raise FailedTrialError(_NO_TABLE)
-    bench.plain = _converse(bench.machine, (), "")
+    bench.plain = _converse(bench.table, (), "")
     wrong = bench.plain.wrong.get("listener")
     if wrong == "EBUSY":
         msg = "EBUSY: this process is inside another sandbox, which listens to its calls"
@@ -210,10 +245,8 @@ def try_killable(bench: Bench) -> str:
 
 def try_network(bench: Bench) -> str:
     """Start a child as the sandbox's init is started; it tries the network, then its calls are looked at."""
-    if bench.machine is None:
-        raise FailedTrialError(_NO_TABLE)
     bench.sandboxed = _converse(
-        bench.machine, (bench.bwrap, *LAUNCH_OPTIONS), marshal.dumps(child.networked.__code__).hex()
+        bench.table, (bench.bwrap, *LAUNCH_OPTIONS), marshal.dumps(child.networked.__code__).hex()
     )
     wrong = bench.sandboxed.wrong.get("network")
     if wrong:
@@ -231,15 +264,27 @@ def looked_at(what: str, success: str) -> Callable[[Bench], str]:
 
     def attempt(bench: Bench) -> str:
         wrong = bench.sandboxed.wrong.get("listener") or bench.sandboxed.wrong.get(what)
-        if not wrong:
-            return success
-        scope = _setting("kernel/yama/ptrace_scope")
-        if scope in {"2", "3"}:
-            msg = f"{wrong}; kernel.yama.ptrace_scope={scope}"
-            raise FailedTrialError(msg, _set("kernel.yama.ptrace_scope=1"))
-        raise FailedTrialError(wrong)
+        if wrong:
+            raise without_yama(wrong)
+        return success
 
     return attempt
+
+
+def without_yama(wrong: str) -> FailedTrialError:
+    """Return the failure of looking at another process, with the fix where it is Yama that forbids it.
+
+    Args:
+        wrong: What went wrong.
+    """
+    scope = _setting("kernel/yama/ptrace_scope")
+    fixes = {
+        "2": _set("kernel.yama.ptrace_scope=1"),
+        "3": "Write kernel.yama.ptrace_scope=1 to a file in /etc/sysctl.d, and boot: 3 stays until then.",
+    }
+    if scope not in fixes:
+        return FailedTrialError(wrong)
+    return FailedTrialError(f"{wrong}; kernel.yama.ptrace_scope={scope}", fixes[scope])
 
 
 def _converse(machine: Machine, prefix: tuple[str, ...], network: str) -> _Trial:
@@ -251,33 +296,21 @@ def _converse(machine: Machine, prefix: tuple[str, ...], network: str) -> _Trial
         hello = decoded(message, said)
         trial = _Trial(killable=hello["killable"], wrong={"network": hello["network"]})
         if not fds:
-            trial.wrong["listener"] = _named(hello["errno"])
+            trial.wrong["listener"] = errno_name(hello["errno"])
             return trial
         listener = Listener(fds[0])
         try:
-            call = _next_connect(listener, machine)
+            call = await_call(listener, machine.numbers["connect"])
             trial.wrong |= _look_at(call, hello["inode"])
             listener.finish(call.id, _ODD_ERRNO)
             seen = int(decoded(control.recv(4096), said)["errno"])
         finally:
             listener.close()
         if seen != _ODD_ERRNO:
-            trial.wrong["listener"] = f"the child got {_named(seen)}, not the {_named(_ODD_ERRNO)} of our answer"
+            trial.wrong["listener"] = (
+                f"the child got {errno_name(seen)}, not the {errno_name(_ODD_ERRNO)} of our answer"
+            )
         return trial
-
-
-def _next_connect(listener: Listener, machine: Machine) -> Notification:
-    arrives = select.poll()
-    arrives.register(listener.fd, select.POLLIN)
-    deadline = time.monotonic() + PATIENCE_S
-    while any(event & select.POLLIN for _, event in arrives.poll(max(0.0, deadline - time.monotonic()) * 1000)):
-        call = listener.receive()
-        if call and call.number == machine.numbers["connect"]:
-            return call
-        if call:
-            listener.proceed(call.id)
-    msg = "the child's call did not arrive"
-    raise FailedTrialError(msg)
 
 
 def _look_at(call: Notification, inode: int) -> dict[str, str]:
@@ -307,24 +340,11 @@ def _is_visible(call: Notification, _inode: int) -> bool:
     return has_status and os.readlink(folder / "exe") == bare_python()[0] and "1" in os.listdir(folder / "root/proc")
 
 
-def try_landlock(bench: Bench) -> str:
-    """Take the right to list folders from a child, and see it refused."""
-    if bench.machine is None:
-        raise FailedTrialError(_NO_TABLE)
-    with started(child.landlocked.__code__, str(bench.machine.numbers["landlock_create_ruleset"])) as (control, said):
-        seen = decoded(control.recv(4096), said)
-    if not seen["denied"]:
-        msg = f"not enforced: {_named(seen['errno']) if seen['errno'] else 'the child could still list a folder'}"
-        raise FailedTrialError(msg)
-    return f"enforced, ABI {seen['abi']}"
-
-
 def try_cgroup(bench: Bench) -> str:
     """Make a limited cgroup, move a process into it, and kill it by the cgroup."""
     delegation = find_delegation()
     if delegation is None:
-        msg = "there is no cgroup v2 in which we may make one"
-        raise FailedTrialError(msg)
+        raise _no_cgroup()
     name = f"agentwatch-probe-{os.getpid()}-{token_hex(8)}"
     leaf = Leaf.create(delegation, name, memory_bytes=1 << 26, processes=16)
     waits = [*bare_python(), "import sys;sys.stdin.read()"]
@@ -340,6 +360,16 @@ def try_cgroup(bench: Bench) -> str:
     bench.delegation = delegation
     controllers = "with " + " and ".join(sorted(delegation.controllers)) if delegation.controllers else "no controllers"
     return f"{delegation.path}, {controllers}; {'kills all members at once' if kills else 'no cgroup.kill'}"
+
+
+def _no_cgroup() -> FailedTrialError:
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines())
+    writable = ["ro" not in options.split(",") for _, _, kind, options, *_ in mounts if kind == "cgroup2"]
+    if not writable:
+        return FailedTrialError("no cgroup v2 is mounted", _MOUNT_CGROUPS)
+    if not any(writable):
+        return FailedTrialError("the cgroup file system is mounted read-only", _BOUND_CONTAINER)
+    return FailedTrialError("there is no cgroup v2 in which we may make one")
 
 
 def try_parent_death(_bench: Bench) -> str:

@@ -28,14 +28,14 @@ from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.bpf import FilterOptions, compile_filter
 from jupyter_agentwatch.sandbox.cgroup import Leaf
-from jupyter_agentwatch.sandbox.descendants import descendants, kill_descendants
+from jupyter_agentwatch.sandbox.descendants import descendants, kill_descendants, offspring
 from jupyter_agentwatch.sandbox.landlock import make_ruleset
 from jupyter_agentwatch.sandbox.launch import rlimits
 from jupyter_agentwatch.sandbox.shared_filter import shared_blocks
 from jupyter_agentwatch.sandbox.standing import Sandbox
 from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
 
-__all__ = ["SharedSandbox", "SharedStarting"]
+__all__ = ["SharedSandbox", "SharedStarting", "give_up_rights", "open_listening", "open_parking"]
 
 _START_TIMEOUT_S: Final = 20.0
 _KILL_S: Final = 10.0
@@ -62,8 +62,7 @@ class SharedSandbox(Sandbox):
         return sum(not each.is_over for each in descendants(os.getpid()))
 
     def _where(self) -> tuple[str, list[str]]:
-        living = (each for each in descendants(os.getpid()) if not each.is_over)
-        return "/proc", [str(each.pid) for each in living if each.pid != self.init_pid]
+        return "/proc", [str(pid) for pid in offspring(os.getpid()) if pid != self.init_pid]
 
     def destroy(self) -> None:
         """Kill every descendant, init last. Whoever calls has stopped answering trapped forks."""
@@ -99,7 +98,7 @@ class SharedStarting:
         if machine is None:
             msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
             raise RungError(msg)
-        _become_no_more_than_a_command(machine)
+        give_up_rights(machine)
         try:
             ruleset = make_ruleset(grants, abi) if abi else -1
         except OSError as error:
@@ -146,10 +145,13 @@ class SharedStarting:
         return sandbox
 
 
-def _become_no_more_than_a_command(machine: Machine) -> None:
+def give_up_rights(machine: Machine) -> None:
     """Give up every right of root's: what is done for a caller must not be able to do more than the caller.
 
     A netlink socket that a privileged process opened and sends on would change the machine's interfaces, for one.
+
+    Args:
+        machine: Call numbers.
 
     Raises:
         RungError: The kernel refused.
@@ -206,13 +208,23 @@ def _handshake(process: subprocess.Popen[bytes], ours: socket.socket, setup: byt
         listener_fd=fds[0],
         dns_udp=None,
         dns_tcp=dns,
-        gateway=(_listening(socket.AF_INET, _BACKLOG), _listening(socket.AF_INET6, _BACKLOG)),
-        parking=(_parking(socket.AF_INET), _parking(socket.AF_INET6)),
+        gateway=(open_listening(socket.AF_INET, _BACKLOG), open_listening(socket.AF_INET6, _BACKLOG)),
+        parking=(open_parking(socket.AF_INET), open_parking(socket.AF_INET6)),
         forker=int(json.loads(data)["forker"]),
     )
 
 
-def _listening(family: socket.AddressFamily, backlog: int, *, is_parking: bool = False) -> socket.socket:
+def open_listening(family: socket.AddressFamily, backlog: int, *, is_parking: bool = False) -> socket.socket:
+    """Return a listener on loopback, at a port of the kernel's choice.
+
+    Args:
+        family: AF_INET or AF_INET6; the latter is bound to a mapped IPv4 address where there is no ::1.
+        backlog: Connections that may wait in it.
+        is_parking: Others may be bound to its port.
+
+    Raises:
+        OSError: The machine has no such sockets.
+    """
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
@@ -229,9 +241,16 @@ def _listening(family: socket.AddressFamily, backlog: int, *, is_parking: bool =
     return made
 
 
-def _parking(family: socket.AddressFamily) -> socket.socket:
-    """Return a listener that leaves every further SYN unanswered: its queue is full, and nobody takes from it."""
-    parking = _listening(family, 0, is_parking=True)
+def open_parking(family: socket.AddressFamily) -> socket.socket:
+    """Return a listener that leaves every further SYN unanswered: its queue is full, and nobody takes from it.
+
+    Args:
+        family: AF_INET or AF_INET6.
+
+    Raises:
+        OSError: The machine has no such sockets.
+    """
+    parking = open_listening(family, 0, is_parking=True)
     filler = socket.socket(family, socket.SOCK_STREAM)
     filler.settimeout(_START_TIMEOUT_S)
     filler.connect(parking.getsockname())

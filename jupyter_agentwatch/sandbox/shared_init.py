@@ -127,6 +127,8 @@ class _Forker:
 
     def _run(self) -> None:
         self._tid = _thread.get_native_id()
+        # News of a child's end would break off a fork that waits for the supervisor's answer.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._result = self._take_filter_on()
         except OSError as error:
@@ -194,6 +196,7 @@ class _SharedServer(init.Server):
             for number in signal.valid_signals():
                 if number not in {signal.SIGKILL, signal.SIGSTOP}:
                     signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             for place, fd in enumerate(fds):
                 os.dup2(fd, place)
             if request["pty"]:

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from jupyter_agentwatch.events import from_bytes
@@ -66,6 +67,7 @@ def _unix(name: bytes) -> Address:
     return Address(socket.AF_UNIX, from_bytes(name), path=name)
 
 
+@lru_cache(1024)
 def is_inside(host: str) -> bool:
     """Say whether an INET literal means the sandbox itself: loopback, or the unspecified address, which is local."""
     address = ipaddress.ip_address(host)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from jupyter_agentwatch import __version__
-from jupyter_agentwatch.errors import AgentwatchError, PolicyError, RungError, WorkspaceError
+from jupyter_agentwatch.errors import AgentwatchError, RungError, WorkspaceError
 from jupyter_agentwatch.policy import Limits, Policy
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.places import check_workspace
@@ -30,6 +30,7 @@ from jupyter_agentwatch.wire.messages import Launch, LaunchReport
 from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
 
 if TYPE_CHECKING:
+    from jupyter_agentwatch.audit.log import AuditLog
     from jupyter_agentwatch.supervisor.core import Supervisor
 
 __all__ = ["main"]
@@ -43,10 +44,13 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file size limit on the log must be an error, not our end
+    launch: Launch | None = None
     try:
-        supervisor = _stand_up(_read_launch())
+        launch = _read_launch()
+        supervisor = _stand_up(launch)
     except RungError as error:
-        _report(LaunchReport(error="RungError", text=_diagnosis(str(error))))
+        text = str(error) if launch is None else _diagnosis(str(error), launch.policy)
+        _report(LaunchReport(error="RungError", text=text))
         return error.exit_code
     except AgentwatchError as error:
         _report(LaunchReport(error=type(error).__name__, text=str(error)))
@@ -64,13 +68,6 @@ def main() -> int:
     os._exit(0)
 
 
-def _refuse_what_cannot_be_held(policy: Policy) -> None:
-    for index, gpu in enumerate(policy.gpus):
-        if gpu.max_gpu_seconds is not None:
-            msg = f"gpus[{index}].max_gpu_seconds: GPU time is not measured yet, so no bound can be held; leave it out"
-            raise PolicyError(msg)
-
-
 def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits) -> Leaf | None:
     if delegation is None or not delegation.controllers:
         return None
@@ -78,12 +75,21 @@ def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits) -> Lea
     return Leaf.create(delegation, f"agentwatch-{watch}", memory_bytes=limits.memory_bytes, processes=tasks)
 
 
-def _diagnosis(text: str) -> str:
-    """Name the probe that fails; where all succeed, what was seen while starting is all that there is."""
-    from jupyter_agentwatch.sandbox.probe import failed_probe, probe
+def _diagnosis(text: str, policy: Policy) -> str:
+    """Name the probe that fails, of each rung that would have done; where none does, say what was seen while starting.
 
-    report = probe()
-    return text if report.rung == "A" else failed_probe(report)
+    Args:
+        text: What was seen while starting.
+        policy: Whose isolation cannot be had.
+    """
+    from jupyter_agentwatch.sandbox.probe import why_not
+
+    if policy.isolation != "required":
+        return why_not(policy.isolation) or text
+    # Root cannot try rung A any more when it has given up its rights for rung B; what was seen then has to do.
+    if os.getuid() == 0 and b"\nCapEff:\t0000000000000000\n" in Path("/proc/self/status").read_bytes():
+        return "; ".join(filter(None, (text, why_not("B"))))
+    return why_not("A", "B") or text
 
 
 def _sweep_runtime_dir() -> None:
@@ -138,13 +144,42 @@ def _take(workspace: Path, watch: str) -> None:
     os.pwrite(lock, watch.encode(), 0)
 
 
+def _site(launch: Launch, workspace: Path, *, count_tasks: bool) -> Site:
+    return Site(
+        policy=launch.policy,
+        workspace=workspace,
+        python=tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix))),
+        package=Path(__file__).resolve().parent.parent,
+        passed=launch.environ,
+        fresh=Path(launch.socket).with_suffix(".fresh"),
+        count_tasks=count_tasks,
+    )
+
+
+def _new_log(launch: Launch, policy: Policy, *, rung: str, limits_by: str) -> AuditLog:
+    from jupyter_agentwatch.audit.chain import FORMAT
+    from jupyter_agentwatch.policy import policy_digest
+    from jupyter_agentwatch.supervisor.record import open_log
+
+    return open_log(
+        Path(launch.log),
+        watch=launch.watch,
+        format=FORMAT,
+        cell=launch.cell,
+        version=__version__,
+        rung=rung,
+        workspace=launch.workspace,
+        policy=msgspec.json.encode(policy).decode(),
+        policy_sha256=policy_digest(policy),
+        limits_by=limits_by,
+        owner_pid=launch.owner_pid,
+    )
+
+
 def _stand_up(launch: Launch) -> Supervisor:
     policy = launch.policy
-    _refuse_what_cannot_be_held(policy)
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
     _take(workspace, launch.watch)
-    python = tuple(dict.fromkeys(Path(os.path.realpath(p)) for p in (*launch.python, sys.base_prefix)))
-    package = Path(__file__).resolve().parent.parent
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
     delegation = find_delegation()
@@ -153,45 +188,25 @@ def _stand_up(launch: Launch) -> Supervisor:
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
     watch_memory = policy.limits.memory_bytes is not None and "memory" not in holds
-    site = Site(
-        policy=policy,
-        workspace=workspace,
-        python=python,
-        package=package,
-        passed=launch.environ,
-        fresh=Path(launch.socket).with_suffix(".fresh"),
-        count_tasks=count_tasks,
-    )
-    ground, next_best = begin(site)
+    ground, next_best = begin(_site(launch, workspace, count_tasks=count_tasks))
     # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side, so
     # what is not needed before is imported here (tests/test_supervisor_start.py).
-    from jupyter_agentwatch.audit.chain import FORMAT
-    from jupyter_agentwatch.policy import check_policy, policy_digest
+    from jupyter_agentwatch.policy import check_policy
     from jupyter_agentwatch.supervisor.core import Supervisor
+    from jupyter_agentwatch.supervisor.gpu_source import checked_source, source_note
     from jupyter_agentwatch.supervisor.host import Host
-    from jupyter_agentwatch.supervisor.record import Recorder, open_log
+    from jupyter_agentwatch.supervisor.record import Recorder
 
     # Whoever started us may not have checked it. Nothing runs inside yet, and bubblewrap ends with us.
     policy = check_policy(policy, "the policy")
+    gpus = checked_source(policy)
     leaf = _make_leaf(delegation, launch.watch, policy.limits)
     try:
-        sandbox = ground.starting.finish(leaf)
+        sandbox = ground.finish(leaf)
     except RungError as refusal:
         ground = next_best(refusal)
-        sandbox = ground.starting.finish(leaf)
-    log = open_log(
-        Path(launch.log),
-        watch=launch.watch,
-        format=FORMAT,
-        cell=launch.cell,
-        version=__version__,
-        rung=ground.rung,
-        workspace=launch.workspace,
-        policy=msgspec.json.encode(policy).decode(),
-        policy_sha256=policy_digest(policy),
-        limits_by=by,
-        owner_pid=launch.owner_pid,
-    )
+        sandbox = ground.finish(leaf)
+    log = _new_log(launch, policy, rung=ground.rung, limits_by=by)
     supervisor: Supervisor | None = None
 
     def log_failed(why: str) -> None:
@@ -212,10 +227,11 @@ def _stand_up(launch: Launch) -> Supervisor:
             count_tasks=count_tasks or (sandbox.shares_network and policy.limits.processes is not None),
             watch_memory=watch_memory,
             leaf=leaf,
+            gpus=gpus,
             writable=ground.writable,
         ),
     )
-    supervisor.notes += ground.notes
+    supervisor.notes += filter(None, (*ground.notes, source_note(policy)))
     return supervisor
 
 

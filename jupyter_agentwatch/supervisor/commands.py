@@ -15,6 +15,7 @@ import signal
 import struct
 import termios
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -107,6 +108,7 @@ class Commands:
         self._spawning = asyncio.Lock()
         self._is_paused = False
         self.steps = 0
+        self.on_end: Callable[[int], None] = lambda _step: None
 
     @property
     def running(self) -> list[int]:
@@ -257,6 +259,11 @@ class Commands:
             command.news = news
             if command.pid:  # else `start` has not yet got its descriptors, and finishes it
                 self._finish(command)
+
+    def will_be_killed(self) -> None:
+        """Everything is about to be killed: what ends from now on ends on account of that."""
+        for command in self._running.values():
+            command.ended_by = command.ended_by or "killed"
 
     def end_all(self) -> None:
         """The sandbox is gone: end what still counts as running."""
@@ -419,6 +426,7 @@ class Commands:
             max_rss_bytes=news["rss"],
             written=(totals[1], totals[2]),
         )
+        self.on_end(command.step)
         command.client.send(tell_end(ended, self._limits, self._recorder))
 
     def _get(self, step: int) -> _Command:

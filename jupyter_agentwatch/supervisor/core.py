@@ -33,6 +33,7 @@ from jupyter_agentwatch.supervisor.commands import Commands
 from jupyter_agentwatch.supervisor.control import Connection, serve
 from jupyter_agentwatch.supervisor.fan import EventFan
 from jupyter_agentwatch.supervisor.final_acts import FinalActs
+from jupyter_agentwatch.supervisor.fresh import watch_fresh_folders
 from jupyter_agentwatch.supervisor.host import Host
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
@@ -42,6 +43,7 @@ from jupyter_agentwatch.supervisor.requests import Requests
 from jupyter_agentwatch.supervisor.sockets import MadeSockets
 from jupyter_agentwatch.supervisor.stand_ins import StandIns
 from jupyter_agentwatch.supervisor.standstill import Standstill
+from jupyter_agentwatch.supervisor.telemetry_feed import Measured, TelemetryFeed
 from jupyter_agentwatch.supervisor.watchdog import Watchdog
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import Launch
@@ -115,6 +117,9 @@ class Supervisor:
             environment=environment,
             workspace=launch.workspace,
         )
+        measured = Measured(policy, sandbox, host.gpus, self._task_table, recorder, self.trip, lambda: self.state)
+        self.telemetry = TelemetryFeed(self._loop, measured, self._connections)
+        self.commands.on_end = self.telemetry.step_ended
 
     def _make_history(self) -> WorkspaceHistory:
         keep = self._policy.snapshots
@@ -237,6 +242,11 @@ class Supervisor:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
         bounds = BoundsWatch(self._policy.limits, self.host, self.sandbox, self.commands, self.recorder)
         self._spawn(bounds.watch())
+        self._spawn(self.telemetry.run())
+        if self.sandbox.shares_network:
+            folders = [self._store.with_suffix(".fresh") / name for name in ("home", "tmp", "shm")]
+            bound = self._policy.filesystem.tmp_bytes
+            self._spawn(watch_fresh_folders(folders, bound, self.sandbox, self.commands, self.recorder))
         ready()
         await self._ended.wait()
         server.close()
@@ -256,6 +266,7 @@ class Supervisor:
 
     def _client_lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self.telemetry.forget(connection)
         if connection.is_owner:
             self._end("the owner hung up")
 
@@ -390,6 +401,7 @@ class Supervisor:
         if self.sandbox.shares_network:
             self._mediator.freeze()  # closes the gate: without a PID namespace, what could fork would outrun its end
         living = self.sandbox.members()
+        self.commands.will_be_killed()
         # The kill comes first: nothing that could fail, such as a full disk, may stand before it.
         survivors = await self._final_acts.destroy()
         latency_ms = (time.monotonic() - begun) * 1000
@@ -398,6 +410,7 @@ class Supervisor:
         self.commands.end_all()
         self.commands.go_on()
         await self._network.close()
+        self.telemetry.close()
         end = {"reason": reason, "killed": living, "survivors": survivors}
         note = await self._final_acts.close_log(lambda: self._move(cause, by, reason), end, is_alarm=is_alarm)
         self._watchdog.watch_ended()

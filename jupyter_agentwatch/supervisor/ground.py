@@ -6,6 +6,7 @@ policy says "required" and means either; why is kept, shown and recorded, so tha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -76,6 +77,22 @@ class Ground(msgspec.Struct, kw_only=True):
     writable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def finish(self, cgroup: Leaf | None) -> Sandbox:
+        """Return the standing sandbox.
+
+        Args:
+            cgroup: Where init belongs.
+
+        Raises:
+            RungError: It does not come to stand; the text says why it was not to be a better one, too.
+        """
+        try:
+            return self.starting.finish(cgroup)
+        except RungError as error:
+            if not self.notes:
+                raise
+            raise RungError("; ".join((*self.notes, str(error)))) from error
+
 
 def begin(site: Site) -> tuple[Ground, Callable[[RungError], Ground]]:
     """Begin to stand a sandbox up on the best rung that the policy names.
@@ -92,7 +109,8 @@ def begin(site: Site) -> tuple[Ground, Callable[[RungError], Ground]]:
         raise refusal
 
     def next_best(refusal: RungError) -> Ground:
-        return _on_landlock(site, "B", f"rung A cannot be had here: {refusal}")
+        note = f"rung A cannot be had here: {refusal}; what would change that: jupyter agentwatch doctor"
+        return _on_landlock(site, "B", note)
 
     wanted = site.policy.isolation
     if wanted == "required":
@@ -118,10 +136,19 @@ def _on_landlock(site: Site, rung: str, *notes: str) -> Ground:
     from jupyter_agentwatch.sandbox.landlock import NEWEST_ABI, landlock_abi
     from jupyter_agentwatch.sandbox.shared import SharedStarting
 
+    before = "".join(f"{note}; " for note in notes)
+    if _hides_processes():
+        msg = (
+            f"{before}probe 'orphans' failed: /proc is mounted with hidepid, so a program that makes itself unreadable "
+            "would be hidden from us, and outlive a kill; fix: sudo mount -o remount,hidepid=0 /proc"
+        )
+        raise RungError(msg)
     abi = min(NEWEST_ABI, landlock_abi())
     if rung == "B" and abi == 0:
-        before = "".join(f"{note}; " for note in notes)
-        msg = f"{before}probe 'landlock' failed: the kernel has no Landlock, or it is not switched on (lsm=landlock,…)"
+        msg = (
+            f"{before}probe 'landlock' failed: the kernel has no Landlock, or it is not switched on (lsm=landlock,…); "
+            "what else can be had: jupyter agentwatch doctor"
+        )
         raise RungError(msg)
     home, temporary = site.fresh / "home", site.fresh / "tmp"
     for folder in (site.fresh, home, temporary, site.fresh / "shm"):
@@ -135,3 +162,15 @@ def _on_landlock(site: Site, rung: str, *notes: str) -> Ground:
         writable=writable_places(grants) if rung == "B" else ("/",),
         notes=notes,
     )
+
+
+def _hides_processes() -> bool:
+    """Say whether /proc hides from us what makes itself unreadable, as the last mount there has it."""
+    mounts = (line.split(" ") for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines())
+    last = [options for _, point, _, options, *_ in mounts if point == "/proc"][-1:]
+    options = dict(each.partition("=")[::2] for each in "".join(last).split(","))
+    hidden = options.get("hidepid", "0")
+    if hidden in {"0", "off"}:
+        return False
+    # Members of one group see everything, root's where none is named, but for the newest kind.
+    return hidden in {"4", "ptraceable"} or int(options.get("gid", "0")) not in {os.getegid(), *os.getgroups()}

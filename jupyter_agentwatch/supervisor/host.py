@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jupyter_agentwatch.sandbox.cgroup import Leaf
+
+if TYPE_CHECKING:
+    from jupyter_agentwatch.telemetry.backend import GpuBackend
 
 __all__ = ["Host", "max_flows"]
 
@@ -20,6 +25,7 @@ class Host:
         count_tasks: The supervisor holds the bound on tasks.
         watch_memory: The supervisor holds the bound on memory.
         leaf: The watch's cgroup, if one was delegated.
+        gpus: Opens the source of GPU samples.
         writable: Real names of what commands may write to, where no mounts hold that.
     """
 
@@ -28,6 +34,7 @@ class Host:
     count_tasks: bool
     watch_memory: bool
     leaf: Leaf | None
+    gpus: Callable[[], GpuBackend]
     writable: tuple[str, ...] = ()
 
     @property

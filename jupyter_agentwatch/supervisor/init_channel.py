@@ -19,6 +19,7 @@ __all__ = ["InitChannel"]
 
 _MAX_MESSAGE: Final = 1 << 16
 _MAX_FDS: Final = 64
+_MAX_AT_ONCE: Final = 32
 _PATIENCE_S: Final = 10.0
 
 Reply = tuple[dict[str, Any], list[int]]
@@ -86,7 +87,9 @@ class InitChannel:
                     future.exception()  # seen: nobody may be waiting any more
 
     def _readable(self) -> None:
-        while not self._is_over:
+        for _ in range(_MAX_AT_ONCE):  # then others have their turn: processes can end without pause
+            if self._is_over:
+                return
             try:
                 data, ancillary, _, _ = self._control.recvmsg(
                     _MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC

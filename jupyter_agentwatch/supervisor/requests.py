@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import ControlError, SessionEndedError
 from jupyter_agentwatch.events import Control
@@ -39,6 +41,9 @@ class Requests:
             messages.Kill: self._kill_request,
             messages.Status: self._status,
             messages.Subscribe: self._subscribe,
+            messages.SubscribeSamples: self._subscribe_samples,
+            messages.LeaseGpu: self._lease,
+            messages.ReleaseGpu: self._release,
             messages.DiffStep: self._diff,
             messages.UndoStep: self._undo,
             messages.Answer: self._answer,
@@ -75,7 +80,23 @@ class Requests:
         if self._watch.state != "closed":
             msg = f"the watch is {self._watch.state}; resume it before you run a command"
             raise ControlError(msg)
+        if request.gpu is not None:
+            await self._run_leased(request, request.gpu, connection)
+            return
         await self._watch.commands.start(request, connection)
+
+    async def _run_leased(self, request: messages.RunCommand, gpu: int | str, connection: Connection) -> None:
+        """Start a command that has a GPU, and has CUDA see that one alone; its lease ends with its first process."""
+        measuring = await self._watch.telemetry.ready()
+        # From here to the command's number nothing may wait: another one would take it.
+        step = self._watch.commands.steps + 1
+        lease, _ = measuring.lease(gpu, f"step {step}", step=step)
+        env = {"CUDA_VISIBLE_DEVICES": lease.device} | self._watch.launch.policy.environment.set | request.env
+        try:
+            await self._watch.commands.start(msgspec.structs.replace(request, env=env), connection)
+        except BaseException:
+            measuring.step_ended(step)
+            raise
 
     def _stdin(self, request: messages.StdinData, _connection: Connection) -> FromSupervisor:
         self._watch.commands.write(request.step, request.data, eof=request.eof)
@@ -128,6 +149,17 @@ class Requests:
 
     def _subscribe(self, _request: messages.Subscribe, connection: Connection) -> FromSupervisor:
         connection.is_subscribed = True
+        return messages.Ack()
+
+    def _subscribe_samples(self, _request: messages.SubscribeSamples, connection: Connection) -> FromSupervisor:
+        self._watch.telemetry.subscribe(connection)
+        return messages.Ack()
+
+    async def _lease(self, request: messages.LeaseGpu, connection: Connection) -> FromSupervisor:
+        return await self._watch.telemetry.lease(request.gpu, request.purpose, connection)
+
+    def _release(self, request: messages.ReleaseGpu, _connection: Connection) -> FromSupervisor:
+        self._watch.telemetry.release(request.lease)
         return messages.Ack()
 
     async def _diff(self, request: messages.DiffStep, _connection: Connection) -> FromSupervisor:

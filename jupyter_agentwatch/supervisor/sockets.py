@@ -111,7 +111,7 @@ class MadeSockets:
         with contextlib.suppress(OSError), self._lock:
             kept = self._kept.pop(os.fstat(sock.fileno()).st_ino, None)
             if kept is not None:
-                self._closer.close(kept[0])
+                kept[0].close()  # the caller's is another one, so that this is not the last and cannot linger
 
     def let_go(self, older_than_s: float = 0.0) -> bool:
         """See `SocketSource`. What is kept of a closed socket would hold its port.

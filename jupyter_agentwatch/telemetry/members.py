@@ -1,6 +1,7 @@
 """Who is in the sandbox, as the host numbers processes, and whose use of a GPU is whose.
 
-Membership is the kernel's own record, the inode of the PID namespace; nothing that a process can write takes part.
+Membership is the kernel's own record, the inode of the PID namespace or descent; nothing that a process can write takes
+part.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,7 +51,7 @@ _UNKNOWN: Final = Owner(None, "none")
 
 
 class SandboxMembers:
-    """Finds the members of one PID namespace. One thread at a time.
+    """Finds the members of one sandbox: of init's PID namespace, or its own kind of belonging. One thread at a time.
 
     Args:
         init_pid: The sandbox's init as this process sees it.
@@ -58,13 +59,23 @@ class SandboxMembers:
             initial PID namespace; in a container the driver still gives the machine's numbers, which here may be
             nobody's or somebody else's.
         device_major: Major number of the GPUs' device nodes.
+        belonging: Where the sandbox has no PID namespace of its own: lists its members, init included, and says whether
+            a process is one of them. What is put down to such a member is put down weakly.
 
     Raises:
         OSError: There is no such process.
     """
 
-    def __init__(self, init_pid: int, *, same_numbers: bool | None = None, device_major: int = NVIDIA_MAJOR) -> None:
+    def __init__(
+        self,
+        init_pid: int,
+        *,
+        same_numbers: bool | None = None,
+        device_major: int = NVIDIA_MAJOR,
+        belonging: tuple[Callable[[], Iterable[int]], Callable[[int], bool]] | None = None,
+    ) -> None:
         self.namespace = _namespace(init_pid)
+        self._belonging = belonging
         if same_numbers is None:
             same_numbers = _namespace("self") == _INITIAL_PID_NAMESPACE
         self._same_numbers = same_numbers
@@ -108,6 +119,9 @@ class SandboxMembers:
         return Owner(before.member, "weak", before.sandbox_pid, before.start_ticks)
 
     def _list(self) -> None:
+        if self._belonging is not None:
+            self._known = dict.fromkeys(self._belonging[0](), True)
+            return
         self._looks += 1
         known, again = self._known, self._looks % _CHECKED_AGAIN
         listed = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -120,7 +134,7 @@ class SandboxMembers:
         """Return the owner of a number that is somebody's here, None where it is nobody's."""
         try:
             start = _start_ticks(pid)
-            inside = _namespace(pid) == self.namespace
+            inside = _namespace(pid) == self.namespace if self._belonging is None else self._belonging[1](pid)
             numbers = _numbers(pid)
             # Read again: the files above must all have been the same process's.
             if _start_ticks(pid) != start:
@@ -130,7 +144,8 @@ class SandboxMembers:
         except (OSError, ValueError, IndexError):
             return None
         if self._same_numbers:
-            return Owner(inside, "exact", numbers[-1] if inside else 0, start)
+            sure: Attribution = "exact" if self._belonging is None else "weak"
+            return Owner(inside, sure, numbers[-1] if inside else 0, start)
         if not self._has_device_open(pid):
             return _UNKNOWN
         return Owner(inside, "weak", numbers[-1] if inside else 0, start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -29,6 +29,7 @@ class Collector:
         processes: The sandbox's processes.
         members: Says whose a process on a GPU is; None where there is no sandbox (all is unattributed then).
         step_of: Returns the step of a member by its host pid, 0 where it is unknown; must not raise.
+        ours: Members that are the monitor's own, such as init: what they do asks for no simulated GPU.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class Collector:
         processes: ProcessTable,
         members: SandboxMembers | None = None,
         step_of: Callable[[int], int] = lambda _pid: 0,
+        *,
+        ours: Collection[int] = (),
     ) -> None:
+        self._ours = frozenset(ours)
         self._gpus = gpus
         self._processes = processes
         self._members = members
@@ -52,7 +56,8 @@ class Collector:
             t_wall_ns: Unix time, nanoseconds.
         """
         resources = self._processes.sample(t_mono_ns)
-        samples = self._gpus.sample(t_mono_ns, t_wall_ns, resources.processes)
+        theirs = [process for process in resources.processes if process.pid not in self._ours]
+        samples = self._gpus.sample(t_mono_ns, t_wall_ns, theirs)
         return Snapshot(
             seq=tick.seq,
             t_mono_ns=t_mono_ns,

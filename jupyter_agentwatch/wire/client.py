@@ -35,8 +35,10 @@ from jupyter_agentwatch.wire.messages import (
     Output,
     Request,
     RunCommand,
+    SampleNotice,
     Started,
     Subscribe,
+    SubscribeSamples,
     WatchStatus,
     Welcome,
 )
@@ -134,6 +136,7 @@ class Client:
         self._starting: dict[int, Sink] = {}
         self._sinks: dict[int, Sink] = {}
         self._receive: Callable[[bytes], None] | None = None
+        self._receive_sample: Callable[[bytes, int], None] | None = None
         self._end: tuple[type[AgentwatchError], str] | None = None
         self._reader = threading.Thread(target=self._read, name=f"agentwatch-{welcome.watch}", daemon=True)
         _CLIENTS.add(self)
@@ -237,6 +240,19 @@ class Client:
         self._receive = receive
         self.request(Subscribe(), Ack)
 
+    def subscribe_samples(self, receive: Callable[[bytes, int], None]) -> None:
+        """Have every further telemetry sample handed to `receive`; does not wait for an answer.
+
+        Args:
+            receive: Called in the reader thread with the sample and the number of those left out before it: it must
+                return at once, and must not raise.
+
+        Raises:
+            SessionEndedError: The supervisor is gone.
+        """
+        self._receive_sample = receive
+        self.post(SubscribeSamples())
+
     def finish(self) -> None:
         """Say that nothing more will be sent; what is still on its way in is read."""
         with contextlib.suppress(OSError):
@@ -315,8 +331,8 @@ class Client:
                     self._sinks[message.step] = sink
                     sink.began(message.step)
                 return
-            case EventNotice():
-                self._notify(message.event)
+            case EventNotice() | SampleNotice():
+                self._notify(message)
                 return
             case Killed() | WatchStatus():
                 self.head = message.head
@@ -327,11 +343,15 @@ class Client:
             reply.message = message
             reply.bell.ring()
 
-    def _notify(self, event: bytes) -> None:
+    def _notify(self, message: EventNotice | SampleNotice) -> None:
+        if isinstance(message, SampleNotice):
+            if self._receive_sample is not None:
+                self._receive_sample(message.sample, message.left_out)
+            return
         if self._receive is None:
             return
         try:
-            self._receive(event)
+            self._receive(message.event)
         except Exception:  # noqa: BLE001 -- whatever it is, this thread must go on for everybody else
             self._receive = None
             _log.exception("the receiver of events raised; it is not called again")

@@ -26,17 +26,22 @@ __all__ = [
     "Killed",
     "Launch",
     "LaunchReport",
+    "LeaseGpu",
+    "Leased",
     "Message",
     "Output",
+    "ReleaseGpu",
     "Request",
     "Resize",
     "Resume",
     "RunCommand",
+    "SampleNotice",
     "SignalStep",
     "Started",
     "Status",
     "StdinData",
     "Subscribe",
+    "SubscribeSamples",
     "Suspend",
     "ToSupervisor",
     "UndoStep",
@@ -103,7 +108,10 @@ class Hello(Request, frozen=True, kw_only=True, tag="hello"):
 
 
 class RunCommand(Request, frozen=True, kw_only=True, tag="run"):
-    """Start a command. `argv` is executed as it is, searched in PATH; `timeout_s` 0 means the policy's wall limit."""
+    """Start a command. `argv` is executed as it is, searched in PATH; `timeout_s` 0 means the policy's wall limit.
+
+    `gpu`, an index or UUID, leases that GPU to the command until its first process ends.
+    """
 
     argv: list[str]
     cell: str = ""
@@ -114,6 +122,7 @@ class RunCommand(Request, frozen=True, kw_only=True, tag="run"):
     pty: bool = False
     rows: int = 24
     columns: int = 80
+    gpu: int | str | None = None
 
 
 class StdinData(Request, frozen=True, kw_only=True, tag="stdin"):
@@ -166,6 +175,26 @@ class Subscribe(Request, frozen=True, kw_only=True, tag="subscribe"):
     """Receive every further event as an `EventNotice` (and `Gap` notices when this client is too slow)."""
 
 
+class SubscribeSamples(Request, frozen=True, kw_only=True, tag="subscribe-samples"):
+    """Receive every further telemetry sample as a `SampleNotice`."""
+
+
+class LeaseGpu(Request, frozen=True, kw_only=True, tag="lease"):
+    """Say that a GPU, named by index or UUID, is going to be used; answered by `Leased`.
+
+    The lease ends with `ReleaseGpu` or with this connection.
+    """
+
+    gpu: int | str
+    purpose: str
+
+
+class ReleaseGpu(Request, frozen=True, kw_only=True, tag="release"):
+    """End a lease."""
+
+    lease: int
+
+
 class DiffStep(Request, frozen=True, kw_only=True, tag="diff"):
     """Ask what a step changed in the workspace."""
 
@@ -197,6 +226,9 @@ ToSupervisor = (
     | Kill
     | Status
     | Subscribe
+    | SubscribeSamples
+    | LeaseGpu
+    | ReleaseGpu
     | DiffStep
     | UndoStep
     | Answer
@@ -319,6 +351,25 @@ class Changes(Message, frozen=True, kw_only=True, tag="changes"):
     changes: list[Change]
 
 
+class Leased(Message, frozen=True, kw_only=True, tag="leased"):
+    """Answer to `LeaseGpu`: the lease's number and the device that it is for."""
+
+    lease: int
+    device: str
+    index: int
+    simulated: bool
+
+
+class SampleNotice(Message, frozen=True, kw_only=True, tag="sample"):
+    """One telemetry sample: MessagePack of a `telemetry.model.Snapshot`, its lists of processes cut to the busiest.
+
+    `left_out` counts the samples before it that were not sent because this client, or the supervisor, was too slow.
+    """
+
+    sample: bytes
+    left_out: int = 0
+
+
 class EventNotice(Message, frozen=True, kw_only=True, tag="event"):
     """One record as it stands in the log (JSON of `events.encode_event`).
 
@@ -329,5 +380,18 @@ class EventNotice(Message, frozen=True, kw_only=True, tag="event"):
     left_out: int = 0
 
 
-FromSupervisor = Welcome | Ack | Failed | Started | Output | CommandEnded | Killed | WatchStatus | Changes | EventNotice
+FromSupervisor = (
+    Welcome
+    | Ack
+    | Failed
+    | Started
+    | Output
+    | CommandEnded
+    | Killed
+    | WatchStatus
+    | Changes
+    | Leased
+    | SampleNotice
+    | EventNotice
+)
 """Everything that the supervisor may say."""

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 import warnings
+from importlib import import_module
+from typing import Any
 
 from jupyter_agentwatch import AgentwatchError, Watch
 
@@ -27,21 +29,22 @@ assert planted.ok, planted.stderr
 step = watch.run("echo more > made; exec nowhere").step
 watch.diff(step)
 watch.undo(step)
-table = watch.events()
+table: Any = watch.events()
 str(table), table._repr_html_(), str(watch.events(kind="exec")), repr(watch)
 watch.status()
 watch.suspend()
 watch.resume()
 with watch.shell() as shell:
     shell.run("true")
-for policy in ({"netwrok": {}}, "nowhere.yaml"):
+policies: list[Any] = [{"netwrok": {}}, "nowhere.yaml"]
+for policy in policies:
     with contextlib.suppress(AgentwatchError):
         Watch(policy)
 os.kill(watch.status().pid, signal.SIGSTOP)
 assert "SIGKILL" in watch.kill().note
 
 before = os.path.exists(caught)
-import this_is_nowhere  # noqa: E402, F401 -- the control: what is planted is found and runs
+import_module("this_is_nowhere")  # the control: what is planted is found and runs
 
 text = [[each.category.__name__, each.filename, str(each.message)] for each in said]
 sys.stdout.write(json.dumps({"said": text, "caught": before, "planted": len(names), "notes": watch.notes}))

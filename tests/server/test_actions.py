@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import pytest
 from jupyter_agentwatch.events import Control, Session
 from jupyter_agentwatch.policy.names import HOST_LOOPBACK
 from jupyter_agentwatch.wire.runtime import control_socket
-from tests.outside import closing, hold, marked, members, namespace_of, recorded, wait_all_ended
+from tests.outside import closing, hold, inside_of, marked, members, recorded, wait_all_ended
 from tests.server.scenes import LONG_S, Browser, scene
 from tests.servers import network, rule
 
@@ -52,7 +53,7 @@ async def busy(watch: Watch) -> tuple[Any, list[int]]:
     running = watch.start(["bash", "-c", script])
     output = iter(running)
     assert await in_background(next, output) == (1, b"ready\n")
-    return (running, output), hold(members(namespace_of(watch)))
+    return (running, output), hold(members(await in_background(inside_of, watch)))
 
 
 def state_of(pid: int) -> str:
@@ -343,23 +344,26 @@ async def test_another_users_supervisor_is_not_spoken_to(
 
 @scene
 async def test_no_silent_run_stands_before_a_kill(browser: Browser, runtime: Path, watch: Watch) -> None:
-    """Sixty sockets that never answer keep a list waiting; a kill that is sent after it is answered before it."""
+    """Sixty sockets that never answer keep a list, and every thread that asks, waiting; a kill waits for none of them."""
     silent = [socket.socket(socket.AF_UNIX) for _ in range(60)]
+    held: list[socket.socket] = []
     try:
         for number, each in enumerate(silent):
             each.bind(str(runtime / f"{number:08x}.sock"))
             each.listen(8)
-        done: list[str] = []
+            each.setblocking(False)
         listing = asyncio.ensure_future(browser.get("api", "runs"))
-        listing.add_done_callback(lambda _: done.append("list"))
-        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        held += [(await loop.sock_accept(each))[0] for each in silent[:32]]  # as many as are asked at once
         answer = await browser.post("api", "runs", watch.id, "kill")
-        done.append("kill")
+        with pytest.raises(BlockingIOError):
+            silent[32].accept()  # nobody else has been asked yet: none of those threads was free
+        assert answer.content["final"]
+        assert not listing.done()
         await listing
-        assert (answer.content["final"], done) == (True, ["kill", "list"])
         assert len(listing.result().content["runs"]) >= 60
     finally:
-        for each in silent:
+        for each in (*held, *silent):
             each.close()
 
 
@@ -383,10 +387,12 @@ def test_servers_come_and_go_and_runs_stay(watch: Watch, tmp_path: Path) -> None
     for _ in range(2):
         with subprocess.Popen(SERVER, env=environment, stderr=subprocess.PIPE, text=True) as server:
             assert server.stderr is not None
-            said = list(iter_until(server.stderr, "http://127.0.0.1"))
-            assert "http://127.0.0.1" in said[-1], "".join(said)
-            assert listed_by(int(said[-1].split("http://127.0.0.1:")[1].partition("/")[0])) == [watch.id]
-            server.terminate()
+            try:
+                said = list(iter_until(server.stderr, "http://127.0.0.1"))
+                assert "http://127.0.0.1" in said[-1], "".join(said)
+                assert listed_by(int(said[-1].split("http://127.0.0.1:")[1].partition("/")[0])) == [watch.id]
+            finally:
+                server.terminate()
             server.stderr.read()
             assert server.wait(LONG_S) == 0
         assert watch.run(["true"]).ok
@@ -401,10 +407,14 @@ def iter_until(lines: Iterable[str], text: str) -> Iterator[str]:
 
 
 def listed_by(port: int) -> list[str]:
-    """Return the ids of the runs that the server at a port lists."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
-    connection.request("GET", "/agentwatch/api/runs", headers={"Authorization": f"token {TOKEN}"})
-    try:
-        return [run["watch"] for run in json.loads(connection.getresponse().read())["runs"]]
-    finally:
-        connection.close()
+    """Return the ids of the runs that the server at a port lists; it says where it is before it listens there."""
+    for _ in range(400):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+        try:
+            connection.request("GET", "/agentwatch/api/runs", headers={"Authorization": f"token {TOKEN}"})
+            return [run["watch"] for run in json.loads(connection.getresponse().read())["runs"]]
+        except ConnectionRefusedError:
+            time.sleep(0.05)  # nothing tells when it begins to listen
+        finally:
+            connection.close()
+    return pytest.fail(f"nobody listens at port {port}")

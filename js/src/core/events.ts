@@ -1,0 +1,132 @@
+/** What the server's stream carries, as far as the page reads it. Fields that are left out have their default. */
+
+import { isObject } from "./server";
+
+/** What was answered to a call. */
+export type Verdict = "allow" | "deny" | "ask" | "kill";
+
+/** One record of the audit log; the further fields depend on `kind`. */
+export interface AuditEvent {
+  readonly kind: string;
+  readonly seq: number;
+  readonly t_wall_ns: number;
+  readonly step: number;
+  readonly pid: number;
+  readonly verdict: Verdict;
+  readonly basis: string;
+  readonly [field: string]: unknown;
+}
+
+/** A call that is held for a person. */
+export interface Ask {
+  readonly ask: number;
+  readonly text: string;
+}
+
+/** A picture of a run; `state` is "closed" (normal), "throttled", "frozen", "killed", "ended", "silent" or "unknown". */
+export interface RunState {
+  readonly watch: string;
+  readonly state: string;
+  readonly rung: string;
+  readonly workspace: string;
+  readonly elapsed_s: number;
+  readonly processes: number;
+  readonly steps: number;
+  readonly head: string;
+  readonly log: string;
+  readonly kernel: string;
+  readonly notes: readonly string[];
+  readonly counts: Readonly<Record<string, number>>;
+  readonly asks: readonly Ask[];
+  readonly killed: number;
+  readonly survivors: number | null;
+  readonly note: string;
+}
+
+/** A message of a run's stream. */
+export type StreamMessage =
+  | { readonly type: "state"; readonly run: RunState }
+  | { readonly type: "events"; readonly events: readonly AuditEvent[] }
+  | { readonly type: "gap"; readonly lost: number }
+  | { readonly type: "ended"; readonly run: RunState }
+  | { readonly type: "lost"; readonly message: string };
+
+/** Return a field as text, "" where it is none. */
+export function text(event: Record<string, unknown>, field: string): string {
+  const value = event[field];
+  return typeof value === "string" ? value : "";
+}
+
+/** Return a field as a number, 0 where it is none. */
+export function number(event: Record<string, unknown>, field: string): number {
+  const value = event[field];
+  return typeof value === "number" && Number.isFinite(value) ? value : 0;
+}
+
+/** Return a field as a list of texts. */
+export function texts(event: Record<string, unknown>, field: string): string[] {
+  const value = event[field];
+  return Array.isArray(value) ? value.filter((each): each is string => typeof each === "string") : [];
+}
+
+/** Read a message; null where it is of a kind that this version does not know. */
+export function readMessage(data: unknown): StreamMessage | null {
+  if (!isObject(data)) {
+    return null;
+  }
+  switch (data.type) {
+    case "state":
+    case "ended":
+      return isObject(data.run) ? { type: data.type, run: readState(data.run) } : null;
+    case "events":
+      return Array.isArray(data.events) ? { type: "events", events: readEvents(data.events) } : null;
+    case "gap":
+      return { type: "gap", lost: number(data, "lost") };
+    case "lost":
+      return { type: "lost", message: text(data, "message") };
+    default:
+      return null;
+  }
+}
+
+/** Read a picture of a run. */
+export function readState(run: Record<string, unknown>): RunState {
+  const asks = Array.isArray(run.asks) ? run.asks.filter(isObject) : [];
+  const counts = isObject(run.counts) ? Object.entries(run.counts) : [];
+  return {
+    watch: text(run, "watch"),
+    state: text(run, "state"),
+    rung: text(run, "rung"),
+    workspace: text(run, "workspace"),
+    elapsed_s: number(run, "elapsed_s"),
+    processes: number(run, "processes"),
+    steps: number(run, "steps"),
+    head: text(run, "head"),
+    log: text(run, "log"),
+    kernel: text(run, "kernel"),
+    notes: texts(run, "notes"),
+    counts: Object.fromEntries(counts.filter((pair): pair is [string, number] => typeof pair[1] === "number")),
+    asks: asks.map((each) => ({ ask: number(each, "ask"), text: text(each, "text") })),
+    killed: number(run, "killed"),
+    survivors: typeof run.survivors === "number" ? run.survivors : null,
+    note: text(run, "note"),
+  };
+}
+
+/** Read records; what is none is left out. */
+export function readEvents(found: readonly unknown[]): AuditEvent[] {
+  return found.filter(isObject).map((event) => ({
+    ...event,
+    kind: text(event, "kind"),
+    seq: number(event, "seq"),
+    t_wall_ns: number(event, "t_wall_ns"),
+    step: number(event, "step"),
+    pid: number(event, "pid"),
+    verdict: verdict(event.verdict),
+    basis: text(event, "basis"),
+  }));
+}
+
+function verdict(value: unknown): Verdict {
+  return value === "allow" || value === "ask" || value === "kill" ? value : "deny";
+}

@@ -1,0 +1,159 @@
+/** One source of records for each run of a page, however many dashboards show it. */
+
+import { readEvents, readMessage, type AuditEvent } from "../core/events";
+import { isObject, get, socketUrl, type Server } from "../core/server";
+import type { Messages } from "../core/routes";
+import { Store } from "./store";
+
+const FIRST_PAUSE_MS = 500;
+const LONGEST_PAUSE_MS = 10_000;
+const HISTORY = 5000;
+
+/** A run's records as they come, and who wants to hear of them. */
+export class Feed {
+  readonly store = new Store();
+  readonly #listeners = new Set<() => void>();
+  readonly #ending = new AbortController();
+  #held: AuditEvent[] | null = null;
+  #hasRecalled = false;
+  #socket: WebSocket | null = null;
+  #pause = FIRST_PAUSE_MS;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(
+    private readonly run: string,
+    private readonly server: Server | null,
+    model: Messages | null,
+  ) {
+    if (server !== null) {
+      this.#connect(server);
+    } else if (model !== null) {
+      this.#follow(model);
+    }
+  }
+
+  /** Hear of changes; returns how to stop. */
+  subscribe(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** End the connection. */
+  close(): void {
+    this.#ending.abort();
+    clearTimeout(this.#timer);
+    this.#socket?.close();
+  }
+
+  /** Take a message, whichever way it came. */
+  take(data: unknown): void {
+    const message = readMessage(data);
+    if (message === null) {
+      return;
+    }
+    if (message.type === "events" && this.#held !== null) {
+      this.#held.push(...message.events);
+      return;
+    }
+    this.store.take(message, performance.now());
+    this.#tell();
+  }
+
+  #connect(server: Server): void {
+    const socket = new WebSocket(socketUrl(server, `stream?run=${encodeURIComponent(this.run)}`));
+    this.#socket = socket;
+    this.#held = [];
+    this.#hasRecalled = false;
+    socket.onmessage = (event: MessageEvent<unknown>) => {
+      this.#pause = FIRST_PAUSE_MS;
+      this.take(parsed(event.data));
+      if (!this.#hasRecalled) {
+        // Only now: the first message says that the stream has begun, so that nothing falls between it and history.
+        this.#hasRecalled = true;
+        void this.#recall(server);
+      }
+    };
+    socket.onclose = () => {
+      if (this.store.hasEnded || this.#ending.signal.aborted) {
+        return;
+      }
+      this.store.take({ type: "lost", message: "no connection to the server; trying again" }, performance.now());
+      this.#tell();
+      this.#timer = setTimeout(() => {
+        this.#connect(server);
+      }, this.#pause);
+      this.#pause = Math.min(LONGEST_PAUSE_MS, this.#pause * 2);
+    };
+  }
+
+  /** Fetch what was recorded before the stream began; live records wait meanwhile, so that their order is kept. */
+  async #recall(server: Server): Promise<void> {
+    const after = this.store.last;
+    try {
+      const path = `api/runs/${encodeURIComponent(this.run)}/events?after=${after}&limit=${HISTORY}`;
+      const { status, body } = await get(server, path, this.#ending.signal);
+      if (status === 200 && Array.isArray(body.events)) {
+        this.store.take({ type: "events", events: readEvents(body.events) }, performance.now());
+      }
+    } catch {
+      // The live records are worth showing without the former ones; the audit table says from where on it has them.
+    }
+    const held = this.#held ?? [];
+    this.#held = null;
+    this.store.take({ type: "events", events: held }, performance.now());
+    this.#tell();
+  }
+
+  #follow(model: Messages): void {
+    const listen = (message: unknown): void => {
+      if (isObject(message) && message.run_id === this.run) {
+        this.take(message);
+      }
+    };
+    model.on("msg:custom", listen);
+    this.#ending.signal.addEventListener("abort", () => {
+      model.off("msg:custom", listen);
+      model.send({ type: "unfollow" });
+    });
+    model.send({ type: "follow", after: this.store.last });
+  }
+
+  #tell(): void {
+    for (const listener of this.#listeners) {
+      listener();
+    }
+  }
+}
+
+const feeds = new Map<string, { feed: Feed; users: number }>();
+
+/** Return the page's feed of a run, and how to let it go; with the last user its connection ends. */
+export function join(run: string, server: Server | null, model: Messages | null): [Feed, () => void] {
+  const entry = feeds.get(run) ?? { feed: new Feed(run, server, model), users: 0 };
+  feeds.set(run, entry);
+  entry.users += 1;
+  let isHeld = true;
+  const leave = (): void => {
+    if (!isHeld) {
+      return;
+    }
+    isHeld = false;
+    entry.users -= 1;
+    if (entry.users === 0) {
+      entry.feed.close();
+      feeds.delete(run);
+    }
+  };
+  return [entry.feed, leave];
+}
+
+function parsed(data: unknown): unknown {
+  if (typeof data !== "string") {
+    return null;
+  }
+  try {
+    return JSON.parse(data);
+  } catch {
+    return null;
+  }
+}

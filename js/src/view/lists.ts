@@ -1,0 +1,131 @@
+/** Panels that are lists: the timeline of steps, the process tree, and the feed of findings. */
+
+import { element, fill, say } from "../core/dom";
+import { text, type AuditEvent } from "../core/events";
+import { count } from "../core/text";
+import type { Feed } from "./feed";
+import { scroller } from "./graph";
+import { Panel } from "./panel";
+import { time, type Process, type Step } from "./store";
+
+const STEPS = 100;
+const NODES = 300;
+const FINDINGS = 100;
+const DEPTH = 40;
+
+/** The commands of the run, each a bar on a common scale of time. */
+export class TimelinePanel extends Panel {
+  readonly #list = element("ol", { class: "aw-timeline" });
+  readonly #empty = element("p", { class: "aw-empty" });
+
+  constructor(feed: Feed) {
+    super("timeline", "Steps", feed);
+    fill(this.body, this.#empty, scroller("steps", this.#list));
+    this.touch();
+  }
+
+  protected override draw(): void {
+    const { steps, rows } = this.feed.store;
+    const all = [...steps.values()];
+    const last = rows.at(-1);
+    const until = last === undefined ? 0 : time(last);
+    const from = all[0]?.start ?? until;
+    say(this.#empty, all.length === 0 ? "no command yet" : "");
+    this.#empty.hidden = all.length > 0;
+    fill(this.#list, ...all.slice(-STEPS).map((step) => bar(step, from, Math.max(until, from + 1))));
+  }
+}
+
+/** The processes, by who started whom. */
+export class ProcessPanel extends Panel {
+  readonly #tree = element("ul", { class: "aw-tree" });
+  readonly #note = element("p", { class: "aw-empty" });
+
+  constructor(feed: Feed) {
+    super("processes", "Processes", feed);
+    fill(this.body, this.#note, scroller("processes", this.#tree));
+    this.touch();
+  }
+
+  protected override draw(): void {
+    const all = [...this.feed.store.processes.values()];
+    const shown = all.slice(-NODES);
+    const children = new Map<number, Process[]>();
+    const known = new Set(shown.map((process) => process.pid));
+    for (const process of shown) {
+      const parent = known.has(process.ppid) && process.ppid !== process.pid ? process.ppid : 0;
+      children.set(parent, [...(children.get(parent) ?? []), process]);
+    }
+    const live = all.filter((process) => !process.ended).length;
+    const left = all.length > NODES ? `; the newest ${NODES} are shown` : "";
+    say(this.#note, all.length === 0 ? "no process yet" : `${count(all.length, "process", "processes")} seen${left}`);
+    this.#note.setAttribute("data-live", String(live));
+    fill(this.#tree, ...(children.get(0) ?? []).map((process) => branch(process, children, 0)));
+  }
+}
+
+/** What a person should look at, newest first. */
+export class FindingsPanel extends Panel {
+  readonly #list = element("ol", { class: "aw-findings", role: "log", "aria-live": "polite", tabindex: 0 });
+  readonly #empty = element("p", { class: "aw-empty" });
+  #shown = -1;
+
+  constructor(feed: Feed) {
+    super("findings", "Findings", feed, 1000); // slower than the charts: each change is read out
+    this.#list.setAttribute("aria-label", "findings");
+    fill(this.body, this.#empty, this.#list);
+    this.touch();
+  }
+
+  protected override draw(): void {
+    const { findings } = this.feed.store;
+    say(this.#empty, findings.length === 0 ? "nothing so far" : "");
+    this.#empty.hidden = findings.length > 0;
+    const newer = findings.filter((finding) => finding.seq > this.#shown);
+    this.#shown = findings.at(-1)?.seq ?? this.#shown;
+    this.#list.prepend(...newer.reverse().map(finding));
+    while (this.#list.childElementCount > FINDINGS) {
+      this.#list.lastElementChild?.remove();
+    }
+  }
+}
+
+function bar(step: Step, from: number, until: number): HTMLElement {
+  const end = step.end ?? until;
+  const whole = until - from;
+  const seconds = ((end - step.start) / 1000).toFixed(2);
+  const outcome = step.end === null ? "running" : step.outcome;
+  const drawn = element("span", { class: "aw-bar", "aria-hidden": "true" });
+  drawn.style.setProperty("--aw-from", `${(100 * (step.start - from)) / whole}%`);
+  drawn.style.setProperty("--aw-long", `${Math.max(0.5, (100 * (end - step.start)) / whole)}%`);
+  const good = outcome === "exit 0" ? "good" : outcome === "running" ? "running" : "bad";
+  const words = element("span", { class: "aw-step-words" }, `${step.number} · ${step.argv} · ${outcome}, ${seconds} s`);
+  return element("li", { class: `aw-step aw-step-${good}` }, words, drawn);
+}
+
+function branch(process: Process, children: Map<number, Process[]>, depth: number): HTMLElement {
+  const words = `${process.pid} · step ${process.step} · ${process.argv || process.exe}`;
+  const item = element(
+    "li",
+    { class: process.ended ? "aw-process aw-ended" : "aw-process" },
+    element("span", { title: process.exe }, process.ended ? `${words} (ended)` : words),
+  );
+  const below = depth < DEPTH ? (children.get(process.pid) ?? []) : [];
+  if (below.length > 0) {
+    item.append(element("ul", {}, ...below.map((child) => branch(child, children, depth + 1))));
+  }
+  return item;
+}
+
+function finding(event: AuditEvent): HTMLElement {
+  const severity = text(event, "severity");
+  const when = new Date(time(event)).toLocaleTimeString();
+  const rule = [text(event, "rule"), text(event, "technique")].filter((each) => each !== "").join(", ");
+  return element(
+    "li",
+    { class: `aw-finding aw-severity-${/^[a-z]+$/.test(severity) ? severity : "unknown"}`, "data-seq": event.seq },
+    element("strong", {}, severity),
+    ` ${text(event, "title")} `,
+    element("small", {}, `${when}, step ${event.step}, ${rule}`),
+  );
+}

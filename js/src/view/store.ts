@@ -1,0 +1,254 @@
+/** What is known of one run, put together from its records; pure, bounded, and drawn by nobody here. */
+
+import { number, text, texts, type AuditEvent, type RunState, type StreamMessage } from "../core/events";
+import { Connections } from "./connections";
+
+/** A command of the run; times in milliseconds since 1970, `end` null while it runs. */
+export interface Step {
+  readonly number: number;
+  readonly argv: string;
+  readonly start: number;
+  end: number | null;
+  outcome: string;
+}
+
+/** A process of the run. */
+export interface Process {
+  readonly pid: number;
+  readonly ppid: number;
+  readonly step: number;
+  exe: string;
+  argv: string;
+  ended: boolean;
+}
+
+/** One measurement: time in milliseconds since 1970, and a value for each line of a chart. */
+export interface Sample {
+  readonly t: number;
+  readonly values: Readonly<Record<string, number | null>>;
+}
+
+/** A GPU's state beside its samples. */
+export interface Device {
+  readonly id: string;
+  readonly label: string;
+  simulated: boolean;
+  error: string;
+  readonly samples: Sample[];
+}
+
+const ROWS = 20_000;
+const PROCESSES = 5000;
+const FINDINGS = 500;
+const STEPS = 2000;
+const SAMPLES = 600;
+const DEVICES = 64;
+
+/** All that a dashboard shows of one run. */
+export class Store {
+  /** The newest records, oldest first. */
+  rows: AuditEvent[] = [];
+  readonly steps = new Map<number, Step>();
+  readonly processes = new Map<number, Process>();
+  readonly findings: AuditEvent[] = [];
+  readonly connections = new Connections();
+  readonly devices = new Map<string, Device>();
+  readonly resources: Sample[] = [];
+  state: RunState | null = null;
+  /** Clock of the page, milliseconds, when `state` came. */
+  stateAt = 0;
+  /** Why nothing more comes for now, or "". */
+  lost = "";
+  hasEnded = false;
+  /** Records that never reached this page. */
+  missing = 0;
+  /** `seq` of the newest record; -1 before the first. */
+  last = -1;
+  /** Grows with each change. */
+  version = 0;
+
+  /** Take a message of the stream. */
+  take(message: StreamMessage, now: number): void {
+    this.version += 1;
+    switch (message.type) {
+      case "state":
+        this.state = message.run;
+        this.stateAt = now;
+        this.lost = "";
+        break;
+      case "ended":
+        this.state = this.state === null ? message.run : { ...this.state, ...endOf(message.run) };
+        this.hasEnded = true;
+        this.lost = "";
+        break;
+      case "gap":
+        this.missing += message.lost;
+        break;
+      case "lost":
+        this.lost = message.message;
+        break;
+      case "events":
+        for (const event of message.events) {
+          this.add(event);
+        }
+    }
+  }
+
+  /** Take a record; one that is here already, or older than what is here, is passed over. */
+  add(event: AuditEvent): void {
+    if (event.seq <= this.last) {
+      return;
+    }
+    this.last = event.seq;
+    this.rows.push(event);
+    if (this.rows.length > ROWS * 1.25) {
+      this.rows = this.rows.slice(-ROWS);
+    }
+    this.#sort(event);
+  }
+
+  #sort(event: AuditEvent): void {
+    switch (event.kind) {
+      case "step":
+        this.#step(event);
+        break;
+      case "exec":
+        this.#exec(event);
+        break;
+      case "exit":
+        this.#exit(event);
+        break;
+      case "finding":
+        keep(this.findings, event, FINDINGS);
+        break;
+      case "connect":
+      case "flow":
+        this.connections.add(event, this.processes.get(event.pid));
+        break;
+      case "resources":
+        this.#resources(event);
+        break;
+      case "gpu":
+        this.#gpu(event);
+        break;
+      case "gap":
+        this.missing += number(event, "lost");
+        break;
+    }
+  }
+
+  #step(event: AuditEvent): void {
+    const known = this.steps.get(event.step);
+    if (text(event, "op") === "start") {
+      const argv = texts(event, "argv").join(" ");
+      this.steps.set(event.step, { number: event.step, argv, start: time(event), end: null, outcome: "" });
+      forget(this.steps, STEPS);
+    } else if (known !== undefined) {
+      known.end = time(event);
+      const code = event.exit_code;
+      known.outcome = typeof code === "number" ? `exit ${code}` : text(event, "outcome");
+      for (const process of this.processes.values()) {
+        if (process.step === event.step && process.pid === event.pid) {
+          process.ended = true;
+        }
+      }
+    }
+  }
+
+  #exec(event: AuditEvent): void {
+    if (event.basis !== "post") {
+      return; // what was asked for; what runs is in the record that answers it
+    }
+    const exe = text(event, "exe");
+    const argv = texts(event, "argv").join(" ");
+    const known = this.processes.get(event.pid);
+    if (known !== undefined && !known.ended) {
+      known.exe = exe;
+      known.argv = argv;
+    } else {
+      const ppid = number(event, "ppid");
+      this.processes.delete(event.pid);
+      this.processes.set(event.pid, { pid: event.pid, ppid, step: event.step, exe, argv, ended: false });
+      forget(this.processes, PROCESSES);
+    }
+  }
+
+  #exit(event: AuditEvent): void {
+    const process = this.processes.get(event.pid);
+    if (process !== undefined) {
+      process.ended = true;
+    }
+  }
+
+  #resources(event: AuditEvent): void {
+    const interval = number(event, "interval_s");
+    if (event.pid !== 0 || interval <= 0) {
+      return;
+    }
+    const values = {
+      cpu: (100 * number(event, "cpu_s")) / interval,
+      memory: number(event, "rss_bytes") / 1e6,
+      read: number(event, "read_bytes") / interval / 1e6,
+      write: number(event, "write_bytes") / interval / 1e6,
+    };
+    keep(this.resources, { t: time(event), values }, SAMPLES);
+  }
+
+  #gpu(event: AuditEvent): void {
+    const op = text(event, "op");
+    if (op !== "device" && op !== "state") {
+      return;
+    }
+    const id = text(event, "device");
+    const device = this.devices.get(id) ?? newDevice(id, event);
+    this.devices.set(id, device);
+    forget(this.devices, DEVICES);
+    device.simulated ||= event.simulated === true;
+    if (op === "state") {
+      device.error = text(event, "state") === "ok" ? "" : `${text(event, "state")}: ${text(event, "reason")}`;
+      return;
+    }
+    const memory = optional(event, "memory_bytes");
+    const values = {
+      utilization: optional(event, "utilization"),
+      memory: memory === null ? null : memory / 1e9,
+      power: optional(event, "power_w"),
+      temperature: optional(event, "temperature_c"),
+    };
+    keep(device.samples, { t: time(event), values }, SAMPLES);
+  }
+}
+
+/** Return when a record was made, in milliseconds since 1970. */
+export function time(event: AuditEvent): number {
+  return event.t_wall_ns / 1e6;
+}
+
+function newDevice(id: string, event: AuditEvent): Device {
+  const index = typeof event.index === "number" ? event.index : 0;
+  const name = text(event, "name");
+  return { id, label: `GPU ${index}${name === "" ? "" : ` ${name}`}`, simulated: false, error: "", samples: [] };
+}
+
+function optional(event: AuditEvent, field: string): number | null {
+  const value = event[field];
+  return typeof value === "number" && Number.isFinite(value) ? value : null;
+}
+
+function endOf(run: RunState): Partial<RunState> {
+  return { state: run.state, killed: run.killed, survivors: run.survivors, note: run.note, processes: 0, asks: [] };
+}
+
+function keep<T>(list: T[], item: T, most: number): void {
+  list.push(item);
+  if (list.length > most) {
+    list.shift();
+  }
+}
+
+function forget<K>(map: Map<K, unknown>, most: number): void {
+  if (map.size > most) {
+    const [oldest] = map.keys();
+    map.delete(oldest as K);
+  }
+}

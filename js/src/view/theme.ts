@@ -1,0 +1,60 @@
+/** Colours for what plotly.js draws: it takes no CSS variables, so they are read, and read again when the theme changes. */
+
+/** The colours of the theme that an element stands in. */
+export interface Theme {
+  readonly text: string;
+  readonly muted: string;
+  readonly grid: string;
+  readonly allow: string;
+  readonly ask: string;
+  readonly deny: string;
+  readonly process: string;
+}
+
+/** Colours of lines, told apart by people who see few colours (after Okabe and Ito, 2008). */
+export const LINES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
+
+/** Read the colours that hold where an element stands. */
+export function themeOf(place: Element): Theme {
+  const style = getComputedStyle(place);
+  const read = (name: string, otherwise: string): string => style.getPropertyValue(name).trim() || otherwise;
+  return {
+    text: read("--jp-ui-font-color1", "#222"),
+    muted: read("--jp-ui-font-color2", "#666"),
+    grid: read("--jp-border-color2", "#ddd"),
+    allow: read("--jp-success-color1", "#388e3c"),
+    ask: read("--jp-warn-color1", "#f57c00"),
+    deny: read("--jp-error-color1", "#d32f2f"),
+    process: read("--jp-brand-color1", "#1976d2"),
+  };
+}
+
+/** Call a function whenever the theme of the page changes; returns how to stop. */
+export function onTheme(changed: () => void): () => void {
+  const observer = new MutationObserver(changed);
+  observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "class"] });
+  const query = typeof matchMedia === "undefined" ? null : matchMedia("(prefers-color-scheme: dark)");
+  query?.addEventListener("change", changed);
+  return () => {
+    observer.disconnect();
+    query?.removeEventListener("change", changed);
+  };
+}
+
+/** Settings that all plots share: transparent, quiet, and without MathJax, which would read agents' text. */
+export const PLOT_CONFIG = { displaylogo: false, displayModeBar: false, responsive: false, typesetMath: false };
+
+/** Return the part of a layout that all plots share. */
+export function plotLayout(theme: Theme): Record<string, unknown> {
+  const axis = { gridcolor: theme.grid, zerolinecolor: theme.grid, linecolor: theme.grid, color: theme.muted };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: theme.text, size: 11 },
+    margin: { l: 44, r: 8, t: 24, b: 24 },
+    showlegend: false,
+    hoverlabel: { namelength: -1 },
+    xaxis: { ...axis },
+    yaxis: { ...axis },
+  };
+}

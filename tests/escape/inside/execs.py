@@ -1,0 +1,33 @@
+"""Runs one of two programs while a child flips a letter of its name; says which ones really ran."""
+
+import ctypes
+import mmap
+import os
+import shutil
+import signal
+
+from told import ends, libc, world
+
+for letter, program in (("a", "true"), ("b", "false")):
+    shutil.copy(os.path.realpath(f"/usr/bin/{program}"), f"prog-{letter}")
+page = mmap.mmap(-1, mmap.PAGESIZE)
+page[:9] = b"./prog-a\0"
+at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+arguments = (ctypes.c_void_p * 2)(at, 0)
+flipper = os.fork()
+if flipper == 0:
+    letters = ctypes.create_string_buffer(b"ab", 2)
+    a, b, copy = ctypes.addressof(letters), ctypes.addressof(letters) + 1, ctypes.memmove
+    while True:
+        copy(at + 7, b, 1)
+        copy(at + 7, a, 1)
+ran = []
+for _ in range(world["tries"]):
+    child = os.fork()
+    if child == 0:
+        libc.execv(ctypes.c_void_p(at), arguments)
+        os._exit(127)
+    ran.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os.kill(flipper, signal.SIGKILL)
+os.waitpid(flipper, 0)
+ends(ran="".join("ab?"[min(code, 2)] for code in ran), tries=len(ran))

