@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 
+TMP = os.environ["TMPDIR"]
+
 NEW = b"after, and longer than before\n"
 HERE = -100  # AT_FDCWD
 FOLLOW = 0x400  # AT_SYMLINK_FOLLOW
@@ -147,13 +149,13 @@ def truncate() -> None:
 
 def under(name: str) -> None:
     ws = os.getcwd()
-    for target, link in (("f", "/tmp/l"), ("", "/tmp/d"), ("link", "/tmp/back")):
+    for target, link in (("f", TMP + "/l"), ("", TMP + "/d"), ("link", TMP + "/back")):
         os.path.lexists(link) or os.symlink(f"{ws}/{target}", link)
-    os.path.lexists("/tmp/p") or os.symlink("/proc/self", "/tmp/p")
+    os.path.lexists(TMP + "/p") or os.symlink("/proc/self", TMP + "/p")
     file, place = os.open("f", os.O_RDONLY), os.open(ws, os.O_RDONLY)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ws) as child:
         ids = {"pid": os.getpid(), "tid": threading.get_native_id(), "child": child.pid}
-        full = name.format(ws=ws, file=file, folder=place, **ids)
+        full = name.format(ws=ws, tmp=TMP, file=file, folder=place, **ids)
         os.chdir("/")
         if "cwd" in full and "child" not in name:
             os.chdir(ws)

@@ -344,7 +344,7 @@ async def test_another_users_supervisor_is_not_spoken_to(
 
 @scene
 async def test_no_silent_run_stands_before_a_kill(browser: Browser, runtime: Path, watch: Watch) -> None:
-    """Sixty sockets that never answer keep a list, and every thread that asks, waiting; a kill waits for none of them."""
+    """Sixty sockets that never answer keep a list and every thread that asks waiting; a kill waits for none of them."""
     silent = [socket.socket(socket.AF_UNIX) for _ in range(60)]
     held: list[socket.socket] = []
     try:

@@ -19,7 +19,7 @@ export interface Reply {
 /** Return the server of this page, or null in front-ends that have none (VS Code, Colab, a saved HTML file). */
 export function findServer(page: Document = document): Server | null {
   const text = page.getElementById("jupyter-config-data")?.textContent;
-  if (text === undefined || text === null || page.location.protocol === "file:") {
+  if (text === undefined || page.location.protocol === "file:") {
     return null;
   }
   let config: unknown;

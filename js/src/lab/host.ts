@@ -44,15 +44,14 @@ export interface StatusBar {
 export interface AppUtils {
   readonly ICommandPalette: object;
   readonly Notification: {
-    error(message: string, options: object): string;
-    warning(message: string, options: object): string;
-    success(message: string, options: object): string;
+    readonly error: (message: string, options: object) => string;
+    readonly success: (message: string, options: object) => string;
   };
   readonly Dialog: {
-    cancelButton(options: { label: string }): object;
-    warnButton(options: { label: string }): object;
+    readonly cancelButton: (options: { label: string }) => object;
+    readonly warnButton: (options: { label: string }) => object;
   };
-  showDialog(options: { title: string; body: string; buttons: object[]; defaultButton?: number }): Promise<{
+  readonly showDialog: (options: { title: string; body: string; buttons: object[]; defaultButton?: number }) => Promise<{
     button: { accept: boolean };
   }>;
 }

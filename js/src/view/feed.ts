@@ -22,7 +22,7 @@ export class Feed {
 
   constructor(
     private readonly run: string,
-    private readonly server: Server | null,
+    server: Server | null,
     model: Messages | null,
   ) {
     if (server !== null) {

@@ -42,7 +42,15 @@ def read_hidden():
     """Secrets of the user and the machine."""
     home = world["home"]
     names = (".ssh/id_rsa", ".bash_history", ".netrc", ".aws/credentials", ".config", ".jupyter")
-    paths = (SECRET, LOG, world["owner_env"], "/etc/shadow", "/etc/gshadow", "/etc/sudoers", *(f"{home}/{n}" for n in names))
+    paths = (
+        SECRET,
+        LOG,
+        world["owner_env"],
+        "/etc/shadow",
+        "/etc/gshadow",
+        "/etc/sudoers",
+        *(f"{home}/{n}" for n in names),
+    )
     for path in paths:
         tries(f"read {path}", shows, path)
         tries(f"map {path}", lambda p=path: open(p, "rb").close())
@@ -235,9 +243,27 @@ def setuid():
 
 def devices():
     """Device nodes, made and found."""
-    for kind, number in ((stat.S_IFCHR, os.makedev(1, 1)), (stat.S_IFBLK, os.makedev(254, 0)), (stat.S_IFCHR, os.makedev(1, 8))):
+    for kind, number in (
+        (stat.S_IFCHR, os.makedev(1, 1)),
+        (stat.S_IFBLK, os.makedev(254, 0)),
+        (stat.S_IFCHR, os.makedev(1, 8)),
+    ):
         tries(f"mknod {number:x}", os.mknod, f"device{number}", 0o600 | kind, number)
-    listed = ("mem", "kmsg", "vda", "sda", "net/tun", "fuse", "kvm", "loop-control", "tty0", "console", "rtc0", "vsock", "hpet")
+    listed = (
+        "mem",
+        "kmsg",
+        "vda",
+        "sda",
+        "net/tun",
+        "fuse",
+        "kvm",
+        "loop-control",
+        "tty0",
+        "console",
+        "rtc0",
+        "vsock",
+        "hpet",
+    )
     for name in (*listed, "vhost-net", "userfaultfd", "snapshot", "cpu_dma_latency", "mqueue", "port"):
         tries(f"read {name}", lambda n=name: os.close(os.open(f"/dev/{n}", os.O_RDONLY | os.O_NONBLOCK)))
         tries(f"write {name}", lambda n=name: os.close(os.open(f"/dev/{n}", os.O_WRONLY | os.O_NONBLOCK)))

@@ -60,7 +60,12 @@ def jupyter():
 def datagrams():
     """UDP and its kin, by every call that takes an address."""
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, OTHER), (socket.AF_INET6, "::1")):
-        for kind, protocol in ((socket.SOCK_DGRAM, 0), (socket.SOCK_DGRAM, 17), (socket.SOCK_DGRAM, 136), (socket.SOCK_DGRAM, 1)):
+        for kind, protocol in (
+            (socket.SOCK_DGRAM, 0),
+            (socket.SOCK_DGRAM, 17),
+            (socket.SOCK_DGRAM, 136),
+            (socket.SOCK_DGRAM, 1),
+        ):
             with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as made:
                 where = (host, UDP)
                 for act in (
@@ -115,7 +120,9 @@ def kinds():
     for protocol in range(1, 23):
         tries(f"netlink {protocol}", call, "socket", 16, 3, protocol)
     for kind in (2, 3):
-        tries(f"unix pair {kind}", lambda k=kind: [e.close() for e in socket.socketpair(socket.AF_UNIX, k)] and 0) if kind == 2 else 0
+        tries(
+            f"unix pair {kind}", lambda k=kind: [e.close() for e in socket.socketpair(socket.AF_UNIX, k)] and 0
+        ) if kind == 2 else 0
     tries("unix datagram", call, "socket", 1, 2, 0)
 
 
@@ -141,7 +148,13 @@ def netlink():
     link = struct.pack("=BxHiII", 0, 0, 1, 0, 1)  # lo: down
     address = struct.pack("=BBBBi", 2, 32, 0, 0, 1) + struct.pack("=HH4s", 8, 2, socket.inet_aton("203.0.113.7"))
     route = struct.pack("=8BI", 2, 0, 0, 0, 254, 3, 0, 1, 0) + struct.pack("=HHi", 8, 4, 1)
-    for name, kind, body in (("link down", 16, link), ("address", 20, address), ("route", 24, route), ("neighbour", 28, bytes(12)), ("rule", 32, bytes(12))):
+    for name, kind, body in (
+        ("link down", 16, link),
+        ("address", 20, address),
+        ("route", 24, route),
+        ("neighbour", 28, bytes(12)),
+        ("rule", 32, bytes(12)),
+    ):
         wire = struct.pack("=IHHII", 16 + len(body), kind, 5 | 0x400, 7, 0) + body
         ways = (
             ("send", lambda w=wire: made.send(w)),
@@ -201,7 +214,10 @@ def unix():
     for name in (world["abstract"], "/tmp/.X11-unix/X0", "/org/freedesktop/systemd1"):
         tries(f"@{name}", connects, socket.AF_UNIX, socket.SOCK_STREAM, 0, "\0" + name)
         tries(f"@{name} as bytes", connects, socket.AF_UNIX, socket.SOCK_STREAM, 0, b"\0" + name.encode())
-    for folder in (f"/proc/{world['pids']['victim']}/cwd/outside.sock", f"/proc/{world['pids']['victim']}/root{world['unix']}"):
+    for folder in (
+        f"/proc/{world['pids']['victim']}/cwd/outside.sock",
+        f"/proc/{world['pids']['victim']}/root{world['unix']}",
+    ):
         tries(folder, connects, socket.AF_UNIX, socket.SOCK_STREAM, 0, folder)
     os.symlink(world["unix"], "to-unix") if not os.path.lexists("to-unix") else None
     tries("by a link", connects, socket.AF_UNIX, socket.SOCK_STREAM, 0, "to-unix")
@@ -251,7 +267,14 @@ def again():
 
 def everywhere():
     """A server that others on the network could reach."""
-    for family, host in ((2, "0.0.0.0"), (2, OTHER), (10, "::"), (10, f"::ffff:{OTHER}"), (10, "::ffff:0.0.0.0"), (2, "")):
+    for family, host in (
+        (2, "0.0.0.0"),
+        (2, OTHER),
+        (10, "::"),
+        (10, f"::ffff:{OTHER}"),
+        (10, "::ffff:0.0.0.0"),
+        (2, ""),
+    ):
         for listens in (True, False):
             with contextlib.suppress(OSError), socket.socket(family) as made:
                 if host and listens:

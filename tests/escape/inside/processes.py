@@ -8,7 +8,6 @@ import resource
 import signal
 import socket
 import struct
-import sys
 import time
 
 from told import call, ends, got, libc, said, shows, tries, way, world
@@ -27,8 +26,6 @@ def memory():
     """Environment, memory, descriptors."""
     names = ("environ", "mem", "maps", "smaps", "auxv", "stack", "syscall", "io", "pagemap", "numa_maps", "personality")
     for who, pid in outside().items():
-        if pid == 1 and world["rung"] == "A":
-            continue
         for name in names:
             path = f"/proc/{pid}/{name}"
             tries(f"{name} of {who}", lambda p=path: shows(p) or _not_empty(p))
@@ -139,6 +136,8 @@ def owners():
 def slow_down():
     """Priority, processors, scheduling, limits, memory of others."""
     for who, pid in outside().items():
+        if world["rung"] == "A" and who == "parent":
+            continue  # the sandbox's own init
         tries(f"nice {who}", os.setpriority, os.PRIO_PROCESS, pid, 19)
         tries(f"nice group of {who}", os.setpriority, os.PRIO_PGRP, pid, 19)
         tries(f"processors of {who}", os.sched_setaffinity, pid, {0})
@@ -154,8 +153,8 @@ def slow_down():
         with contextlib.suppress(OSError):
             tries(f"reap {who}", call, "process_mrelease", os.pidfd_open(pid), 0)
     if world["rung"] == "B":
-        tries("nice everybody", os.setpriority, os.PRIO_USER, os.getuid() or 1, 19)
-        tries("i/o priority of everybody", call, "ioprio_set", 3, os.getuid() or 1, 3 << 13)
+        tries("nice everybody", os.setpriority, os.PRIO_USER, os.getuid(), 19)
+        tries("i/o priority of everybody", call, "ioprio_set", 3, os.getuid(), 3 << 13)
 
 
 def orphans():
@@ -236,6 +235,4 @@ ACTS = {
     "slow-down": slow_down, "orphans": orphans, "hopper": hopper, "bomb": bomb, "terminals": terminals,
 }  # fmt: skip
 ACTS[way]()
-said.update({})
 ends()
-sys.stdout.flush()
