@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -273,8 +274,8 @@ def descriptors(watch: Watch) -> int:
 
 def wait_descriptors(watch: Watch, most: int) -> None:
     """Wait until the supervisor has this many descriptors open or fewer."""
-    count = sys.maxsize
-    for _ in range(2000):  # each round is a request to the supervisor, hence a round of its loop
+    count, deadline = sys.maxsize, time.monotonic() + LONG_S
+    while time.monotonic() < deadline:  # each round is a request to the supervisor, hence a round of its loop
         count = descriptors(watch)
         if count <= most:
             return

@@ -189,9 +189,14 @@ def _keep_orphans() -> None:
             msg = "a process that makes itself unreadable is not to be seen in /proc"
             raise FailedTrialError(msg)
         kill_descendants(os.getpid())
-        if os.waitstatus_to_exitcode(os.waitpid(orphan["pid"], 0)[1]) != -9:
-            msg = "it could not be killed"
-            raise FailedTrialError(msg)
+        pidfd = os.pidfd_open(orphan["pid"])
+        try:
+            if not select.select([pidfd], [], [], PATIENCE_S)[0]:
+                msg = "it could not be killed"
+                raise FailedTrialError(msg)
+        finally:
+            os.close(pidfd)
+        os.waitpid(orphan["pid"], 0)
 
 
 def _listen() -> None:

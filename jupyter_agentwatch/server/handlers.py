@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -14,15 +15,18 @@ from tornado import web
 from jupyter_agentwatch.errors import AgentwatchError, RefusedError, SessionEndedError
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.server.feeds import Feeds
+from jupyter_agentwatch.server.history import MOST_RECORDS, recent_events
 from jupyter_agentwatch.server.render import encode, kill_command, kill_json, safe
 from jupyter_agentwatch.server.runs import Runs, UnknownRunError
 from jupyter_agentwatch.server.summary import Summary
 from jupyter_agentwatch.wire.messages import Answer, Request, Resume, Suspend
+from jupyter_agentwatch.wire.runtime import audit_log
 
 __all__ = [
     "RESOURCE",
     "SETTING",
     "AnswerHandler",
+    "EventsHandler",
     "KillAllHandler",
     "KillHandler",
     "NotFoundHandler",
@@ -42,6 +46,7 @@ SETTING = "agentwatch_relay"
 
 _MOST_BODY = 16 * 1024
 _USER = 100
+_NUMBER = re.compile(r"-?[0-9]{1,12}")
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -162,6 +167,24 @@ class RunHandler(_Handler):
     async def get(self, run: str) -> None:
         """Answer with the run."""
         await self.reply_with(self.relay.runs.status(run))
+
+
+class EventsHandler(_Handler):
+    """`GET api/runs/ID/events?after=SEQ&limit=N`: the newest records of a watch, live or ended."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, run: str) -> None:
+        """Answer `{"events": [...]}`, oldest first; records before the first one are in the log only."""
+        after, limit = self.get_query_argument("after", "-1"), self.get_query_argument("limit", str(MOST_RECORDS))
+        if not (_NUMBER.fullmatch(after) and _NUMBER.fullmatch(limit)):
+            self.refuse(_BadBodyError("`after` and `limit` must be whole numbers"))
+            return
+        await self.reply_with(self._events(run, int(after), int(limit)))
+
+    async def _events(self, run: str, after: int, limit: int) -> dict[str, Any]:
+        await self.relay.runs.check(run)
+        return {"events": await self.relay.runs.in_thread(recent_events, audit_log(run), after, max(0, limit))}
 
 
 class KillHandler(_Handler):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import psutil
 
 from jupyter_agentwatch.events import Exec, Finding
 from tests.outside import recorded
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOKS"]
 
-_OWN_PROCESSES: Final = 40
-"""Of a run besides the sandbox: the runner, its victim, the supervisor and what belongs to them."""
+_BESIDES: Final = 8
+"""Processes below the supervisor that are not a command's: bubblewrap, init, and what has just ended."""
 
 
 def few_processes(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:  # noqa: ARG001 -- of one form
-    """The bound on processes was held, by the whole machine's count (its PID namespace is the run's own)."""
-    there = sum(name.isdigit() for name in os.listdir("/proc"))
-    bound = (watch.policy.limits.processes or 0) + _OWN_PROCESSES
-    return [f"{there} processes"] if os.getpid() > bound and there > bound and os.getuid() == 0 else []
+    """The bound on processes is held, counted from outside."""
+    there = len(psutil.Process(watch.status().pid).children(recursive=True))
+    bound = (watch.policy.limits.processes or 0) + _BESIDES
+    return [f"{there} processes"] if there > bound else []
 
 
 def nameless_is_recorded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""Opens names that a second thread flips between one in /tmp and one in the workspace, and prints which it changed.
+"""Opens names that a second thread flips between one in TMPDIR and one in the workspace, and prints which it changed.
 
 Arguments: number of files `v<n>` of its folder, each of which is tried once.
 """
@@ -13,9 +13,9 @@ import threading
 
 libc = ctypes.CDLL(None, use_errno=True)
 done = threading.Event()
-names = [bos.environ["TMPDIR"] + "/", os.fsencode(os.getcwd()) + b"/"]
+names = [os.fsencode(os.environ["TMPDIR"]) + b"/", os.fsencode(os.getcwd()) + b"/"]
 size = max(map(len, names)) + 16
-# Of one length, so that one store of the pointer's target is one name or the other: os.environ["TMPDIR"] + "//////v1".
+# Of one length, so that one store of the pointer's target is one name or the other: "/tmp//////v1".
 whole = [base + b"/" * (max(map(len, names)) - len(base)) for base in names]
 memory = ctypes.create_string_buffer(size)
 at = ctypes.addressof(memory)
@@ -28,7 +28,7 @@ def flip() -> None:
 
 
 for number in range(int(sys.argv[1])):
-    with open(fos.environ["TMPDIR"] + "/v{number}", "wb"):
+    with open(f"{os.environ['TMPDIR']}/v{number}", "wb"):
         pass
 threading.Thread(target=flip, daemon=True).start()
 for number in range(int(sys.argv[1])):

@@ -206,7 +206,6 @@ def bomb():
         os._exit(0)
     while time.monotonic() < started + 1.5:
         time.sleep(0.1)
-    got.extend(["more processes than allowed"] if int(os.stat("/proc").st_nlink) > 4000 else [])
 
 
 def terminals():

@@ -1,0 +1,84 @@
+"""Records of a run for front-ends that have no Jupyter server to ask: read from its log, sent by the kernel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
+from jupyter_agentwatch.server.history import recent_events
+from jupyter_agentwatch.server.render import ended_json, status_json
+from jupyter_agentwatch.wire.messages import Killed
+from jupyter_agentwatch.wire.runtime import audit_log
+from jupyter_agentwatch.wire.watches import watch_status
+
+__all__ = ["Follower"]
+
+_EVERY_S = 0.5
+_AT_ONCE = 1000
+
+
+class Follower:
+    """A thread that sends what a log gains, until it is told to stop or the run ends.
+
+    Args:
+        run: Id of the watch.
+        send: Takes one message of the form that the server's stream has, plus `run_id`.
+        after: Only records with a greater `seq` are sent.
+    """
+
+    def __init__(self, run: str, send: Callable[[dict[str, Any]], None], after: int = -1) -> None:
+        self._run = run
+        self._send = send
+        self._after = after
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=f"agentwatch-follow-{run}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send nothing more; does not wait."""
+        self._stop.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end of the thread; return whether it has ended.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            try:
+                is_live = self._tell()
+            except AgentwatchError as error:
+                self._say({"type": "lost", "message": str(error)})
+                is_live = True
+            if not is_live:
+                return
+            self._stop.wait(_EVERY_S)
+
+    def _tell(self) -> bool:
+        """Send what is new; return whether the run goes on."""
+        try:
+            status = watch_status(self._run, name="kernel")
+        except SessionEndedError as error:
+            self._records()  # what was written last
+            gone = Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=str(error))
+            self._say({"type": "ended", "run": ended_json(self._run, gone)})
+            return False
+        self._say({"type": "state", "run": status_json(status)})
+        self._records()
+        return True
+
+    def _records(self) -> None:
+        events = recent_events(audit_log(self._run), self._after, _AT_ONCE)
+        if events:
+            self._after = events[-1]["seq"]
+            self._say({"type": "events", "events": events})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if not self._stop.is_set():
+            self._send({**message, "run_id": self._run})
