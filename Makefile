@@ -42,8 +42,9 @@ lint: .venv/.ready-test ## style, format, types and import contracts
 test: lint ## everything: lint, then all tests
 	$(PY) -m pytest
 
-bench: .venv/.ready-bench ## measure, print a table and write it as JSON
+bench: .venv/.ready-bench ## measure rungs A and B, print tables and write them as JSON
 	$(PY) tests/bench/run.py
+	$(PY) tests/bench/run.py --rung B
 
 clean: ## remove everything that these targets made
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart

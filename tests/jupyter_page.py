@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT: Final = Path(__file__).parent.parent
-LONG_MS: Final = 60_000
+LONG_MS: Final = 20_000
 """Upper bound of every wait in a page: reached only when a test fails."""
 
 _TOKEN: Final = "agentwatch-test"  # noqa: S105 -- of a server that lives as long as a test, on loopback
@@ -40,6 +40,10 @@ _CHROMIUM_FLAGS: Final = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
+_KERNEL_IS_IDLE: Final = """() => {
+    const panel = window.jupyterapp?.shell.currentWidget;
+    return panel?.content?.widgets?.length && panel.sessionContext?.session?.kernel?.status === "idle";
+}"""
 _SETTINGS: Final = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
@@ -131,10 +135,7 @@ def running_chromium() -> Iterator[Browser]:
 def run_all(page: Page, lab: Lab, name: str, app: str = "lab") -> None:
     """Open a notebook and start all its cells, without waiting for their ends."""
     page.goto(lab.address(name, app))
-    page.wait_for_function(
-        "() => window.jupyterapp && document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]')",
-        timeout=LONG_MS,
-    )
+    page.wait_for_function(_KERNEL_IS_IDLE, timeout=LONG_MS)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
 

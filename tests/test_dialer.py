@@ -18,7 +18,8 @@ import pytest
 from jupyter_agentwatch.policy import Decision, Network
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.supervisor.closer import Closer
-from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, connect_at_once
+from jupyter_agentwatch.supervisor.connecting import connect_at_once
+from jupyter_agentwatch.supervisor.dialer import Dial, Dialer
 from tests.outside import LONG_S
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from jupyter_agentwatch import __version__
 
-__all__ = ["OWN_FAILURE", "Parser", "build_parser", "seconds"]
+__all__ = ["OWN_FAILURE", "Parser", "build_parser", "gpu_count", "seconds"]
 
 OWN_FAILURE = 125
 """Exit code when agentwatch itself failed, as `env` and container tools have it: a command's own codes stay clear."""
@@ -71,6 +71,18 @@ def seconds(text: str) -> float:
     return value
 
 
+def gpu_count(text: str) -> int:
+    """Convert an option's text to a number of simulated GPUs, 1 to 64.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not (text.isascii() and text.isdecimal() and len(text) <= 2 and 1 <= int(text) <= 64):
+        msg = f"{text!r} is not a number of GPUs from 1 to 64"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
 def build_parser() -> Parser:
     """Return the parser of `jupyter agentwatch`; the result's `command` and `what` say what was chosen."""
     parser = Parser(
@@ -108,10 +120,14 @@ def _add_id(parser: Parser) -> None:
 
 
 def _add_run(parser: Parser) -> None:
-    parser.usage = "jupyter agentwatch run [--policy F] [--workspace DIR] [--timeout S] [--quiet] -- COMMAND ..."
+    options = "[--policy F] [--workspace DIR] [--timeout S] [--simulate-gpu N] [--quiet]"
+    parser.usage = f"jupyter agentwatch run {options} -- COMMAND ..."
     parser.add_argument("--policy", metavar="F", help="policy file (YAML); default: the workspace, no network")
     parser.add_argument("--workspace", metavar="DIR", default=".", help="folder that the command sees (default: .)")
     parser.add_argument("--timeout", metavar="S", type=seconds, help="kill the command after S seconds")
+    parser.add_argument(
+        "--simulate-gpu", metavar="N", type=gpu_count, help="N simulated GPUs stand for the machine's, for teaching"
+    )
     parser.add_argument("--quiet", action="store_true", help="no summary line on stderr")
     parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command and its arguments")
 

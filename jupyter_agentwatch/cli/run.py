@@ -22,6 +22,7 @@ from jupyter_agentwatch.cli.words import counts_text, one_line
 from jupyter_agentwatch.errors import AgentwatchError, LogError
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.watch import CommandResult, Running, Watch
+from jupyter_agentwatch.watch.opening import load_policy, with_simulated_gpus
 
 __all__ = ["run"]
 
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
     if not argv:
         remark("a command is missing; usage: jupyter agentwatch run [options] -- COMMAND ...")
         return OWN_FAILURE
-    with Watch(policy=options.policy or None, workspace=options.workspace) as watch:
+    policy = with_simulated_gpus(load_policy(options.policy or None), options.simulate_gpu)
+    with Watch(policy=policy, workspace=options.workspace) as watch:
         feeds = _has_input()
         running = watch.start(argv, timeout=options.timeout, stdin=feeds)
         with _interrupts(running):
@@ -47,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
         head = watch.kill("the command ended").head
     _explain(result)
     if not options.quiet:
+        if options.simulate_gpu:
+            remark(f"GPUs are SIMULATED: {options.simulate_gpu}")
         _summarise(watch.log, head)
     return result.returncode if result.returncode >= 0 else 128 - result.returncode
 

@@ -77,7 +77,10 @@ class Event(
 
 
 class Session(Event, frozen=True, kw_only=True, tag="session"):
-    """The watch opened (first record of a log) or closed (last record)."""
+    """The watch opened (first record of a log) or closed (last record).
+
+    `rules_sha256` is the hash of the compiled Sigma rules that run beside our own, "" for none.
+    """
 
     op: Literal["open", "close"]
     format: int = 0
@@ -87,6 +90,7 @@ class Session(Event, frozen=True, kw_only=True, tag="session"):
     policy_sha256: str = ""
     policy: str = ""
     limits_by: str = ""
+    rules_sha256: str = ""
     owner_pid: int = 0
     reason: str = ""
     killed: int = 0
@@ -126,6 +130,8 @@ class Exec(Event, frozen=True, kw_only=True, tag="exec"):
         mismatch: The program that runs, or its arguments, are not what was claimed: an attack indicator.
         unconfirmed: Why nobody saw what ran after the claim. "failed": the caller went on with the program that it
             had. "ended": the process was gone before it could be looked at. "unreadable": the kernel does not say.
+            "held": the watch was suspended before the call was answered; it asks again when it is resumed.
+            "refused": it was refused, because what it asked for tripped the breaker while init waited for it.
     """
 
     path: str = ""
@@ -135,7 +141,7 @@ class Exec(Event, frozen=True, kw_only=True, tag="exec"):
     exe: str = ""
     claim_seq: int = -1
     mismatch: bool = False
-    unconfirmed: Literal["", "failed", "ended", "unreadable"] = ""
+    unconfirmed: Literal["", "failed", "ended", "unreadable", "held", "refused"] = ""
 
 
 class Exit(Event, frozen=True, kw_only=True, tag="exit"):
@@ -323,22 +329,47 @@ class Resources(Event, frozen=True, kw_only=True, tag="resources"):
 
 
 class Finding(Event, frozen=True, kw_only=True, tag="finding"):
-    """Something that a person should look at. `technique` is a MITRE ATT&CK id."""
+    """Something that a person should look at. Its verdict is that of the record that completed it.
+
+    Attributes:
+        rule: Id of the rule, as "mining.stratum" or a Sigma rule's UUID.
+        title: What was seen, in one line.
+        severity: How much it matters.
+        family: What it is a sign of: "mining", "tunnel", "shell" …; "monitor": the state of the monitor itself.
+        technique: MITRE ATT&CK id.
+        rationale: Why it matters, and what else it could be.
+        evidence: `seq` of the records that it rests on.
+    """
 
     rule: str
     title: str
     severity: Severity
+    family: str = ""
     technique: str = ""
+    rationale: str = ""
     evidence: list[int] = []
 
 
 class BreakerChanged(Event, frozen=True, kw_only=True, tag="breaker"):
-    """The circuit breaker moved from one state to another."""
+    """The circuit breaker moved from one state to another.
+
+    Attributes:
+        before: State that it left.
+        after: State that it is in.
+        cause: What moved it, and why.
+        by: Who.
+        evidence: At a trip, `seq` of the findings or limits that tripped it.
+        processes: At a trip, the processes inside: "pid parent program arguments", the first 64.
+        flows: At a trip, the open connections: where to, phase, protocol and bytes, the first 64.
+    """
 
     before: str
     after: str
     cause: str
     by: str = ""
+    evidence: list[int] = []
+    processes: list[str] = []
+    flows: list[str] = []
 
 
 class Control(Event, frozen=True, kw_only=True, tag="control"):

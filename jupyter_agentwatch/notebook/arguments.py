@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
-from jupyter_agentwatch.cli.parser import seconds
+from jupyter_agentwatch.cli.parser import gpu_count, seconds
 
 __all__ = ["CELL_PARSER", "LINE_PARSER", "SUBCOMMANDS", "HelpShown", "MagicParser", "parse_cell", "parse_line"]
 
@@ -97,6 +97,9 @@ def _step(text: str) -> int:
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="F", help="policy file (YAML); default: the workspace, no network")
     parser.add_argument("--workspace", metavar="DIR", help="folder that the commands see (default: the current one)")
+    parser.add_argument(
+        "--simulate-gpu", metavar="N", type=gpu_count, help="N simulated GPUs stand for the machine's, for teaching"
+    )
 
 
 def _cell_parser() -> MagicParser:

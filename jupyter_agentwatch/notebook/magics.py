@@ -38,7 +38,7 @@ from jupyter_agentwatch.notebook.summary import summary
 from jupyter_agentwatch.policy import Policy, policy_to_yaml
 from jupyter_agentwatch.watch import CommandResult, ImportableWorkspaceWarning, Watch
 from jupyter_agentwatch.watch.command import shell_program
-from jupyter_agentwatch.watch.opening import load_policy
+from jupyter_agentwatch.watch.opening import load_policy, with_simulated_gpus
 
 __all__ = ["AgentwatchMagics", "complete"]
 
@@ -107,6 +107,8 @@ class AgentwatchMagics(Magics):
     def _ensure(self, options: argparse.Namespace) -> Watch:
         """Return the notebook's watch, started if there is none; never one with another policy than was asked for."""
         policy = load_policy(options.policy) if options.policy else None
+        if options.simulate_gpu:
+            policy = with_simulated_gpus(policy or Policy(), options.simulate_gpu)
         watch = self._watch
         if watch is not None and not watch.has_ended:
             if policy is not None and policy != watch.policy:

@@ -68,7 +68,9 @@ class View(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         found = super()._repr_mimebundle_(**kwargs)
-        bundle, metadata = found if isinstance(found, tuple) else (found or {}, {})
+        if found is None:  # taken out of every page
+            return None
+        bundle, metadata = found
         # What a notebook shows that is opened later, without a kernel, where widgets cannot be drawn.
         return {**bundle, "text/plain": repr(self), "text/html": self._static()}, metadata
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from jupyter_agentwatch.events import printable
-from jupyter_agentwatch.policy.model import Environment, Filesystem, Gpu, NetworkRule, Policy
+from jupyter_agentwatch.policy.model import Budgets, Detect, Environment, Filesystem, Gpu, NetworkRule, Notify, Policy
 from jupyter_agentwatch.policy.names import host_pattern, parse_range
 
 __all__ = ["FieldError", "Path", "checked", "checked_rule", "path_text", "quoted"]
@@ -116,6 +116,9 @@ def _problems(policy: Policy) -> Iterator[tuple[Path, str]]:
     yield from _gpus(policy.gpus)
     yield from _telemetry(policy)
     yield from _environment(policy.environment)
+    yield from _notify(policy.breaker.notify)
+    yield from _detect(policy.detect)
+    yield from _budgets(policy.budgets)
     limits = policy.limits
     if limits.command_s is not None and limits.session_s is not None and limits.command_s > limits.session_s:
         yield ("limits", "command_s"), f"one command ({limits.command_s} s) outlives session_s ({limits.session_s} s)"
@@ -218,3 +221,35 @@ def _environment(environment: Environment) -> Iterator[tuple[Path, str]]:
 
 
 _VARIABLE_RULE = "a variable's name is letters, digits and underscores, and does not begin with a digit"
+
+
+def _notify(notify: Notify) -> Iterator[tuple[Path, str]]:
+    path: Path = ("breaker", "notify", "command")
+    for position, word in enumerate(notify.command):
+        if "\x00" in word:
+            yield (*path, position), "an argument cannot have a NUL character"
+    if notify.command and not notify.command[0].startswith("/"):
+        yield (*path, 0), f"{quoted(notify.command[0])}: give the program by its absolute path; there is no shell"
+    if notify.url and (not re.match(r"https?://[^/\s]", notify.url) or _CONTROL.search(notify.url)):
+        yield (
+            ("breaker", "notify", "url"),
+            f"{quoted(notify.url)}: give an address that begins with https:// or http://",
+        )
+
+
+def _detect(detect: Detect) -> Iterator[tuple[Path, str]]:
+    for position, text in enumerate(detect.rules):
+        path: Path = ("detect", "rules", position)
+        if not text.startswith(("/", "~", "$HOME")):
+            yield path, f"{quoted(text)}: give an absolute path, or one that begins with ~"
+        elif reason := _path_fault(text):
+            yield path, reason
+    for position, rule in enumerate(detect.disabled):
+        if not rule.strip() or _CONTROL.search(rule):
+            yield ("detect", "disabled", position), f"{quoted(rule)}: give the id of a rule"
+
+
+def _budgets(budgets: Budgets) -> Iterator[tuple[Path, str]]:
+    prices = (budgets.price_cpu_hour, budgets.price_gpu_hour, budgets.price_gb_out)
+    if budgets.money is not None and not any(prices):
+        yield ("budgets", "money"), "nothing costs anything: give price_cpu_hour, price_gpu_hour or price_gb_out, too"

@@ -14,6 +14,8 @@ from msgspec import Meta
 __all__ = [
     "Audit",
     "Breaker",
+    "Budgets",
+    "Detect",
     "Environment",
     "Filesystem",
     "FirstBytes",
@@ -21,6 +23,7 @@ __all__ = [
     "Limits",
     "Network",
     "NetworkRule",
+    "Notify",
     "Policy",
     "Protocol",
     "Snapshots",
@@ -34,6 +37,8 @@ upgrade). "any" lets through what cannot be named, too, but never what is refuse
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+Amount = Annotated[float, Meta(ge=0)]
+Threshold = Literal["info", "low", "medium", "high", "critical", "never"]
 
 _PASSED = ("LANG", "LC_ALL", "LC_CTYPE", "TZ", "TERM")
 
@@ -188,16 +193,78 @@ class Audit(_Part, frozen=True, kw_only=True):
     max_bytes: Annotated[int, Meta(ge=1 << 16)] = 2 << 30
 
 
-class Breaker(_Part, frozen=True, kw_only=True):
-    """What becomes of a suspended watch that nobody attends to.
+class Notify(_Part, frozen=True, kw_only=True):
+    """Whom the supervisor tells, from outside the sandbox, when the breaker trips, so that it is not lost on anybody.
+
+    What has happened is one JSON object: watch, state, cause, evidence, log. Words in it may be the agent's.
 
     Attributes:
-        frozen_s: Seconds until `on_expiry`.
-        on_expiry: "kill" or "resume".
+        command: Program (an absolute path) and arguments; no shell. The object is its standard input.
+        url: Where the object is posted to, "http://…" or "https://…"; "" for nowhere.
+        timeout_s: Seconds after which either is given up.
     """
 
+    command: list[str] = []
+    url: str = ""
+    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 10.0
+
+
+class Breaker(_Part, frozen=True, kw_only=True):
+    """What suspends a watch without a person, and what becomes of a suspended one that nobody attends to.
+
+    Attributes:
+        freeze_at: From this severity on, one finding freezes; "never" for none.
+        throttle_at: From this severity on, one finding throttles: no new connection or command, flows paused.
+        two_families_at: Findings of two independent families freeze together, from this severity on.
+        two_families_window_s: Within so many seconds.
+        frozen_s: Seconds until `on_expiry`.
+        on_expiry: "kill" or "resume".
+        notify: Whom to tell.
+    """
+
+    freeze_at: Threshold = "critical"
+    throttle_at: Threshold = "never"
+    two_families_at: Threshold = "high"
+    two_families_window_s: Seconds = 300.0
     frozen_s: Seconds = 3600.0
     on_expiry: Literal["kill", "resume"] = "kill"
+    notify: Notify = Notify()
+
+
+class Detect(_Part, frozen=True, kw_only=True):
+    """What is looked for in the record. The project's own rules always run, but for those that are disabled.
+
+    Attributes:
+        rules: Sigma files, or folders of them: absolute paths, or such that begin with ~; never in the workspace.
+        disabled: Ids (or, of Sigma rules, titles) of rules whose findings are not made.
+    """
+
+    rules: list[str] = []
+    disabled: list[str] = []
+
+
+class Budgets(_Part, frozen=True, kw_only=True):
+    """What a whole watch may use; when one is used up, the watch is suspended, and each resume grants another tenth.
+
+    Attributes:
+        bytes_out: Bytes sent through the gateway.
+        connections: Connections allowed to outside destinations.
+        cpu_s: CPU time of all processes, seconds.
+        gpu_s: GPU time of all processes, seconds in which a kernel was executing.
+        money: Amount, in whatever currency the prices are.
+        price_cpu_hour: Price of an hour of CPU time.
+        price_gpu_hour: Price of an hour of GPU time.
+        price_gb_out: Price of 10⁹ bytes sent.
+    """
+
+    bytes_out: Positive | None = None
+    connections: Positive | None = None
+    cpu_s: Seconds | None = None
+    gpu_s: Seconds | None = None
+    money: Seconds | None = None
+    price_cpu_hour: Amount = 0.0
+    price_gpu_hour: Amount = 0.0
+    price_gb_out: Amount = 0.0
 
 
 class Telemetry(_Part, frozen=True, kw_only=True):
@@ -236,7 +303,9 @@ class Policy(_Part, frozen=True, kw_only=True):
         limits: Upper bounds.
         snapshots: Pre-images for `diff` and `undo`.
         audit: Bound of the audit log.
-        breaker: What follows a suspension.
+        breaker: What suspends a watch, and what follows.
+        detect: What is looked for in the record.
+        budgets: What the whole watch may use.
         telemetry: How GPUs and processes are measured.
     """
 
@@ -251,4 +320,6 @@ class Policy(_Part, frozen=True, kw_only=True):
     snapshots: Snapshots = Snapshots()
     audit: Audit = Audit()
     breaker: Breaker = Breaker()
+    detect: Detect = Detect()
+    budgets: Budgets = Budgets()
     telemetry: Telemetry = Telemetry()

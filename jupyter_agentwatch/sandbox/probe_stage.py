@@ -235,7 +235,7 @@ def _find_in_tables() -> None:
         named.bind("")
         for table, column, sock in (("tcp", 9, listening), ("tcp6", 9, listening6), ("unix", 6, named)):
             rows = (row.split() for row in Path(f"/proc/net/{table}").read_text("latin-1").splitlines()[1:])
-            if str(os.fstat(sock.fileno()).st_ino) not in {row[column] for row in rows}:
+            if str(os.fstat(sock.fileno()).st_ino) not in {row[column] for row in rows if len(row) > column}:
                 msg = f"/proc/net/{table} does not show a socket of ours"
                 raise FailedTrialError(msg)
 

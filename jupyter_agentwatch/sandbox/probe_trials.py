@@ -364,10 +364,10 @@ def try_cgroup(bench: Bench) -> str:
 
 def _no_cgroup() -> FailedTrialError:
     mounts = (line.split() for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines())
-    writable = ["ro" not in options.split(",") for _, _, kind, options, *_ in mounts if kind == "cgroup2"]
-    if not writable:
+    points = [point for _, point, kind, *_ in mounts if kind == "cgroup2" and Path(point, "cgroup.procs").exists()]
+    if not points:
         return FailedTrialError("no cgroup v2 is mounted", _MOUNT_CGROUPS)
-    if not any(writable):
+    if all(os.statvfs(point).f_flag & os.ST_RDONLY for point in points):
         return FailedTrialError("the cgroup file system is mounted read-only", _BOUND_CONTAINER)
     return FailedTrialError("there is no cgroup v2 in which we may make one")
 

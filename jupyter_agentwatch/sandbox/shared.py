@@ -162,8 +162,6 @@ def give_up_rights(machine: Machine) -> None:
     if _libc.syscall(machine.numbers["capset"], struct.pack("=Ii", 0x20080522, 0), nothing) != 0:
         msg = f"probe 'capabilities' failed: they cannot be given up ({os.strerror(ctypes.get_errno())})"
         raise RungError(msg)
-    # The same user's other processes could otherwise write to our memory where Landlock does not stop them.
-    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -32,6 +32,8 @@ _SYSTEM_V: Final = (
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
 )
+# Landlock lets a program be told of what happens to files that it must not open. Programs poll where there is no inotify.
+_NOTICES: Final = ("inotify_init", "inotify_init1")
 
 _SOL_SOCKET, _SO_REUSEPORT, _IPPROTO_TCP, _TCP_FASTOPEN_CONNECT = 1, 15, 6, 30
 _SET_DUMPABLE, _SET_PTRACER = 4, 0x59616D61
@@ -63,7 +65,7 @@ def shared_blocks(abi: int) -> dict[str, Block]:
         **dict.fromkeys(TIME_CALLS, ret(NOTIFY)),
         **dict.fromkeys((*_OWNER_CALLS, "migrate_pages", "process_mrelease"), ret(eperm)),
         **dict.fromkeys(_ATTRIBUTE_CALLS, ret(errno_of(errno.EOPNOTSUPP))),
-        **dict.fromkeys((*_SYSTEM_V, "file_setattr"), ret(errno_of(errno.ENOSYS))),
+        **dict.fromkeys((*_SYSTEM_V, *_NOTICES, "file_setattr"), ret(errno_of(errno.ENOSYS))),
     }
     if abi < 6:
         blocks |= {name: ret(NOTIFY) for name in SIGNAL_CALLS}

@@ -25,7 +25,7 @@ from jupyter_agentwatch.sandbox import init
 
 __all__ = ["main"]
 
-_PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_CAPBSET_DROP = 47, 4, 24
 _TIOCSCTTY = 0x540E
 _MAX_MESSAGE = 1 << 20
@@ -204,6 +204,7 @@ class _SharedServer(init.Server):
 
                 fcntl.ioctl(0, _TIOCSCTTY, 0)
             os.chdir(request["cwd"])
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if self._ruleset >= 0:
                 _check(_libc.syscall(self._restrict, self._ruleset, 0))
             keep = sorted({told, 2})

@@ -49,7 +49,7 @@ chown 92 -1|fchown 93 55|lchown 94 -1|fchownat 260 54|utime 132 -1|utimes 235 -1
 setxattr 188 5|lsetxattr 189 6|fsetxattr 190 7|setxattrat 463 463|removexattr 197 14|lremovexattr 198 15
 fremovexattr 199 16|removexattrat 466 466|file_setattr 469 469|mq_open 240 180|mq_unlink 241 181
 shmget 29 194|shmat 30 196|shmctl 31 195|semget 64 190|semop 65 193|semtimedop 220 192|semctl 66 191
-msgget 68 186|msgsnd 69 189|msgrcv 70 188|msgctl 71 187
+inotify_init 253 -1|inotify_init1 294 26|msgget 68 186|msgsnd 69 189|msgrcv 70 188|msgctl 71 187
 """
 
 

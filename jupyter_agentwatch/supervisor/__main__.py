@@ -5,25 +5,22 @@ Standard output carries exactly one JSON line (`LaunchReport`); standard error g
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import gc
 import os
 import resource
 import signal
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from jupyter_agentwatch import __version__
-from jupyter_agentwatch.errors import AgentwatchError, RungError, WorkspaceError
+from jupyter_agentwatch.errors import AgentwatchError, RungError
 from jupyter_agentwatch.policy import Limits, Policy
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.places import check_workspace
+from jupyter_agentwatch.supervisor.claims import Claim, claim_workspace, clear_away, forget_silence, sweep
 from jupyter_agentwatch.supervisor.ground import Site, begin
 from jupyter_agentwatch.wire.framing import FrameDecoder
 from jupyter_agentwatch.wire.messages import Launch, LaunchReport
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_START_S = 60.0
-
 
 def main() -> int:
     """Run one watch to its end; return the exit status (125 when it could not begin)."""
@@ -47,7 +42,7 @@ def main() -> int:
     launch: Launch | None = None
     try:
         launch = _read_launch()
-        supervisor = _stand_up(launch)
+        supervisor, claim = _stand_up(launch)
     except RungError as error:
         text = str(error) if launch is None else _diagnosis(str(error), launch.policy)
         _report(LaunchReport(error="RungError", text=text))
@@ -58,11 +53,13 @@ def main() -> int:
     except OSError as error:
         _report(LaunchReport(error="RungError", text=f"the supervisor could not start: {error}"))
         return RungError.exit_code
-    _sweep_runtime_dir()
+    sweep()
     gc.collect()
     gc.freeze()  # what start-up made lives to the end: keep the collector from walking it in a handler
     gc.set_threshold(50_000)
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
+    forget_silence(Path(launch.log))
+    claim.release()
     # The log is closed and nothing is left to do. A worker thread may still sit in a connect or a name look-up, and the
     # interpreter would wait for it.
     os._exit(0)
@@ -92,20 +89,6 @@ def _diagnosis(text: str, policy: Policy) -> str:
     return why_not("A", "B") or text
 
 
-def _sweep_runtime_dir() -> None:
-    """Remove what supervisors that were killed left behind: their sockets and their pre-images."""
-    import shutil
-
-    for store in (*runtime_dir().glob("*.store"), *runtime_dir().glob("*.fresh")):
-        control = store.with_suffix(".sock")
-        with socket.socket(socket.AF_UNIX) as probe:
-            error = probe.connect_ex(str(control))
-        # ENOENT may be a supervisor that is just starting: then its store is younger than a start can take.
-        if error == errno.ECONNREFUSED or (error == errno.ENOENT and time.time() - store.stat().st_mtime > _START_S):
-            control.unlink(missing_ok=True)
-            shutil.rmtree(store, ignore_errors=True)
-
-
 def _read_launch() -> Launch:
     decoder: FrameDecoder[Launch] = FrameDecoder(msgspec.msgpack.Decoder(Launch))
     while data := os.read(0, 1 << 16):
@@ -121,27 +104,6 @@ def _report(report: LaunchReport) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.close(quiet)
-
-
-def _take(workspace: Path, watch: str) -> None:
-    """Hold a lock on the workspace, by its inode, until this process ends: two histories of one folder would both lie.
-
-    Raises:
-        WorkspaceError: Another watch holds it.
-    """
-    info = workspace.stat()
-    # Left open on purpose, and closed on exec: the lock lasts as long as this process.
-    lock = os.open(
-        runtime_dir() / f"{info.st_dev:x}-{info.st_ino:x}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        other = os.pread(lock, 64, 0).decode(errors="replace") or "that is just starting"
-        msg = f"workspace {workspace} is in use by watch {other}; close that one, or choose another folder"
-        raise WorkspaceError(msg) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, watch.encode(), 0)
 
 
 def _site(launch: Launch, workspace: Path, *, count_tasks: bool) -> Site:
@@ -176,10 +138,19 @@ def _new_log(launch: Launch, policy: Policy, *, rung: str, limits_by: str) -> Au
     )
 
 
-def _stand_up(launch: Launch) -> Supervisor:
-    policy = launch.policy
+def _stand_up(launch: Launch) -> tuple[Supervisor, Claim]:
     workspace = check_workspace(Path(launch.workspace), (Path.home(), runtime_dir(), log_dir()))
-    _take(workspace, launch.watch)
+    claim = claim_workspace(workspace, launch.watch)
+    try:
+        return _on(workspace, launch), claim
+    except BaseException:
+        clear_away(launch.watch)
+        claim.release()
+        raise
+
+
+def _on(workspace: Path, launch: Launch) -> Supervisor:
+    policy = launch.policy
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
     delegation = find_delegation()

@@ -29,6 +29,9 @@ _SAMPLE_S: Final = 0.1
 _SHARE: Final = 5
 """A look that takes long is followed by a pause of so many times its length: a crowd must not occupy the supervisor."""
 
+_FULL: Final = 0.95
+"""Share of the bound on tasks from which it counts as reached: forks that are under way hold places, and are refused."""
+
 _FILES_EVERY: Final = 10
 """Looks between two that ask each process for its memory files, which costs the most."""
 
@@ -70,7 +73,7 @@ class BoundsWatch:
             pause = max(_SAMPLE_S, _SHARE * (time.monotonic() - begun))
             if self._memory_bytes is not None and usage.resident_bytes + in_files > self._memory_bytes:
                 await self._end_all(usage.resident_bytes, in_files, self._memory_bytes)
-            if self._processes is not None and sum(usage.tasks.values()) >= self._processes:
+            if self._processes is not None and sum(usage.tasks.values()) >= self._processes * _FULL:
                 self._tell(usage, self._processes)
 
     def _look(self) -> tuple[Usage, int]:

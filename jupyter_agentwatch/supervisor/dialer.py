@@ -12,7 +12,7 @@ Two ways in, because a connect has two kinds of callers:
   and not the dial's own errno, which stands in the flow's record.
 
 A dial that ends at once, as on loopback, is joined by the thread that began it; others end on the control thread's
-loop. Neither may wait, whatever the caller has done to its socket: see `connect_at_once`.
+loop. Neither may wait, whatever the caller has done to its socket: see `connecting`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.policy import HOST_LOOPBACK
@@ -33,8 +34,9 @@ from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address
 from jupyter_agentwatch.supervisor.closer import Closer
+from jupyter_agentwatch.supervisor.connecting import Connects, connect_at_once
 
-__all__ = ["Dial", "Dialer", "begin", "connect_at_once"]
+__all__ = ["Dial", "Dialer", "begin"]
 
 GRACE_S: Final = 0.005
 """How long a connect that does not block may take before its socket is parked."""
@@ -44,7 +46,6 @@ _UNPAIRED_S: Final = 10.0
 _MAX_UNPAIRED: Final = 512
 _MAX_ACCEPTS: Final = 64
 _TCP_CLOSE: Final = 7
-_CONNECT_FLAGS: Final = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _ACCEPT_AGAIN_S: Final = 0.1
 
 _MAX_PENDING: Final = 512
@@ -91,20 +92,6 @@ def begin(address: Address) -> tuple[socket.socket, int]:
     return outside, 0
 
 
-def connect_at_once(sock: socket.socket, host: str, port: int) -> int:
-    """Begin to connect a stream socket that others share; return the errno, 0 where it is connected.
-
-    A plain connect waits where the socket blocks, and both whether it does and how long the peer's answer stays away
-    (IP_MINTTL, TCP_MD5SIG) are for the sandbox to say, at any moment. A send with MSG_FASTOPEN connects, too, and its
-    MSG_DONTWAIT is the call's own. It sends no data here; every network namespace begins with fast open for clients.
-    """
-    try:
-        sock.sendto(b"", _CONNECT_FLAGS, (host, port))
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
-
-
 class Dialer:
     """Ends dials. `hand_over`, `refuse` and `join` may be called from any thread, `close` from the loop's.
 
@@ -146,6 +133,7 @@ class Dialer:
         self._failed = failed
         self._connected = connected
         self._closer = closer
+        self._connects = Connects()
         self._pools: tuple[deque[socket.socket], deque[socket.socket]] = (deque(), deque())
         # By the caller's own address inside: a port alone may be bound once on each of 127.0.0.0/8.
         self._expected: dict[_Key, Dial] = {}
@@ -163,23 +151,8 @@ class Dialer:
 
     def join(self, dial: Dial) -> None:
         """Connect the caller's socket to the gateway, answer the caller, and let the flow begin. Never waits."""
-        target = dial.target
-        v6 = target.family == socket.AF_INET6
-        # 0: another call on the same socket has connected it meanwhile
-        error = connect_at_once(target, *self._gates[v6]) or errno.EISCONN
-        key = target.getsockname()[:2]
-        if error == errno.EINPROGRESS and dial.blocking:
-            error = connect_at_once(
-                target, *self._gates[v6]
-            )  # on loopback, the peer has answered by now, nearly always
-        if error not in {0, errno.EINPROGRESS, errno.EALREADY}:
-            self._answer(dial, error)
-            self._drop(dial)
-            return
-        self._connected(target)
-        if error != errno.EALREADY:
-            self._answer(dial, error)
-        self._pair(dial, key, self._listening[v6])
+        v6 = dial.target.family == socket.AF_INET6
+        self._connects.begin(dial.target, self._gates[v6], partial(self._joined, dial))
 
     def hand_over(self, dial: Dial) -> None:
         """Let the loop wait for a dial that did not end at once. Any thread."""
@@ -200,11 +173,38 @@ class Dialer:
         """Cancel every dial and drop what is not joined."""
         for task in self._tasks:
             task.cancel()
+        self._connects.close()
         with self._pairing:
             for sock in (*self._accepted.values(), *self._pools[0], *self._pools[1]):
                 sock.close()
             for dial in self._expected.values():
                 self._drop(dial)
+
+    def _joined(self, dial: Dial, error: int) -> None:
+        try:
+            self._answer_and_pair(dial, error)
+        except BaseException:
+            self._answer(dial, errno.EPERM)
+            self._drop(dial)
+            raise
+
+    def _answer_and_pair(self, dial: Dial, error: int) -> None:
+        target = dial.target
+        v6 = target.family == socket.AF_INET6
+        key = target.getsockname()[:2]
+        if error == errno.EINPROGRESS and dial.blocking:
+            # On loopback, the peer has answered by now, nearly always. Without fast open, it is the caller itself that
+            # has taken the wait away meanwhile.
+            again = connect_at_once(target, *self._gates[v6])
+            error = error if again == errno.EOPNOTSUPP else again
+        if error not in {0, errno.EINPROGRESS, errno.EALREADY}:
+            self._answer(dial, error)
+            self._drop(dial)
+            return
+        self._connected(target)
+        if error != errno.EALREADY:
+            self._answer(dial, error)
+        self._pair(dial, key, self._listening[v6])
 
     def _answer(self, dial: Dial, error: int) -> None:
         dial.is_answered = True
@@ -301,7 +301,8 @@ class Dialer:
     def _begin_flow(self, dial: Dial, inside: socket.socket) -> None:
         if not dial.is_answered:
             v6 = dial.target.family == socket.AF_INET6
-            self._answer(dial, connect_at_once(dial.target, *self._gates[v6]))
+            error = connect_at_once(dial.target, *self._gates[v6])
+            self._answer(dial, 0 if error == errno.EOPNOTSUPP else error)
         self._closer.close(dial.target)
         self._relay(dial, inside)
 
@@ -351,7 +352,7 @@ class Dialer:
                 self.join(dial)
             return
         v6 = dial.target.family == socket.AF_INET6
-        parked = connect_at_once(dial.target, *self._parkings[v6])
+        parked = await self._begun(dial.target, self._parkings[v6])
         self._answer(dial, parked)
         if parked != errno.EINPROGRESS:
             outcome.cancel()
@@ -367,6 +368,16 @@ class Dialer:
                 with contextlib.suppress(OSError):  # the caller has reset it itself
                     dial.target.shutdown(socket.SHUT_RDWR)  # resets a socket that has only sent its SYN
             self._closer.close(dial.target)
+
+    async def _begun(self, sock: socket.socket, name: _Key) -> int:
+        begun: asyncio.Future[int] = self._loop.create_future()
+
+        def tell(error: int) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the watch has ended
+                self._loop.call_soon_threadsafe(_resolve, begun, error)
+
+        self._connects.begin(sock, name, tell)
+        return await begun
 
     async def _meet(self, dial: Dial, *, v6: bool) -> int:
         """Make one connection of the parked socket and ours, and relay it; return 0 or the errno."""
@@ -397,7 +408,7 @@ class Dialer:
     async def _outcome(self, sock: socket.socket, timeout_s: float) -> int:
         """Wait until a connecting socket is writable; return its errno (ETIMEDOUT after `timeout_s`)."""
         ready: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(sock, _resolve, ready)
+        self._loop.add_writer(sock, _resolve, ready, None)
         try:
             await asyncio.wait_for(ready, timeout_s)
         except TimeoutError:
@@ -408,6 +419,7 @@ class Dialer:
 
 
 _Key = tuple[str, int]
+T = TypeVar("T")
 
 
 def _name(sock: socket.socket) -> _Key:
@@ -419,6 +431,6 @@ def _is_reset(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def _resolve(future: asyncio.Future[T], value: T) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(value)

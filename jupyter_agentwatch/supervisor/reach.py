@@ -22,6 +22,7 @@ from jupyter_agentwatch.sandbox.sockaddr import Address, bind_raw, is_inside, pa
 __all__ = ["PrivateReach", "Reach", "SharedReach"]
 
 _LISTENING: Final = "0A"
+_ACCEPTS: Final = "00010000"
 _LOOPBACK4: Final = socket.inet_aton("127.0.0.1")
 _LOOPBACK6: Final = socket.inet_pton(socket.AF_INET6, "::1")
 _MAPPED_EVERYWHERE6: Final = socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0")
@@ -144,7 +145,9 @@ class SharedReach:
         """See `Reach`."""
         with self._lock:
             inode = self._names.get(name, -1)
-        return inode >= 0 and inode in _abstract_inodes(name)
+        # A name may hold line breaks, and with them rows of its choice: those can add a socket, but take none away.
+        bound, listening = _abstract_inodes(name)
+        return inode in bound and listening <= {inode}
 
     def outside(self, address: Address) -> Address:
         """See `Reach`: what listens on this machine's loopback is `host.loopback` in a policy."""
@@ -230,9 +233,11 @@ def _listening_inodes(host: str, port: int) -> set[int]:
     return {int(row[9]) for row in rows if row[3] == _LISTENING and row[1] in names}
 
 
-def _abstract_inodes(name: bytes) -> set[int]:
+def _abstract_inodes(name: bytes) -> tuple[set[int], set[int]]:
+    """Return the sockets that have an abstract name, those too that its listener accepted; and its listeners."""
     shown = "@" + name[1:].decode("latin-1").replace("\0", "@")
-    return {int(row[6]) for row in _rows("/proc/net/unix") if len(row) > 7 and row[7] == shown}
+    rows = [row for row in _rows("/proc/net/unix") if len(row) > 7 and row[7] == shown and row[6].isdecimal()]
+    return {int(row[6]) for row in rows}, {int(row[6]) for row in rows if row[3] == _ACCEPTS}
 
 
 def _answering4(host: str) -> tuple[str, ...]:

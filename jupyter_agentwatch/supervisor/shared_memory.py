@@ -23,6 +23,7 @@ __all__ = ["SharedMemory"]
 Handler = Callable[[Notification], None]
 
 _SHM: Final = "/dev/shm/"  # noqa: S108 -- the name that is led elsewhere
+_PREFIX: Final = _SHM.encode()
 _FLAGS: Final = os.O_ACCMODE | os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_APPEND
 _PATHS: Final[Mapping[str, tuple[tuple[int | None, int], ...]]] = {
     "open": ((None, 0),),
@@ -72,6 +73,9 @@ class SharedMemory:
         for folder, place in _PATHS[op]:
             dirfd = AT_FDCWD if folder is None else as_int(n.args[folder])
             try:
+                # One look that costs little, for what nearly all names are not.
+                if self._memory.read(n.tid, n.args[place], len(_PREFIX)) != _PREFIX:
+                    return None
                 path = claimed_path(self._memory, n.tid, dirfd, n.args[place])
             except OSError:
                 return None

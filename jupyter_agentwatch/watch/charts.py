@@ -5,13 +5,13 @@ A GPU's utilisation is drawn at the driver's own time stamps: each measurement o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from jupyter_agentwatch.telemetry.model import GpuSample, Resources, Snapshot
 
-__all__ = ["Chart", "GpuChart", "Line", "ResourcesChart", "drawn"]
+__all__ = ["Chart", "GpuChart", "Line", "ResourcesChart"]
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -38,15 +38,15 @@ class Line:
 
 
 class Chart(Protocol):
-    """Lines that grow with each sample.
+    """Lines that grow with each sample."""
 
-    Attributes:
-        title: What is shown.
-        panels: Name and unit of each panel.
-    """
+    @property
+    def title(self) -> str:
+        """What is shown."""
 
-    title: str
-    panels: tuple[tuple[str, str], ...]
+    @property
+    def panels(self) -> Sequence[tuple[str, str]]:
+        """Name and unit of each panel."""
 
     @property
     def lines(self) -> list[Line]:
@@ -168,13 +168,6 @@ class ResourcesChart(_Lines):
             passed_s = (now.t_mono_ns - before.t_mono_ns) / 1e9
             self._add(3, "read", t_ns, max(0, now.read_bytes - before.read_bytes) / passed_s / _MEGA)
             self._add(3, "written", t_ns, max(0, now.write_bytes - before.write_bytes) / passed_s / _MEGA)
-
-
-def drawn(chart: Chart, snapshots: Iterable[Snapshot]) -> Chart:
-    """Return a chart after it has taken samples."""
-    for snapshot in snapshots:
-        chart.feed(snapshot)
-    return chart
 
 
 def _name(gpu: GpuSample) -> str:

@@ -8,9 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jupyter_agentwatch.errors import CommandFailedError
 from jupyter_agentwatch.wire.messages import CommandEnded, RunCommand
 
-__all__ = ["Command", "CommandResult", "build_request", "make_result", "shell_program"]
+__all__ = [
+    "Command",
+    "CommandResult",
+    "build_request",
+    "checked_result",
+    "input_bytes",
+    "make_result",
+    "shell_program",
+]
 
 Command = str | Sequence[str | os.PathLike[str]]
 """A shell script as one text, or a program with its arguments, executed as they are."""
@@ -111,6 +120,7 @@ def build_request(
     cwd: str | os.PathLike[str] | None = None,
     stdin: bool = False,
     pty: bool = False,
+    gpu: int | str | None = None,
 ) -> RunCommand:
     """Check what a caller asks for and make the message of it.
 
@@ -129,7 +139,36 @@ def build_request(
         timeout_s=timeout or 0.0,
         stdin=stdin,
         pty=pty,
+        gpu=_gpu(gpu),
     )
+
+
+def input_bytes(data: object) -> bytes | None:
+    """Return what a command is to read; None where a caller gives nothing, or only says whether there is to be a pipe.
+
+    Raises:
+        TypeError: It is neither bytes nor text.
+    """
+    if data is None or isinstance(data, bool):
+        return None
+    if isinstance(data, str):
+        return data.encode()
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    msg = f"stdin must be bytes or text, not {type(data).__name__}"
+    raise TypeError(msg)
+
+
+def checked_result(result: CommandResult, *, check: bool) -> CommandResult:
+    """Return the result of a command.
+
+    Raises:
+        CommandFailedError: It failed, and `check` is set.
+    """
+    if check and not result.ok:
+        msg = f"command {result.step} ({result.argv[0]}) failed: {result.outcome}, return code {result.returncode}"
+        raise CommandFailedError(msg, result)
+    return result
 
 
 def make_result(argv: Sequence[str], ended: CommandEnded, stdout: bytes, stderr: bytes) -> CommandResult:
@@ -164,6 +203,12 @@ def _arguments(command: Command) -> list[str]:
         msg = "command is an empty sequence: name at least a program"
         raise ValueError(msg)
     return [_text(os.fspath(part), f"command[{index}]") for index, part in enumerate(command)]
+
+
+def _gpu(gpu: object) -> int | str | None:
+    if gpu is None or (isinstance(gpu, int) and not isinstance(gpu, bool)):
+        return gpu
+    return _text(gpu, "gpu")
 
 
 def _variables(env: Mapping[str, str]) -> dict[str, str]:

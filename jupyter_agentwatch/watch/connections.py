@@ -271,4 +271,3 @@ def _chosen(keys: list[str], edges: list[Edge], number: int) -> set[str]:
 def _trim(known: OrderedDict[int, str] | OrderedDict[int, _Flowing]) -> None:
     while len(known) > _MANY:
         known.popitem(last=False)
-

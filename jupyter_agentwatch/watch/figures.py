@@ -13,7 +13,7 @@ from jupyter_agentwatch.watch.charts import Chart, Line
 from jupyter_agentwatch.watch.connections import ConnectionGraph, Edge, EndpointNode, ProcessNode
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    import plotly.graph_objects as go  # type: ignore[import-untyped]
 
 __all__ = ["FigureSpec", "chart_spec", "figure_text", "graph_spec", "plotted"]
 
@@ -42,7 +42,7 @@ def chart_spec(chart: Chart) -> FigureSpec:
     height = (1 - _GAP * (len(chart.panels) - 1)) / len(chart.panels)
     bottom = "" if len(chart.panels) == 1 else str(len(chart.panels))
     layout: dict[str, Any] = {
-        "title": {"text": " – ".join([chart.title, *notes])},
+        "title": {"text": ": ".join([chart.title, *notes])},
         "height": 120 + _PANEL_PX * len(chart.panels),
         "hovermode": "x",
         "xaxis": {"type": "date", "title": {"text": "time (UTC)"}, "anchor": f"y{bottom}"},
@@ -89,7 +89,7 @@ def graph_spec(graph: ConnectionGraph) -> FigureSpec:
     traces.append(_nodes("endpoints", right, [_endpoint_text(node) for node in graph.endpoints], "middle right"))
     bare = {"visible": False, "fixedrange": False}
     layout: dict[str, Any] = {
-        "title": {"text": "connections" if graph.edges else "connections – none on record"},
+        "title": {"text": "connections" if graph.edges else "connections: none on record"},
         "height": 160 + 22 * max(len(graph.processes), len(graph.endpoints), 8),
         "xaxis": {**bare, "range": [-0.8, 1.8]},
         "yaxis": bare,

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from jupyter_agentwatch.audit.reader import read_events
-from jupyter_agentwatch.errors import CommandFailedError, ControlError
+from jupyter_agentwatch.errors import ControlError
 from jupyter_agentwatch.policy import Policy
 from jupyter_agentwatch.sandbox.places import check_workspace
 from jupyter_agentwatch.watch.cell import current_cell
-from jupyter_agentwatch.watch.command import Command, CommandResult, build_request
+from jupyter_agentwatch.watch.command import Command, CommandResult, build_request, checked_result, input_bytes
 from jupyter_agentwatch.watch.importable import guard_imports
 from jupyter_agentwatch.watch.opening import load_policy, plan_launch, private_folders
 from jupyter_agentwatch.watch.process import SupervisorProcess, supervisor_command
 from jupyter_agentwatch.watch.running import Interrupts, OnOutput, Running
 from jupyter_agentwatch.watch.shell import Shell, Terminal, shell_command, terminal_command
 from jupyter_agentwatch.watch.table import event_columns, event_table
+from jupyter_agentwatch.watch.telemetry import WatchTelemetry
 from jupyter_agentwatch.wire.messages import (
     Ack,
     Answer,
@@ -43,7 +44,7 @@ _NAME = "kernel"
 _ANSWER_S = 10.0
 
 
-class Watch:
+class Watch(WatchTelemetry):
     """A sandbox under supervision. It begins when it is made and ends with `close`, `kill`, or this process.
 
     Any number of threads may use one watch at once; each command is a step of its own.
@@ -92,6 +93,7 @@ class Watch:
         self._import_risk = guard_imports(self._policy, self._workspace, launch.python)
         self._supervisor = SupervisorProcess.start(launch, supervisor or supervisor_command())
         self._client = self._supervisor.client
+        self._listen()
         # Runs when the watch is forgotten and at the end of the interpreter; it must not refer to the watch.
         self._finalizer = weakref.finalize(self, self._supervisor.close)
 
@@ -161,6 +163,7 @@ class Watch:
         stdin: bytes | str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        gpu: int | str | None = None,
         on_output: OnOutput | None = None,
         check: bool = False,
     ) -> CommandResult:
@@ -175,6 +178,8 @@ class Watch:
             stdin: What it reads; default: nothing.
             env: Variables in addition to the policy's.
             cwd: Folder, relative to the workspace; default: the workspace.
+            gpu: Index or UUID of a GPU that it is expected to use: leased to it until it ends, and the only one that
+                CUDA shows it.
             on_output: Called in this thread with (stream, bytes) as output comes.
             check: Raise where the command does not exit with 0.
 
@@ -185,12 +190,12 @@ class Watch:
             ControlError: The supervisor refused.
             ValueError: An argument holds what no program can be given.
         """
-        running = self._prepare(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd)
+        running = self._prepare(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd, gpu=gpu)
         with Interrupts() as interrupts:
             result = running.attend(interrupts, on_output)
         if interrupts.count:
             raise KeyboardInterrupt
-        return _checked(result, check=check)
+        return checked_result(result, check=check)
 
     def start(
         self,
@@ -200,6 +205,7 @@ class Watch:
         stdin: bytes | str | bool | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        gpu: int | str | None = None,
     ) -> Running:
         """Start a command and return at once.
 
@@ -209,13 +215,14 @@ class Watch:
             stdin: True: a pipe for `Running.write`; otherwise as for `run`.
             env: As for `run`.
             cwd: As for `run`.
+            gpu: As for `run`.
 
         Raises:
             SessionEndedError: The watch was killed.
             ControlError: The supervisor refused.
             ValueError: An argument holds what no program can be given.
         """
-        running = self._prepare(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd)
+        running = self._prepare(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd, gpu=gpu)
         running.launch_and_wait()
         return running
 
@@ -227,9 +234,10 @@ class Watch:
         stdin: bytes | str | bool | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        gpu: int | str | None = None,
     ) -> Running:
         """As `start`, without blocking the event loop; the result can be awaited and iterated over with `async for`."""
-        running = self._prepare(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd)
+        running = self._prepare(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd, gpu=gpu)
         await running.launch_async()
         return running
 
@@ -241,11 +249,12 @@ class Watch:
         stdin: bytes | str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        gpu: int | str | None = None,
         on_output: OnOutput | None = None,
         check: bool = False,
     ) -> CommandResult:
         """As `run`, without blocking the event loop; when it is cancelled, the command is killed."""
-        running = await self.start_async(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd)
+        running = await self.start_async(command, timeout=timeout, stdin=stdin, env=env, cwd=cwd, gpu=gpu)
         try:
             if on_output is not None:
                 async for stream, data in running:
@@ -254,7 +263,7 @@ class Watch:
         except BaseException:
             running.abandon()
             raise
-        return _checked(result, check=check)
+        return checked_result(result, check=check)
 
     @overload
     def shell(self, pty: Literal[False] = False, *, env: Mapping[str, str] | None = None) -> Shell: ...
@@ -394,6 +403,7 @@ class Watch:
         stdin: bytes | str | bool | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        gpu: int | str | None = None,
         pty: bool = False,
     ) -> Running:
         request = build_request(
@@ -405,12 +415,13 @@ class Watch:
             cwd=cwd,
             stdin=stdin not in {None, False},
             pty=pty,
+            gpu=gpu,
         )
         return Running(
             self._client,
             request,
             limit=self._policy.limits.output_bytes,
-            stdin=_input(stdin),
+            stdin=input_bytes(stdin),
             on_result=self._keep_result,
         )
 
@@ -424,21 +435,3 @@ class Watch:
             msg = "no command has ended in this watch yet: name a step"
             raise ControlError(msg)
         return self.last_result.step
-
-
-def _input(data: object) -> bytes | None:
-    if data is None or isinstance(data, bool):
-        return None
-    if isinstance(data, str):
-        return data.encode()
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    msg = f"stdin must be bytes or text, not {type(data).__name__}"
-    raise TypeError(msg)
-
-
-def _checked(result: CommandResult, *, check: bool) -> CommandResult:
-    if check and not result.ok:
-        msg = f"command {result.step} ({result.argv[0]}) failed: {result.outcome}, return code {result.returncode}"
-        raise CommandFailedError(msg, result)
-    return result

@@ -20,7 +20,11 @@ from jupyter_agentwatch.sandbox.places import Mode, plan_places
 __all__ = ["ImportableWorkspaceWarning", "guard_imports", "import_risk"]
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
-_LATE: Final = ("asyncio", "difflib", "pandas", "psutil", "yaml", "jupyter_agentwatch.policy.suggest")
+_LATE: Final = (
+    *("asyncio", "difflib", "pandas", "plotly.graph_objects", "psutil", "yaml"),
+    *("jupyter_agentwatch.policy.suggest", "jupyter_agentwatch.watch.live_figure"),
+    *("jupyter_agentwatch.watch.telemetry_table",),
+)
 """What our side of a watch imports only when it is needed, which would be after the agent's first command."""
 
 

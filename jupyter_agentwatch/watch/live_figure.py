@@ -9,21 +9,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import weakref
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-import plotly.graph_objects as go
+import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-from jupyter_agentwatch.watch.figures import FigureSpec
+from jupyter_agentwatch.watch.sources import Source
 
 __all__ = ["PERIOD_S", "LiveFigure"]
 
 PERIOD_S: Final = 0.5
 """Seconds between two updates."""
 
-_CHANGING: Final = ("x", "y", "text")
+_CHANGING: Final[tuple[str, ...]] = ("x", "y", "text")
 
 _log = logging.getLogger(__name__)
 
@@ -34,21 +34,21 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc] # plotly is untyped her
     It goes into any ipywidgets box. Layout, size and colours are the user's: only data and title are updated.
 
     Args:
-        look: Returns what is to be shown now, or None where nothing has changed. Called in the updating thread.
+        source: What is shown; used by one thread at a time.
         has_ended: Whether there will be nothing more to show.
     """
 
-    def __init__(self, look: Callable[[], FigureSpec | None], has_ended: Callable[[], bool]) -> None:
-        traces, layout = look() or ([], {})
-        self._sent: list[dict[str, Any]] = []
-        self._title = layout.get("title", {}).get("text", "")
+    def __init__(self, source: Source, has_ended: Callable[[], bool]) -> None:
+        self._busy = threading.Lock()
+        self._is_closed = False
+        source.update()
+        traces, layout = source.spec()
         prepared = [_prepared(each) for each in traces]
         super().__init__(data=prepared, layout=layout)
         self._sent = prepared
-        self._look = look
+        self._title = layout["title"]["text"]
+        self._source = source
         self._has_ended = has_ended
-        self._busy = threading.Lock()
-        self._is_closed = False
         _UPDATER.add(self)
 
     @property
@@ -59,7 +59,8 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc] # plotly is untyped her
     def close(self) -> None:
         """Take the figure away, and update it no more."""
         self.stop()
-        super().close()
+        with self._busy:  # not in the middle of an update
+            super().close()
 
     def stop(self) -> None:
         """Leave the figure as it is now."""
@@ -72,8 +73,7 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc] # plotly is untyped her
             if self._is_closed:
                 return False
             is_last = self._has_ended()
-            spec = self._look()
-            changed = spec is not None and self._show(*spec)
+            changed = self._source.update() and self._show(*self._source.spec())
         if is_last:
             self.stop()
         return changed
@@ -83,7 +83,8 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc] # plotly is untyped her
         if [each["name"] for each in prepared] != [each["name"] for each in self._sent]:
             self._replace(prepared, layout)
             return True
-        changes = [(place, _differences(old, new)) for place, (old, new) in enumerate(zip(self._sent, prepared, strict=True))]
+        pairs = zip(self._sent, prepared, strict=True)
+        changes = [(place, _differences(old, new)) for place, (old, new) in enumerate(pairs)]
         title = layout["title"]["text"]
         if title == self._title and not any(found for _, found in changes):
             return False
@@ -108,27 +109,25 @@ class _Updater:
     """The one thread that updates live figures; it ends with the last of them."""
 
     def __init__(self) -> None:
-        self._figures: weakref.WeakSet[LiveFigure] = weakref.WeakSet()
+        self._figures: list[LiveFigure] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._changed = threading.Event()
 
     def add(self, figure: LiveFigure) -> None:
         with self._lock:
-            self._figures.add(figure)
+            self._figures.append(figure)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="agentwatch-figures", daemon=True)
                 self._thread.start()
 
     def remove(self, figure: LiveFigure) -> None:
         with self._lock:
-            self._figures.discard(figure)
-        self._changed.set()
+            # By identity: two figures that show the same count as equal to plotly.
+            self._figures = [each for each in self._figures if each is not figure]
 
     def _run(self) -> None:
         while True:
-            self._changed.wait(PERIOD_S)
-            self._changed.clear()
+            time.sleep(PERIOD_S)
             with self._lock:
                 figures = list(self._figures)
                 if not figures:
@@ -137,7 +136,7 @@ class _Updater:
             for figure in figures:
                 try:
                     figure.refresh()
-                except Exception:
+                except Exception:  # noqa: BLE001 -- whatever it is, the other figures must go on
                     _log.exception("a live figure failed; it is updated no more")
                     with contextlib.suppress(Exception):
                         figure.stop()

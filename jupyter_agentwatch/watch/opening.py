@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from jupyter_agentwatch.errors import PolicyError
 from jupyter_agentwatch.events import from_path, printable
 from jupyter_agentwatch.policy import Policy, check_policy, parse_policy, policy_from_mapping
 from jupyter_agentwatch.wire.messages import Launch
 from jupyter_agentwatch.wire.runtime import control_socket, log_dir, new_watch_id, runtime_dir
 
-__all__ = ["load_policy", "plan_launch", "private_folders"]
+__all__ = ["load_policy", "plan_launch", "private_folders", "with_simulated_gpus"]
 
 _MAX_POLICY = 1 << 20
 
@@ -46,6 +48,18 @@ def load_policy(policy: Policy | Mapping[str, Any] | str | os.PathLike[str] | No
         msg = f"{printable(name, 4096)}: cannot read the policy: not UTF-8 text at byte {error.start}"
         raise PolicyError(msg) from error
     return parse_policy(text, name)
+
+
+def with_simulated_gpus(policy: Policy, count: int | None) -> Policy:
+    """Return a policy in which so many simulated GPUs stand for the machine's; None leaves it as it is.
+
+    Raises:
+        PolicyError: The policy has a recorded trace in their place, or names a GPU beyond the count.
+    """
+    if count is None:
+        return policy
+    telemetry = msgspec.structs.replace(policy.telemetry, simulate_gpus=count)
+    return check_policy(msgspec.structs.replace(policy, telemetry=telemetry))
 
 
 def _policy_path(policy: object) -> Path:

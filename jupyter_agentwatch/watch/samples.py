@@ -36,11 +36,6 @@ class Samples:
         self._count = 0
         self._lock = threading.Lock()
 
-    @property
-    def count(self) -> int:
-        """Samples that have come so far, kept or not."""
-        return self._count
-
     def put(self, sample: bytes, left_out: int) -> None:
         """Keep a sample, and forget the oldest ones where there are too many bytes."""
         with self._lock:
@@ -51,12 +46,13 @@ class Samples:
             while self._bytes > self._max_bytes and len(self._kept) > 1:
                 self._bytes -= len(self._kept.popleft())
 
-    def since(self, count: int = 0) -> list[Snapshot]:
-        """Return the samples that came after the first `count` ones, as far as they are kept, oldest first."""
+    def since(self, count: int = 0) -> tuple[int, list[Snapshot]]:
+        """Return how many have come so far, and those after the first `count` as far as they are kept, oldest first."""
         from jupyter_agentwatch.telemetry.model import Snapshot
 
         with self._lock:
-            wanted = min(self._count - count, len(self._kept))
+            now = self._count
+            wanted = min(now - count, len(self._kept))
             chosen = list(self._kept)[len(self._kept) - wanted :] if wanted > 0 else []
         decoder = msgspec.msgpack.Decoder(Snapshot)
-        return [decoder.decode(each) for each in chosen]
+        return now, [decoder.decode(each) for each in chosen]

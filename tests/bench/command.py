@@ -53,27 +53,31 @@ def main(argv: Sequence[str]) -> int:
     facts, begun = machine(), time.monotonic()
     rows: list[Row] = []
     try:
-        with Ground(quick=options.quick) as ground:
+        with Ground(quick=options.quick, rung=options.rung) as ground:
             for name in chosen:
                 rows += _group(name, ground)
     except AgentwatchError as error:
         _say(f"no session can be opened here: {error}")
         return 1
     facts["load after"] = load()
+    facts["rung"] = options.rung
     result = {"quick": options.quick, "seconds": time.monotonic() - begun}
     page = as_markdown(rows, facts, **result)
     sys.stdout.write(page)
     folder = options.output or (None if options.quick or options.only else Path(__file__).parent)
     if folder is not None:
-        (folder / "latest.json").write_text(as_json(rows, facts, **result), "utf-8")
-        (folder / "latest.md").write_text("# Latest full run of `make bench`\n\n" + page, "utf-8")
-        _say(f"written: latest.json and latest.md in {folder}")
+        name = "latest" if options.rung == "A" else f"latest-{options.rung}"
+        title = f"# Latest full run of `make bench`, rung {options.rung}\n\n"
+        (folder / f"{name}.json").write_text(as_json(rows, facts, **result), "utf-8")
+        (folder / f"{name}.md").write_text(title + page, "utf-8")
+        _say(f"written: {name}.json and {name}.md in {folder}")
     return int(any(row.note.startswith("failed") for row in rows))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few samples: only shows that each row works")
+    parser.add_argument("--rung", choices=("A", "B"), default="A", help="rung of every session (default: A)")
     parser.add_argument("--only", action="append", choices=GROUPS, help="only this group; may be repeated")
     parser.add_argument("--list", action="store_true", help="show the groups and their figures")
     parser.add_argument(

@@ -15,7 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
+
+import msgspec
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.policy import Limits, Policy
@@ -51,6 +53,7 @@ class Ground:
 
     Args:
         quick: Take few samples, to see that each row works.
+        rung: Rung of every session.
 
     Attributes:
         workspace: Folder of the sessions; the programs of `INSIDE` are copied into it.
@@ -58,8 +61,9 @@ class Ground:
         env: Environment of what runs outside: the sandbox's own, with another home.
     """
 
-    def __init__(self, *, quick: bool) -> None:
+    def __init__(self, *, quick: bool, rung: Literal["A", "B"]) -> None:
         self.quick = quick
+        self.rung = rung
         self._scratch = Path(tempfile.mkdtemp(prefix="aw-bench-"))
         # An installed package has its bytecode; a checkout gets it at the first start, unless this forbids it.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -109,7 +113,8 @@ class Ground:
 
     def open(self, policy: Policy | None = None, workspace: Path | None = None) -> Watch:
         """Open a watch, on the common workspace where none is given; the caller closes it."""
-        return Watch(policy or Policy(limits=Limits(processes=4096)), workspace or self.workspace)
+        wanted = policy or Policy(limits=Limits(processes=4096))
+        return Watch(msgspec.structs.replace(wanted, isolation=self.rung), workspace or self.workspace)
 
     def timed(self, watch: Watch, command: Sequence[str] | str, *, code: int = 0) -> float:
         """Run a command inside; return its wall time in seconds, seen from outside."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -58,14 +59,14 @@ def _one(ground: Ground, kind: str, number: int, closing: Executor) -> _Kill:
     watch = ground.open(workspace=ground.stage(f"{kind}-{number}"))  # one workspace serves one watch at a time
     try:
         _await_crowd(watch, kind)
-        namespace = _namespace(watch)
-        if processes_in(namespace) <= _CROWD:
-            msg = f"only {processes_in(namespace)} processes inside"
+        count = _counter(watch)
+        if count() <= _CROWD:
+            msg = f"only {count()} processes inside"
             raise MeasureError(msg)
         begun = time.perf_counter()
         killed = ask(control_socket(watch.id), Kill(reason="bench", by="bench"), Killed, name="bench", timeout=30)
         outside_ms = (time.perf_counter() - begun) * 1000
-        left = processes_in(namespace)
+        left = count()
     finally:
         closing.submit(watch.close)
     if left != killed.survivors:
@@ -83,12 +84,22 @@ def _await_crowd(watch: Watch, kind: str) -> None:
     raise MeasureError(msg)
 
 
-def _namespace(watch: Watch) -> int:
-    """Return the inode of the sandbox's PID namespace: that of a process below the supervisor which is not ours."""
+def _counter(watch: Watch) -> Callable[[], int]:
+    """Return what counts who lives inside, from outside: by its PID namespace, or one by one where it has none."""
     own = os.stat("/proc/self/ns/pid").st_ino
     below = psutil.Process(watch.status().pid).children(recursive=True)
     found = {os.stat(f"/proc/{process.pid}/ns/pid").st_ino for process in below} - {own}
-    if len(found) != 1:
+    if len(found) > 1:
         msg = f"{len(found)} PID namespaces below the supervisor"
         raise MeasureError(msg)
-    return found.pop()
+    if found:
+        namespace = found.pop()
+        return lambda: processes_in(namespace)
+    return lambda: sum(_lives(process) for process in below)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

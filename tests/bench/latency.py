@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from jupyter_agentwatch import Watch
+from jupyter_agentwatch.policy import Policy
 from tests.bench.ground import Ground, MeasureError, alternate
 from tests.bench.peers import FRESH_BWRAP, Srt
 from tests.bench.table import Row, median, p99, spread
@@ -21,7 +21,7 @@ def session(ground: Ground) -> list[Row]:
     times = []
     for _ in range(n + 1):
         begun = time.perf_counter()
-        with Watch(workspace=ground.workspace) as watch:
+        with ground.session(Policy()) as watch:
             times.append(time.perf_counter() - begun)
             ground.timed(watch, _TRUE)  # ready means: a command runs
     warm = [each * 1000 for each in times[1:]]

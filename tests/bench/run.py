@@ -1,4 +1,4 @@
-"""Starts the benchmark: `python tests/bench/run.py [--quick] [--only NAME] [--list]`, as `make bench` does."""
+"""Starts the benchmark: `python tests/bench/run.py [--quick] [--rung A|B] [--only NAME] [--list]`; see `make bench`."""
 
 from __future__ import annotations
 

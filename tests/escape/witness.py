@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["Outside"]
 
 _VICTIM: Final = """
-import os, sys, time
+import os, signal, sys
 os.chdir(sys.argv[1])
+signal.signal(signal.SIGWINCH, lambda *_: os.write(1, b"signalled"))
 held = open("secret")
 keep = [open("secret") for _ in range(8)]
 print("here", flush=True)
-time.sleep(3000)
+while True:
+    signal.pause()
 """
+_USUAL_FILES: Final = 1024
+"""Soft limit of open files that most programs of a user have."""
 _IPC_CREAT: Final = 0o1000
 _PLACES: Final = ("/usr/bin/env", "/etc/passwd", "/etc/hosts")
 _NAME_ANSWERS: Final = {
@@ -147,6 +151,8 @@ class Outside:
         self._held.callback(self._end_victim)
         assert self.victim.stdout is not None
         assert self.victim.stdout.readline() == b"here\n"
+        self._heard = self.victim.stdout.fileno()
+        os.set_blocking(self._heard, False)
 
     def _end_victim(self) -> None:
         self.victim.kill()
@@ -186,7 +192,7 @@ class Outside:
         with caller:
             if name == "allowed":
                 self._allowed += 1
-            else:
+            elif name != "shared":  # we meet that one ourselves
                 self._arrivals.append(name)
 
     def _datagram(self, sock: socket.socket) -> None:
@@ -245,7 +251,7 @@ class Outside:
 
     def state(self, supervisor: int) -> dict[str, Any]:
         """Return everything that nothing inside may change, by what it is."""
-        found: dict[str, Any] = {"arrivals": tuple(self._arrivals)}
+        found: dict[str, Any] = {}
         for folder in (self.folder, self.home):
             for path in (folder, *sorted(folder.rglob("*"))):
                 found[f"file {path}"] = _file(path)
@@ -254,6 +260,10 @@ class Outside:
             found[f"file {name}"] = _file(Path(name))
         for name, pid in {"victim": self.victim.pid, "owner": os.getpid(), "supervisor": supervisor}.items():
             found[f"process {name}"] = _process(pid)
+        with contextlib.suppress(BlockingIOError):
+            if os.read(self._heard, 4096):
+                self._arrivals.append("a signal")
+        found["arrivals"] = tuple(self._arrivals)
         found["names"] = tuple(name for name in self.asked_names if b"tunnel" in name or b"\0" in name)
         found["machine"] = (socket.gethostname(), _text("/proc/net/route"), _text("/proc/net/if_inet6"))
         found["links"] = _text("/proc/net/fib_trie")
@@ -310,9 +320,14 @@ def _works(act: Callable[[], None]) -> bool:
 
 
 def _pass_a_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     one, other = socket.socketpair()
-    with one, other:
-        socket.send_fds(one, [b"x"], [other.fileno()])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_USUAL_FILES, hard))  # the kernel compares with the sender's own
+    try:
+        with one, other:
+            socket.send_fds(one, [b"x"], [other.fileno()])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _be_noticed() -> None:

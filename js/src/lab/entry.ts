@@ -11,7 +11,7 @@ type Shared = Record<string, Record<string, { get(): Factory | Promise<Factory> 
 
 interface Container {
   init(scope: Shared): void;
-  get(module: string): Promise<() => { default: Plugin }>;
+  get(module: string): Promise<() => { __esModule: true; default: Plugin }>;
 }
 
 let shared: Shared = {};
@@ -47,7 +47,7 @@ const container: Container = {
   },
   async get() {
     const made = plugin(await host());
-    return () => ({ default: made });
+    return () => ({ __esModule: true, default: made }); // without the mark, JupyterLab takes the module for the plugin
   },
 };
 

@@ -75,7 +75,7 @@ export class Strip {
       title: { text: plotted(this.title), x: 0.01, y: 0.97, font: { size: 12 } },
       height: 140,
       width: this.node.clientWidth || 300,
-      xaxis: { ...(common.xaxis as object), type: "date", nticks: 4 },
+      xaxis: { ...(common.xaxis as object), type: "date", nticks: 4, tickformat: "%H:%M:%S" },
       yaxis: { ...(common.yaxis as object), rangemode: "tozero", nticks: 4 },
     };
   }

@@ -42,6 +42,7 @@ export class HeaderPanel extends Panel {
   readonly #asks = element("ul", { class: "aw-asks", "aria-label": "calls that wait for you" });
   readonly #suspend: HTMLButtonElement;
   readonly #resume: HTMLButtonElement;
+  readonly #clock: ReturnType<typeof setInterval>;
   #shownAsks = "";
 
   constructor(
@@ -54,11 +55,19 @@ export class HeaderPanel extends Panel {
     this.#resume = this.#button("Resume", "resume");
     const buttons = element("div", { class: "aw-buttons" }, this.#suspend, this.#resume);
     fill(this.body, this.#state, this.#facts, buttons, this.#problem, this.#asks);
+    this.#clock = setInterval(() => {
+      this.touch(); // a picture comes only when something changes; time passes all the same
+    }, 1000);
     this.touch();
   }
 
+  override close(): void {
+    super.close();
+    clearInterval(this.#clock);
+  }
+
   protected override draw(): void {
-    const { state, lost, hasEnded } = this.feed.store;
+    const { state, stateAt, lost, hasEnded } = this.feed.store;
     if (state === null) {
       say(this.#state, lost || "asking…");
       return;
@@ -68,29 +77,30 @@ export class HeaderPanel extends Panel {
     const open = !hasEnded && this.act !== null;
     this.#suspend.hidden = !open || state.state === "frozen";
     this.#resume.hidden = !open || state.state !== "frozen";
-    this.#list(state);
+    this.#list(state, hasEnded ? 0 : performance.now() - stateAt);
     this.#ask(state.asks);
     if (hasEnded) {
       this.onEnd(state);
     }
   }
 
-  #list(state: RunState): void {
+  #list(state: RunState, since: number): void {
     const denied = Object.entries(state.counts).reduce((sum, [key, n]) => (key.endsWith(":deny") ? sum + n : sum), 0);
     const facts: [string, string][] = [
       ["run", state.watch],
       ["isolation", state.rung],
-      ["elapsed", clock(state.elapsed_s)],
+      ["elapsed", clock(state.elapsed_s + since / 1000)],
       ["now", count(state.processes, "process", "processes")],
       ["so far", `${count(state.steps, "step")}, ${count(denied, "refused call")}`],
       ["workspace", state.workspace],
       ["head", state.head.slice(0, 16)],
+      ["notes", state.notes.join(" · ")],
     ];
     const known = facts.filter(([, value]) => value !== "");
-    fill(this.#facts, ...known.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
-    if (state.notes.length > 0) {
-      this.#facts.append(element("dt", {}, "notes"), element("dd", {}, state.notes.join(" · ")));
-    }
+    fill(
+      this.#facts,
+      ...known.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
+    );
   }
 
   #ask(asks: readonly Ask[]): void {

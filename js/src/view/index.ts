@@ -28,8 +28,8 @@ export interface Request {
 type Make = (feed: Feed) => Panel;
 
 const PANELS: Readonly<Record<string, Make>> = {
-  findings: (feed) => new FindingsPanel(feed),
   connections: (feed) => new GraphPanel(feed),
+  findings: (feed) => new FindingsPanel(feed),
   timeline: (feed) => new TimelinePanel(feed),
   processes: (feed) => new ProcessPanel(feed),
   gpu: (feed) => new GpuPanel(feed),

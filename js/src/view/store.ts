@@ -79,10 +79,12 @@ export class Store {
       case "ended":
         this.state = this.state === null ? message.run : { ...this.state, ...endOf(message.run) };
         this.hasEnded = true;
+        for (const process of this.processes.values()) {
+          process.ended = true;
+        }
         this.lost = "";
         break;
       case "gap":
-        this.missing += message.lost;
         break;
       case "lost":
         this.lost = message.message;
@@ -99,6 +101,7 @@ export class Store {
     if (event.seq <= this.last) {
       return;
     }
+    this.missing += event.seq - this.last - 1; // a `gap` says the same of the same records
     this.last = event.seq;
     this.rows.push(event);
     if (this.rows.length > ROWS * 1.25) {
@@ -130,9 +133,6 @@ export class Store {
         break;
       case "gpu":
         this.#gpu(event);
-        break;
-      case "gap":
-        this.missing += number(event, "lost");
         break;
     }
   }

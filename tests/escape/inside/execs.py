@@ -13,7 +13,8 @@ for letter, program in (("a", "true"), ("b", "false")):
 page = mmap.mmap(-1, mmap.PAGESIZE)
 page[:9] = b"./prog-a\0"
 at = ctypes.addressof(ctypes.c_char.from_buffer(page))
-arguments = (ctypes.c_void_p * 2)(at, 0)
+page[256:261] = b"prog\0"
+arguments = (ctypes.c_void_p * 2)(at + 256, 0)
 flipper = os.fork()
 if flipper == 0:
     letters = ctypes.create_string_buffer(b"ab", 2)

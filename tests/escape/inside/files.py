@@ -1,5 +1,6 @@
 """Reads, writes and changes files that lie outside of what was granted."""
 
+import contextlib
 import ctypes
 import fcntl
 import glob
@@ -143,16 +144,12 @@ def modes_race():
             os.rename("turn", "turned")
             os.link("own", "turn2")
             os.rename("turn2", "turned")
-    done = 0
     for index in range(world["tries"]):
-        try:
+        with contextlib.suppress(OSError):
             os.chmod("turned", 0o777) if index % 2 else os.utime("turned", (1, 1))
-            done += 1
-        except OSError:
-            pass
     os.kill(child, 9)
     os.waitpid(child, 0)
-    return done
+    return world["tries"]
 
 
 def look():
@@ -217,7 +214,8 @@ def settings():
 
 def setuid():
     """Programs that run as somebody else, found and made."""
-    names = [p for p in glob.glob("/usr/bin/*") if os.stat(p).st_mode & (stat.S_ISUID | stat.S_ISGID)]
+    names = [p for p in glob.glob("/usr/bin/*") if os.lstat(p).st_mode & (stat.S_ISUID | stat.S_ISGID)]
+    names = [p for p in names if not os.path.islink(p)]
     shutil.copy("/usr/bin/env", "tool")
     for mode in (0o4755, 0o6755, 0o2755):
         tries(f"make {mode:o}", os.chmod, "tool", mode)

@@ -446,7 +446,7 @@ def rebinding():
         for _ in range(3):
             with contextlib.suppress(OSError):
                 for family, kind, protocol, _name, address in socket.getaddrinfo(name, TCP, type=socket.SOCK_STREAM):
-                    got.append(f"{name} is {address[0]}")
+                    said[name] = address[0]
                     tries(f"connect {address[0]}", connects, family, kind, protocol, address)
     for host in ("127.0.0.1", OTHER):
         tries(f"connect {host}", connects, 2, 1, 0, (host, TCP))

@@ -31,8 +31,9 @@ def memory():
             tries(f"{name} of {who}", lambda p=path: shows(p) or _not_empty(p))
         for name in ("cwd", "root", "exe", "ns/net", "ns/pid", "fd/0", "map_files"):
             tries(f"{name} of {who}", os.readlink, f"/proc/{pid}/{name}")
-        tries(f"descriptors of {who}", os.listdir, f"/proc/{pid}/fd")
-        tries(f"descriptors of {who}", os.listdir, f"/proc/{pid}/task/{pid}/fdinfo")
+        for fd in range(16):
+            tries(f"descriptor {fd} of {who}", os.readlink, f"/proc/{pid}/fd/{fd}")
+            tries(f"state of descriptor {fd} of {who}", shows, f"/proc/{pid}/task/{pid}/fdinfo/{fd}")
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError):
@@ -46,7 +47,11 @@ def _not_empty(path):
 
 
 def command_lines():
-    """What others were started with."""
+    """What others were started with, and what else `ps` shows."""
+    for who, pid in outside().items():
+        if world["rung"] == "B":
+            tries(f"numbers of the descriptors of {who}", os.listdir, f"/proc/{pid}/fd")
+            tries(f"threads of {who}", os.listdir, f"/proc/{pid}/task")
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
@@ -98,8 +103,14 @@ def signals():
                 held = os.pidfd_open(pid)
                 tries(f"pidfd {said_as}", signal.pidfd_send_signal, held, number)
                 tries(f"pidfd group {said_as}", call, "pidfd_send_signal", held, number, 0, 4)
-    # Everybody that may be signalled but the caller: none of ours is there, so nobody must be found.
-    tries("kill everybody", os.kill, -1, signal.SIGCONT)
+    # To everybody that may be signalled. The kernel says that it was sent also where it was sent to nobody; the witness
+    # takes note of this one, and others ignore it.
+    with contextlib.suppress(OSError):
+        os.kill(-1, signal.SIGWINCH)
+    for who, pid in victims.items():
+        for act in (os.kill, os.killpg):
+            with contextlib.suppress(OSError):
+                act(pid, signal.SIGWINCH)
 
 
 def owners():
