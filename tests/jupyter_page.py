@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT: Final = Path(__file__).parent.parent
-LONG_MS: Final = 20_000
+LONG_MS: Final = 60_000
 """Upper bound of every wait in a page: reached only when a test fails."""
 
 _TOKEN: Final = "agentwatch-test"  # noqa: S105 -- of a server that lives as long as a test, on loopback

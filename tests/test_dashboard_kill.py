@@ -106,7 +106,6 @@ def block(page: Page, lab: Lab, name: str, mark: int, how: str, runs: int, app: 
     if how == "callback":
         page.get_by_role("button", name="block", exact=True).click()
     blocked = lab.folder / name / "blocked"
-    page.wait_for_function("() => true")
     while not blocked.exists():
         page.wait_for_timeout(20)
     assert len(sleepers(mark)) == 2 * runs
@@ -158,7 +157,7 @@ def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_fold
     end_supervisor(own_folders, signal.SIGKILL)
     switch.locator("button").click()
     text = result(switch, "done", "confirmed", "unconfirmed")
-    assert switch.get_attribute("data-phase") == "done"
+    assert switch.get_attribute("data-phase") == "done", text
     assert "nobody counted" in text
     assert sleepers(122) == []
 

@@ -599,7 +599,7 @@ with tempfile.TemporaryDirectory() as folder:
     workspace.mkdir()
     os.environ |= {"HOME": folder, "AGENTWATCH_LOG_DIR": f"{folder}/log", "AGENTWATCH_RUNTIME_DIR": f"{folder}/run"}
     try:
-        Watch(workspace=workspace, policy=Policy(isolation="B")).close()
+        Watch(workspace=workspace, policy=Policy(isolation=ISOLATION)).close()
     except RungError as error:
         print(error)
 """
@@ -608,9 +608,17 @@ with tempfile.TemporaryDirectory() as folder:
 @pytest.mark.parametrize("option", HIDDEN)
 def test_no_watch_stands_on_rung_b_where_proc_is_hidden(option: str) -> None:
     """What the report says is what a start does: the refusal names the probe and its fix."""
-    said = as_ordinary_user(REFUSED, f"{MOUNT_PROC} -o {option}")
+    said = as_ordinary_user(f"ISOLATION = 'B'\n{REFUSED}", f"{MOUNT_PROC} -o {option}")
     assert said.startswith("rung B needs orphans: probe 'orphans' failed: ")
     assert "hidepid=0" in said
+
+
+def test_a_watch_that_cannot_stand_at_all_says_why_of_each_rung() -> None:
+    """Inside another sandbox that listens to our calls, a start is refused for both rungs, with the fix."""
+    code = f"{INSTALL}\nlistener = install([ALLOW], 1 << 3)\nISOLATION = 'required'\n{REFUSED}"
+    said = as_ordinary_user(code, MOUNT_PROC)
+    assert said.startswith("rungs A and B need seccomp notification: probe 'seccomp notification' failed: ")
+    assert "one listener for each process" in said
 
 
 def test_a_read_only_cgroup_file_system_is_named() -> None:

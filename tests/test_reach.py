@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -252,5 +253,5 @@ def test_name_servers_are_read_as_the_c_library_reads_them(
     text: str, servers: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Zones are cut off, comments are none, and without any line it is this machine."""
-    monkeypatch.setattr(reach_module.Path, "read_text", lambda *_: text)
+    monkeypatch.setattr(Path, "read_text", lambda *_: text)
     assert reach_module._name_servers() == servers

@@ -191,13 +191,16 @@ class Server:
         poller = select.poll()
         poller.register(self._control, select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
-        while True:
-            for fd, _ in poller.poll():
-                if fd == self._wake_read:
-                    os.read(fd, 512)
-                    self._reap()
-                elif not self._answer():
-                    return
+        try:
+            while True:
+                for fd, _ in poller.poll():
+                    if fd == self._wake_read:
+                        os.read(fd, 512)
+                        self._reap()
+                    elif not self._answer():
+                        return
+        except ConnectionError:  # it was killed, and has left what we had said unread
+            return
 
     def _answer(self) -> bool:
         data, ancillary, _, _ = self._control.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)

@@ -25,6 +25,12 @@ HOME: Final = "/home/agent"
 
 HOST_NAME: Final = "agentwatch"
 
+_ROOT_ONLY: Final = (
+    *("kcore", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "pagetypeinfo", "slabinfo", "timer_list"),
+    *("tty/driver/serial", "vmallocinfo"),
+)
+"""Entries of /proc that are closed to everybody but root."""
+
 
 class Layout(msgspec.Struct, frozen=True):
     """What bubblewrap is told to build.
@@ -90,8 +96,16 @@ def _base(tmp_bytes: int) -> list[str]:
             arguments += ["--ro-bind", f"/etc/{name}", f"/etc/{name}"]
     size = ("--size", str(tmp_bytes), "--tmpfs")
     # Where root runs us, its user id owns the machine's settings inside, too, and could set the core_pattern.
-    proc = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys")
+    proc = ("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", *_covered())
     return [*arguments, *proc, "--dev", "/dev", *size, "/dev/shm", *size, "/tmp", *size, HOME]  # noqa: S108
+
+
+def _covered() -> list[str]:
+    """Cover what /proc shows to root's user id alone, rights or none: where pages of memory lie, and whose they are."""
+    if os.getuid() != 0:
+        return []
+    there = [f"/proc/{name}" for name in _ROOT_ONLY if os.path.exists(f"/proc/{name}")]
+    return [argument for path in there for argument in ("--ro-bind", "/dev/null", path)]
 
 
 def _pinned(places: dict[Path, Mode]) -> dict[Path, Mode]:

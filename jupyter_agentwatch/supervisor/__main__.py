@@ -119,6 +119,8 @@ def _site(launch: Launch, workspace: Path, *, count_tasks: bool) -> Site:
 
 
 def _new_log(launch: Launch, policy: Policy, *, rung: str, limits_by: str) -> AuditLog:
+    from hashlib import sha256
+
     from jupyter_agentwatch.audit.chain import FORMAT
     from jupyter_agentwatch.policy import policy_digest
     from jupyter_agentwatch.supervisor.record import open_log
@@ -134,6 +136,7 @@ def _new_log(launch: Launch, policy: Policy, *, rung: str, limits_by: str) -> Au
         policy=msgspec.json.encode(policy).decode(),
         policy_sha256=policy_digest(policy),
         limits_by=limits_by,
+        rules_sha256=sha256(launch.rules).hexdigest() if launch.rules else "",
         owner_pid=launch.owner_pid,
     )
 

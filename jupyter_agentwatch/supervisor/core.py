@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.breaker import BreakerState, Cause, after
-from jupyter_agentwatch.errors import SessionEndedError
-from jupyter_agentwatch.events import BreakerChanged, LimitHit
+from jupyter_agentwatch.breaker import BreakerState, Cause, Trip
+from jupyter_agentwatch.events import LimitHit
 from jupyter_agentwatch.policy import Policy
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.notify import Listener
@@ -29,11 +28,14 @@ from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.asks import Asks
 from jupyter_agentwatch.supervisor.bounds import BoundsWatch
+from jupyter_agentwatch.supervisor.circuit import Circuit, Works
 from jupyter_agentwatch.supervisor.commands import Commands
 from jupyter_agentwatch.supervisor.control import Connection, serve
+from jupyter_agentwatch.supervisor.detection import Detection
 from jupyter_agentwatch.supervisor.fan import EventFan
 from jupyter_agentwatch.supervisor.final_acts import FinalActs
 from jupyter_agentwatch.supervisor.fresh import watch_fresh_folders
+from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.host import Host
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
@@ -81,17 +83,12 @@ class Supervisor:
         self.recorder = recorder
         self.host = host
         self.notes: list[str] = []
-        self.state: BreakerState = "closed"
         self.started = time.monotonic()
         self.started_wall_ns = time.time_ns()
         self._connections: set[Connection] = set()
         self._killing: asyncio.Future[messages.Killed] | None = None
-        self._stopped_before: list[int] = []
-        self._expiry: asyncio.TimerHandle | None = None
-        self._freezing = asyncio.Lock()
-        self._is_running = asyncio.Event()
-        self._is_running.set()
-        self._guard: asyncio.Task[None] | None = None
+        self.gate = Gate()
+        self.is_armed = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._requests = Requests(self)
@@ -117,6 +114,7 @@ class Supervisor:
             environment=environment,
             workspace=launch.workspace,
         )
+        self.circuit = self._make_circuit()
         measured = Measured(policy, sandbox, host.gpus, self._task_table, recorder, self.trip, lambda: self.state)
         self.telemetry = TelemetryFeed(self._loop, measured, self._connections)
         self.commands.on_end = self.telemetry.step_ended
@@ -135,6 +133,7 @@ class Supervisor:
             tasks=self._task_table,
             root=self._root,
             recorder=self.recorder,
+            gate=self.gate,
             asks=self.asks,
             ask_init=self._init.ask,
         )
@@ -146,6 +145,7 @@ class Supervisor:
             tasks=self._task_table,
             root=self._root,
             recorder=self.recorder,
+            gate=self.gate,
             history=self.history,
             network=self._network.broker,
             unshared=self._make_stand_ins(),
@@ -167,6 +167,26 @@ class Supervisor:
             writable=self.host.writable,
             shared_memory=str(self._store.with_suffix(".fresh") / "shm"),
         )
+
+    def _make_circuit(self) -> Circuit:
+        self._detection = Detection(self._policy, self.launch.rules, self._trip)
+        self.recorder.expect_examiner()
+        works = Works(
+            loop=self._loop,
+            sandbox=self.sandbox,
+            recorder=self.recorder,
+            gate=self.gate,
+            mediator=self._mediator,
+            network=self._network,
+            commands=self.commands,
+            init=self._init,
+            standstill=self.standstill,
+            spawn=self._spawn,
+            end=self._end,
+            notes=self.notes,
+        )
+        about = {"watch": self.launch.watch, "workspace": self.launch.workspace, "log": self.launch.log}
+        return Circuit(works, self._detection, self._policy.breaker, about)
 
     def _make_watchdog(self) -> Watchdog:
         return Watchdog(
@@ -212,10 +232,17 @@ class Supervisor:
         """The watch is being killed, or has been."""
         return self._killing is not None
 
+    @property
+    def state(self) -> BreakerState:
+        """What the breaker is in."""
+        return self.circuit.state
+
     def trip(self, why: str) -> None:
         """Freeze because the monitor itself cannot do its work. Any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the watch has ended
-            self._loop.call_soon_threadsafe(self._trip, why)
+        self.circuit.trip_for(why)
+
+    def _trip(self, trip: Trip) -> None:
+        self.circuit.trip(trip)
 
     def _control_thread(self, ready: Callable[[], None]) -> None:
         asyncio.set_event_loop(self._loop)
@@ -236,7 +263,8 @@ class Supervisor:
         except ProcessLookupError:
             owner = os.eventfd(1)  # readable at once, as the pidfd of a process that has ended
         self._loop.add_reader(owner, self._owner_ended, owner)
-        self._spawn(self._network.serve_names(self._is_running))
+        self._spawn(self._network.serve_names(self.circuit.is_running))
+        self._spawn(self.circuit.watch_budgets())
         self._spawn(self._network.tidy())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
@@ -248,6 +276,7 @@ class Supervisor:
             bound = self._policy.filesystem.tmp_bytes
             self._spawn(watch_fresh_folders(folders, bound, self.sandbox, self.commands, self.recorder))
         ready()
+        self._spawn(self._arm())
         await self._ended.wait()
         server.close()
         for connection in list(self._connections):
@@ -258,6 +287,17 @@ class Supervisor:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _arm(self) -> None:
+        """Load the detectors, while the owner prepares the first command, which waits for them."""
+
+        def load() -> None:
+            self._detection.load()
+            with contextlib.suppress(LogWriteError, ValueError):  # that has tripped the breaker, or all is over
+                self.recorder.examine_with(self._detection)
+
+        await asyncio.to_thread(load)
+        self.is_armed.set()
 
     def _connect(self) -> Connection:
         connection = Connection(self._requests.handle, self._client_lost, self.commands.resume_output)
@@ -285,9 +325,9 @@ class Supervisor:
             )
         self._end("the session's wall time is over")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, cause: Cause = "ended") -> None:
         if self._killing is None:
-            self._spawn(self.kill(reason, "supervisor", "ended"))
+            self._spawn(self.kill(reason, "supervisor", cause))
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = self._loop.create_task(work)
@@ -300,89 +340,21 @@ class Supervisor:
         error = None if task.cancelled() else task.exception()
         if error is not None and self._killing is None:
             # A part of the monitor has died: it must not go on half-blind.
-            self._trip(f"{type(error).__name__}: {error}")
+            self.trip(f"{type(error).__name__}: {error}")
 
     @contextlib.contextmanager
     def calls_held(self) -> Iterator[None]:
         """Leave every trapped call unanswered for a moment, without stopping any process."""
-        self._mediator.freeze()
+        self.gate.shut("undo")
         self._is_held = True
         try:
             yield
         finally:
             self._is_held = False
-            if self.state == "closed":
-                self._mediator.thaw()
+            self.gate.open("undo")
+            self._mediator.serve_held()
 
     # -- breaker -------------------------------------------------------------------------------------------------
-
-    def _move(self, cause: Cause, by: str, detail: str = "") -> None:
-        before, self.state = self.state, after(self.state, cause)
-        with contextlib.suppress(LogWriteError):
-            self.recorder.record(
-                BreakerChanged,
-                verdict="deny" if self.state != "closed" else "allow",
-                before=before,
-                after=self.state,
-                cause=f"{cause}: {detail}" if detail else cause,
-                by=by,
-                sync=True,
-            )
-
-    async def freeze(self, cause: Cause, by: str, detail: str = "") -> None:
-        """Stop every process and hold every call.
-
-        Raises:
-            ControlError: The watch is not closed (in the breaker's sense: running).
-            SessionEndedError: Init did not stop them; then the watch has been killed.
-        """
-        self._move(cause, by, detail)
-        async with self._freezing:
-            # Init waits for the exec of what it starts: were that call held, nobody could ask init to freeze.
-            await self.commands.pause()
-            self._mediator.freeze()
-            self._network.pause()
-            self._is_running.clear()
-            self._expiry = self._loop.call_later(self._policy.breaker.frozen_s, self._expired)
-            try:
-                reply, _ = await self._init.ask({"op": "freeze"})
-            except SessionEndedError:
-                self.commands.go_on()
-                self._end("init could not freeze the sandbox")
-                raise
-            self._stopped_before = reply["frozen"]
-            self._guard = self._spawn(self.standstill.keep())
-
-    async def thaw(self, cause: Cause, by: str) -> None:
-        """Let everything go on.
-
-        Raises:
-            ControlError: The watch is not frozen.
-        """
-        self.recorder.rearm()
-        self._move(cause, by)
-        async with self._freezing:
-            if self._expiry is not None:
-                self._expiry.cancel()
-            if self._guard is not None:
-                self._guard.cancel()
-            self._is_running.set()
-            self._network.resume()
-            self._mediator.thaw()
-            await self._init.ask({"op": "thaw", "keep": self._stopped_before})
-            self.commands.go_on()
-
-    def _trip(self, why: str) -> None:
-        if self.state == "closed":
-            self._spawn(self.freeze("trip", "supervisor", why))
-            self.notes.append(f"frozen: {why}")
-
-    def _expired(self) -> None:
-        if self.state == "frozen":
-            if self._policy.breaker.on_expiry == "resume":
-                self._spawn(self.thaw("expiry-resumes", "supervisor"))
-            else:
-                self._spawn(self.kill("frozen for too long", "supervisor", "expiry-kills"))
 
     async def kill(self, reason: str, by: str, cause: Cause, *, is_alarm: bool = False) -> messages.Killed:
         """End everything, close the log, and say what was counted. Idempotent: later callers get the same answer.
@@ -399,7 +371,7 @@ class Supervisor:
         self._watchdog.kill_began()
         begun = time.monotonic()
         if self.sandbox.shares_network:
-            self._mediator.freeze()  # closes the gate: without a PID namespace, what could fork would outrun its end
+            self.gate.shut("frozen")  # without a PID namespace, what could fork would outrun its end
         living = self.sandbox.members()
         self.commands.will_be_killed()
         # The kill comes first: nothing that could fail, such as a full disk, may stand before it.
@@ -412,7 +384,7 @@ class Supervisor:
         await self._network.close()
         self.telemetry.close()
         end = {"reason": reason, "killed": living, "survivors": survivors}
-        note = await self._final_acts.close_log(lambda: self._move(cause, by, reason), end, is_alarm=is_alarm)
+        note = await self._final_acts.close_log(lambda: self.circuit.move(cause, by, reason), end, is_alarm=is_alarm)
         self._watchdog.watch_ended()
         head = self.recorder.head
         killed = messages.Killed(killed=living, survivors=survivors, latency_ms=latency_ms, head=head, note=note)

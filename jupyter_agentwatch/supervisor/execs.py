@@ -30,6 +30,7 @@ from jupyter_agentwatch.sandbox.programs import (
     words_before,
 )
 from jupyter_agentwatch.sandbox.tasks import TaskTable, family_of, is_alive
+from jupyter_agentwatch.supervisor.gate import Gate, Held
 from jupyter_agentwatch.supervisor.record import Recorder
 
 __all__ = ["ExecWatch"]
@@ -46,6 +47,7 @@ One that has ended by then leaves no truth: nothing in the kernel tells an unpri
 _KEPT_PROGRAMS: Final = 8192
 
 _Difference = Literal["", "program", "arguments"]
+_Why = Literal["failed", "ended", "unreadable", "held", "refused"]
 
 
 class ExecWatch:
@@ -57,16 +59,18 @@ class ExecWatch:
         root: The sandbox's root.
         memory: Reads their memory.
         recorder: Where records go.
+        gate: Shut where a record has tripped the breaker.
     """
 
     def __init__(
-        self, listener: Listener, tasks: TaskTable, root: Root, memory: TargetMemory, recorder: Recorder
+        self, listener: Listener, tasks: TaskTable, root: Root, memory: TargetMemory, recorder: Recorder, gate: Gate
     ) -> None:
         self._listener = listener
         self._tasks = tasks
         self._root = root
         self._memory = memory
         self._recorder = recorder
+        self._gate = gate
         self._claims: dict[int, Claim] = {}
         self._threads: set[int] = set()  # callers of claims that do not lead their process
         self._next_look = math.inf
@@ -104,12 +108,36 @@ class ExecWatch:
         claim.step = step
         # A search along PATH makes a call for each folder; those for names that are not there are folded.
         if claim.path in self._known_names or claim.meant is not None or name_exists(n.tid, claim.path):
+            was_tripped = self._gate.is_tripped
             claim.seq = self._record_claim(claim)
+            if self._gate.is_tripped and self._is_stopped(n, claim, was_tripped=was_tripped):
+                return
+        if n.tid == self._gate.starting:
+            self._gate.starting = 0
         claim.made = time.monotonic()
         self._await(n.tid, claim, claim.made + _UNVERIFIED_S)
         if claim.tgid != n.tid:
             self._threads.add(n.tid)
         self._listener.proceed(n.id)
+
+    def _is_stopped(self, n: Notification, claim: Claim, *, was_tripped: bool) -> bool:
+        """Keep a program from running that was asked for when the breaker tripped; return whether it was refused.
+
+        Init waits for the first exec of a command, and could not freeze anything if that one were held: it is let
+        through where something else has tripped the breaker, and refused where it has done so itself.
+
+        Raises:
+            Held: It waits.
+        """
+        if n.tid != self._gate.starting:
+            self._record_unconfirmed(claim, "held")
+            raise Held
+        if was_tripped:
+            return False
+        self._gate.starting = 0
+        self._record_unconfirmed(claim, "refused")
+        self._listener.finish(n.id, errno.EACCES)
+        return True
 
     def after_exec(self, n: Notification) -> None:
         """Read what runs now, let the caller go on, and record it."""
@@ -265,7 +293,7 @@ class ExecWatch:
             argv_truncated=claim.truncated,
         )
 
-    def _record_unconfirmed(self, claim: Claim, why: Literal["failed", "ended", "unreadable"]) -> None:
+    def _record_unconfirmed(self, claim: Claim, why: _Why) -> None:
         if claim.seq < 0:
             if why == "failed":
                 return  # a candidate of a search along PATH that was not there

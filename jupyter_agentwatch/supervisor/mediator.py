@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import select
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -23,6 +22,7 @@ from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
 from jupyter_agentwatch.sandbox.syscalls import Machine
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.execs import ExecWatch
+from jupyter_agentwatch.supervisor.gate import Gate, Held
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.stand_ins import StandIns
@@ -47,6 +47,7 @@ class Mediator:
         tasks: Who makes them.
         root: The sandbox's root.
         recorder: Where records go.
+        gate: Says which calls wait.
         history: Keeps what a step is about to change.
         network: Judges and performs what concerns sockets.
         unshared: What takes the place of namespaces, where there are none.
@@ -62,6 +63,7 @@ class Mediator:
         tasks: TaskTable,
         root: Root,
         recorder: Recorder,
+        gate: Gate,
         history: WorkspaceHistory,
         network: NetworkBroker,
         unshared: StandIns | None,
@@ -72,15 +74,17 @@ class Mediator:
         self._tasks = tasks
         self._root = root
         self._recorder = recorder
+        self._gate = gate
         self._network = network
         self._memory = TargetMemory()
-        self._execs = ExecWatch(listener, tasks, root, self._memory, recorder)
+        self._execs = ExecWatch(listener, tasks, root, self._memory, recorder, gate)
         self._writes = WriteWatch(
             listener=listener,
             tasks=tasks,
             root=root,
             memory=self._memory,
             recorder=recorder,
+            gate=gate,
             history=history,
             metadata=unshared.metadata if unshared is not None else None,
         )
@@ -90,13 +94,11 @@ class Mediator:
         self._full_until = 0.0
         self._forking: dict[int, float] = {}
         self._limit_told: set[int] = set()
-        self._frozen = False
         self._held: list[Notification] = []
         self._reported: dict[tuple[int, type[Exception]], float] = {}
         self._turn = 0
         self._is_waiting = True
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._thaw_lock = threading.Lock()
         self._handlers = self._table(machine, unshared)
         self._exec_numbers = {machine.numbers[name] for name in ("execve", "execveat", "set_tid_address")}
 
@@ -147,15 +149,8 @@ class Mediator:
                     return
             self._execs.look_up_late()
 
-    def freeze(self) -> None:
-        """Hold every call from now on, unanswered."""
-        with self._thaw_lock:
-            self._frozen = True
-
-    def thaw(self) -> None:
-        """Answer what was held, and go on."""
-        with self._thaw_lock:
-            self._frozen = False
+    def serve_held(self) -> None:
+        """Serve what was held once more: the gate has been opened. Any thread."""
         os.write(self._wake_write, b"t")
 
     def stop(self) -> None:
@@ -182,7 +177,7 @@ class Mediator:
         return True
 
     def _serve(self, notification: Notification) -> None:
-        if self._frozen:
+        if self._is_held(notification):
             self._held.append(notification)
             return
         self._turn += 1
@@ -194,6 +189,8 @@ class Mediator:
             if notification.number not in self._exec_numbers:
                 self._execs.settle_before(notification)
             handler(notification)
+        except Held:
+            self._held.append(notification)
         except Gone:
             # Perhaps only a descriptor or folder of it is gone: a caller that still waits must get an answer.
             self._listener.finish(notification.id, errno.EPERM)
@@ -202,6 +199,17 @@ class Mediator:
         except Exception as error:  # noqa: BLE001 -- whatever it was: deny, and say so
             self._listener.finish(notification.id, errno.EPERM)
             self._report(notification, error)
+
+    def _is_held(self, notification: Notification) -> bool:
+        if self._gate.is_shut:
+            return True
+        if not self._gate.is_tripped or notification.tid == self._gate.starting:
+            return False
+        try:
+            # Init and what it has just forked have no step: they must come to their end, so that init can freeze.
+            return self._tasks.step_of(notification.tid) != 0
+        except Gone:
+            return True
 
     def _report(self, notification: Notification, error: Exception) -> None:
         kind, now = (notification.number, type(error)), time.monotonic()
@@ -217,7 +225,10 @@ class Mediator:
     # -- processes -----------------------------------------------------------------------------------------------
 
     def _new_session(self, n: Notification) -> None:
+        starting = self._tasks.starting
         if self._tasks.new_session(n.tid):
+            if starting and not self._tasks.starting:
+                self._gate.starting = n.tid
             self._listener.proceed(n.id)
         else:
             self._listener.finish(n.id, errno.EPERM)

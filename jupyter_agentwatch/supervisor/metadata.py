@@ -42,7 +42,7 @@ class Metadata:
         self._root = root
         self._names = TrueNames(root)
         self._memory = TargetMemory()
-        self._writable = tuple(os.fsencode(name) for name in writable)
+        self._writable = tuple(os.fsencode(name).rstrip(b"/") for name in writable)
 
     def handlers(self) -> dict[str, Callable[[Notification], None]]:
         """Return what handles each call that sets times, by the call's name."""

@@ -35,6 +35,7 @@ from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
 from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
+from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.inside_connects import InsideConnects
 from jupyter_agentwatch.supervisor.reach import Reach
 from jupyter_agentwatch.supervisor.record import Recorder
@@ -63,6 +64,7 @@ class NetworkBroker:
         listener: Where callers wait.
         tasks: Who they are.
         recorder: Where records go.
+        gate: Shut where a record has tripped the breaker.
         matcher: The policy's word on destinations.
         names_for: Names that the DNS stub had answered with an address.
         unix: Judges UNIX sockets.
@@ -74,12 +76,13 @@ class NetworkBroker:
         ask: Holds a connect for a person: (what it is, what to do with the answer).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- everything that concerns a socket meets here
         self,
         *,
         listener: Listener,
         tasks: TaskTable,
         recorder: Recorder,
+        gate: Gate,
         matcher: NetworkMatcher,
         names_for: Callable[[str], Sequence[str]],
         unix: UnixSockets,
@@ -93,6 +96,7 @@ class NetworkBroker:
         self._listener = listener
         self._tasks = tasks
         self._record = recorder.record
+        self._gate = gate
         self._matcher = matcher
         self._names_for = names_for
         self._unix = unix
@@ -179,6 +183,7 @@ class NetworkBroker:
 
     def _connect_inside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
         self._note(task, "tcp", address, rule="inside")
+        self._gate.check()
         self._inside.perform(n, sock, raw, asker=task if address.port == DNS_PORT else None)
 
     def _connect_datagram(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
@@ -201,6 +206,7 @@ class NetworkBroker:
             # Said as the kernel would, because by now the call could begin a new connection.
             self._refuse(n, sock, errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN)
             return
+        self._gate.check_leaving()
         address = self._reach.outside(address)
         names = tuple(self._names_for(address.host))
         decision = self._matcher.decide_connect(address.host, address.port, names)
@@ -211,6 +217,7 @@ class NetworkBroker:
         spec = FlowSpec(next(self._flows), task.step, task.tgid, address.host, address.port, host, decision, names)
         fields = {"host": host, "rule": decision.rule, "errno": -1, "flow": spec.flow}
         self._note(task, "tcp", address, verdict=decision.verdict, **fields)
+        self._gate.check_leaving()
         if decision.verdict == "allow":
             self._dial(n, spec, sock, address)
             return

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
-from jupyter_agentwatch.sandbox.gateway import Gateway
+from jupyter_agentwatch.sandbox.gateway import FlowState, Gateway
 from jupyter_agentwatch.sandbox.mounts import HOME
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.paths import Root
@@ -20,6 +20,7 @@ from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.asks import Asks
 from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.dialer import Dialer
+from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.host import max_flows
 from jupyter_agentwatch.supervisor.name_service import serve_names
 from jupyter_agentwatch.supervisor.network import NetworkBroker
@@ -49,6 +50,7 @@ class NetworkSide:
         tasks: Who they are.
         root: The sandbox's root, for names of UNIX sockets.
         recorder: Where records go.
+        gate: Shut where a record has tripped the breaker.
         asks: Questions to a person.
         ask_init: Sends a request to init.
     """
@@ -63,6 +65,7 @@ class NetworkSide:
         tasks: TaskTable,
         root: Root,
         recorder: Recorder,
+        gate: Gate,
         asks: Asks,
         ask_init: AskInit,
     ) -> None:
@@ -101,6 +104,7 @@ class NetworkSide:
             listener=listener,
             tasks=tasks,
             recorder=recorder,
+            gate=gate,
             matcher=self._matcher,
             names_for=self._names.names_for,
             unix=unix,
@@ -111,6 +115,10 @@ class NetworkSide:
             askers=askers,
             ask=asks.put_from_thread,
         )
+
+    def flows(self) -> list[FlowState]:
+        """Return a snapshot of every live flow. Any thread."""
+        return self._gateway.flows()
 
     def pause(self) -> None:
         """Let no byte through until `resume`."""

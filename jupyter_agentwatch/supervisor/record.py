@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, Protocol
 
 from jupyter_agentwatch.audit.log import AuditLog, LogWriteError
 from jupyter_agentwatch.events import (
@@ -28,16 +28,29 @@ from jupyter_agentwatch.events import (
     printable,
 )
 
-__all__ = ["Recorder", "open_log"]
+__all__ = ["Examiner", "Recorder", "open_log"]
 
 _ALWAYS: Final = frozenset({BreakerChanged, Control, Finding, Session})
 """What a log of full size still takes: a suspended sandbox causes none of these, so they are few."""
+
+_SYNCED: Final = frozenset({"high", "critical"})
+"""Findings that are forced to the disk at once; lesser ones go with the next that is."""
 
 
 def open_log(path: Any, **fields: Any) -> AuditLog:
     """Create the log with its `session` record; `fields` are those of `events.Session` but for the stamps."""
     stamps: dict[str, Any] = {"seq": 0, "t_mono_ns": time.monotonic_ns(), "t_wall_ns": time.time_ns()}
     return AuditLog.create(path, Session(op="open", verdict="allow", basis="verified", **stamps, **fields))
+
+
+class Examiner(Protocol):
+    """Looks at each record when it is in the log, before whoever recorded it goes on; under the recorder's lock."""
+
+    def examine(self, event: Event) -> Sequence[tuple[type[Event], dict[str, Any]]]:
+        """Return what is to be recorded on account of a record that is no finding: kind and fields."""
+
+    def weigh(self, event: Event) -> bool:
+        """Take a finding or a reached limit into account; return whether the watch is stopped for it."""
 
 
 class Recorder:
@@ -62,6 +75,8 @@ class Recorder:
         self._warn_at = max_bytes - max_bytes // 10
         self._cells: dict[int, str] = {}
         self._counts: Counter[tuple[type[Event], str]] = Counter()
+        self._examiner: Examiner | None = None
+        self._unexamined: list[Event] | None = None
         self.listener: Callable[[bytes], None] | None = None
         """Gets every event's JSON after it is in the log, in order, under the lock: it must only queue."""
 
@@ -83,6 +98,22 @@ class Recorder:
         self._failing = False
         if self._log.size >= self._allowed:
             self._allowed = self._log.size + self._max_bytes // 10
+
+    def expect_examiner(self) -> None:
+        """Keep what is recorded until there is an examiner; soon, as it is kept in memory."""
+        self._unexamined = []
+
+    def examine_with(self, examiner: Examiner) -> None:
+        """Show an examiner what was kept, and from now on every record.
+
+        Raises:
+            LogWriteError: What it found cannot be written.
+        """
+        with self._lock:
+            self._examiner = examiner
+            kept, self._unexamined = self._unexamined or [], None
+            for event in kept:
+                self._examine(event)
 
     def step_belongs_to(self, step: int, cell: str) -> None:
         """Make every record of a step bear the cell that started it."""
@@ -132,17 +163,41 @@ class Recorder:
         event = kind(seq=seq, t_mono_ns=mono, t_wall_ns=wall, watch=self._watch, verdict=verdict, **fields)  # type: ignore[arg-type]
         try:
             body = log.append(event)
-            if sync:
-                log.sync()
         except LogWriteError as error:
             self._lost += log.next_seq == seq
             self._tell(error)
             raise
-        self._failing = False
         self._counts[kind, verdict] += 1
         if self.listener is not None:
             self.listener(body)
+        # First stop what has to be stopped: a disk takes longer than everything else. Whoever stops it syncs the log.
+        if not self._examine(event) and sync:
+            self._sync()
+        self._failing = False
         return seq
+
+    def _examine(self, event: Event) -> bool:
+        """Have a record looked at, and record what was found; return whether the watch is stopped for it."""
+        if self._examiner is None:
+            if self._unexamined is not None:
+                self._unexamined.append(event)
+            return False
+        if isinstance(event, Finding | LimitHit) and self._examiner.weigh(event):
+            return True
+        if isinstance(event, Finding):  # what is found of findings would never end
+            return False
+        for kind, fields in self._examiner.examine(event):
+            step = int(fields.get("step", 0))
+            more = {"basis": event.basis, "cell": self._cells.get(step, "") if step else "", **fields}
+            self._append(kind, event.verdict, more, sync=fields.get("severity") in _SYNCED)
+        return False
+
+    def _sync(self) -> None:
+        try:
+            self._log.sync()
+        except LogWriteError as error:
+            self._tell(error)
+            raise
 
     def _tell(self, error: LogWriteError) -> None:
         if not self._failing:

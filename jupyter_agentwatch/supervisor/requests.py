@@ -74,6 +74,7 @@ class Requests:
         )
 
     async def _run_command(self, request: messages.RunCommand, connection: Connection) -> None:
+        await self._watch.is_armed.wait()
         if self._watch.is_ending:
             msg = "the watch has ended"
             raise SessionEndedError(msg)
@@ -115,12 +116,12 @@ class Requests:
         return messages.Ack()
 
     async def _suspend_request(self, request: messages.Suspend, connection: Connection) -> FromSupervisor:
-        await self._watch.freeze("person-suspends", self._who(request.by, connection))
+        await self._watch.circuit.freeze("person-suspends", self._who(request.by, connection))
         await self._watch.standstill.wait()
         return messages.Ack()
 
     async def _resume_request(self, request: messages.Resume, connection: Connection) -> FromSupervisor:
-        await self._watch.thaw("person-resumes", self._who(request.by, connection))
+        await self._watch.circuit.thaw("person-resumes", self._who(request.by, connection))
         return messages.Ack()
 
     async def _kill_request(self, request: messages.Kill, connection: Connection) -> FromSupervisor:

@@ -116,6 +116,8 @@ class SharedUnixSockets(UnixSockets):
     def _is_inside(self, info: os.stat_result) -> bool:
         file = (info.st_ino & 0xFFFFFFFF, kernel_device(info.st_dev))
         try:
-            return any(inode in self._bound for inode, bound in bound_files().items() if bound == file)
+            there = [inode for inode, bound in bound_files().items() if bound == file]
         except OSError:
             return False  # then the policy has to name it
+        # The kernel gives only half of a file's number here: of two files that share it, one could be the host's.
+        return bool(there) and all(inode in self._bound for inode in there)

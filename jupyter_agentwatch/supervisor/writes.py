@@ -21,6 +21,7 @@ from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
 from jupyter_agentwatch.sandbox.programs import claimed_path
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.sandbox.truename import TrueNames
+from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.metadata import Metadata
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -66,6 +67,7 @@ class WriteWatch:
         root: The sandbox's root.
         memory: Reads the caller's memory.
         recorder: Where records go.
+        gate: Shut where a record has tripped the breaker.
         history: Keeps what a step is about to change.
         metadata: Sets modes where no mounts hold the files; None: the kernel does.
     """
@@ -78,6 +80,7 @@ class WriteWatch:
         root: Root,
         memory: TargetMemory,
         recorder: Recorder,
+        gate: Gate,
         history: WorkspaceHistory,
         metadata: Metadata | None,
     ) -> None:
@@ -87,6 +90,7 @@ class WriteWatch:
         self._names = TrueNames(root)
         self._memory = memory
         self._recorder = recorder
+        self._gate = gate
         self._history = history
         self._metadata = metadata
         self._touched: dict[tuple[int, str], str] = {}
@@ -117,6 +121,7 @@ class WriteWatch:
                 return
         shown, pid = from_path(path), task.tgid
         self._recorder.record(FileOp, basis="claimed", step=task.step, pid=pid, op=op, path=shown, resolved=resolved)
+        self._gate.check()
         self._listener.proceed(n.id)
 
     def _change(self, n: Notification, op: str, where: _Where) -> None:
@@ -145,6 +150,7 @@ class WriteWatch:
                 self._answer_mode(n, task, op, fields, self._set_group_id)
                 return
         self._record(task, op, **fields)
+        self._gate.check()
         self._listener.proceed(n.id)
 
     def _claimed(self, n: Notification, dirfd_index: int | None, path_index: int | None) -> str | None:

@@ -66,6 +66,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         cell: Notebook cell that opened the watch, or "".
         environ: Those variables of the owner that `policy.environment.passed` names.
         python: Folders of the active Python environment.
+        rules: Compiled Sigma rules, as `detect.sigma_form.encode_rules` gives them; b"" for none.
     """
 
     watch: str
@@ -77,6 +78,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cell: str = ""
     environ: dict[str, str] = {}
     python: list[str] = []
+    rules: bytes = b""
 
 
 class LaunchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -37,9 +37,11 @@ GROUNDS: Final[Mapping[str, Ground]] = MappingProxyType(
         "B-user": Ground("B, user", "B", "B", is_user=True),
         "docker-root": Ground("B, Docker, root", "B", "required", is_docker=True),
         "docker-user": Ground("B, Docker, user", "B", "required", is_user=True, is_docker=True),
+        "bare": Ground("nothing", "none", "none", is_user=True),
     }
 )
-"""Every ground, by the name that the command line knows it by."""
+"""Every ground, by the name that the command line knows it by. The last one has no walls: what gets out there shows
+that the witness sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,11 @@ class Case:
     open_on: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def may_run_bare(self) -> bool:
+        """It is no harm where nothing holds it: it uses nothing up, and nobody has to end it."""
+        return not (self.ends or self.races or self.policy or self.program in {"limits", "execs"})
+
+    @property
     def name(self) -> str:
         """Short name, unique in the corpus."""
         return f"{self.program} {self.way}"
@@ -96,6 +103,12 @@ CASES: Final = (
     Case("the kernel's settings, `core_pattern`, `sysrq`", "files", "settings"),
     Case("setuid programs, found and made", "files", "setuid"),
     Case("device nodes, kernel memory", "files", "devices"),
+    Case(
+        "what /proc shows to root alone",
+        "files",
+        "kernel",
+        open_on={"B": "where root runs the watch: a user id without rights still reads what is its own"},
+    ),
     Case("environment, memory, descriptors of others", "processes", "memory"),
     Case(
         "command lines of others",
@@ -134,7 +147,7 @@ CASES: Final = (
     Case("TCP Fast Open", "network", "fastopen"),
     Case("MPTCP, upper-layer protocols", "network", "mptcp"),
     Case("vsock, packet and SMC sockets", "network", "vsock"),
-    Case("32 other kinds of sockets, netlink families", "network", "kinds"),
+    Case("33 other kinds of sockets, netlink families", "network", "kinds"),
     Case("netlink: links, addresses, routes", "network", "netlink"),
     Case("interfaces by ioctl (SIOCSIFFLAGS …)", "network", "interface"),
     Case("TCP_REPAIR, marks, transparent sockets", "network", "options"),

@@ -15,13 +15,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.errors import AgentwatchError
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.wire.runtime import control_socket, runtime_dir
+from tests.escape.bare import Bare
 from tests.escape.cases import CASES, Case
 from tests.escape.looks import LOOKS
 from tests.escape.witness import Outside
@@ -75,7 +76,9 @@ def run(base: Path, asked: str, rung: str, *, cases: Iterable[Case] = CASES, tri
         corpus = _Corpus(outside, workspace, asked, rung, tries)
         try:
             for case in cases:
-                if case.names and not names:
+                if rung == "none" and not case.may_run_bare:
+                    yield Row(case.name, "not runnable", "not where nothing holds it", 0, 0.0)
+                elif case.names and not names:
                     yield Row(case.name, "not runnable", "needs root, to be the machine's name server", 0, 0.0)
                 else:
                     yield corpus.row(case)
@@ -116,6 +119,8 @@ class _Corpus:
 
     def _stand_up(self, case: Case) -> Watch:
         shutil.copytree(INSIDE, self._workspace / ".escape", dirs_exist_ok=True)
+        if self._rung == "none":
+            return cast("Watch", Bare(self._workspace))
         text = json.dumps(dict(case.policy))
         for name, port in self._outside.world().items():
             text = text.replace(f'"{{{name}}}"', str(port))
@@ -171,7 +176,7 @@ class _Corpus:
         elif result.outcome != "limit:memory_bytes" and case.program != "limits":
             said["got"] = [f"the program did not end well: {result.outcome} {result.exit_code}: {result.stderr[-500:]}"]
         found = [str(each) for each in said["got"]]
-        if case.check and not watch.has_ended:
+        if case.check and not watch.has_ended and self._rung != "none":
             found += LOOKS[case.check](watch, result, said)
         return found, said, written
 
@@ -182,6 +187,10 @@ class _Corpus:
             left = _wait_for_none(marker)
             return [f"{len(left)} processes live on"] if left or killed.survivors else []
         if case.program == "limits":
+            return []
+        if self._rung == "none":
+            self.close()
+            self._outside.mend()
             return []
         if watch.has_ended or not watch.run(["true"], timeout=_SHORT_S).ok:
             return ["the watch has ended"]

@@ -92,13 +92,16 @@ class Outside:
 
     def _make_files(self) -> None:
         self.folder.mkdir(mode=0o700)
+        self._write_secrets()
+        (self.folder / "link").symlink_to(f"to-{self.secret}")
+
+    def _write_secrets(self) -> None:
         for path in (self.folder / "secret", self.home / ".netrc", self.home / ".ssh" / "id_rsa"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"a secret: {self.secret}\n")
             path.chmod(0o600)
         with contextlib.suppress(OSError):
             os.setxattr(self.folder / "secret", "user.mark", self.secret.encode())
-        (self.folder / "link").symlink_to(f"to-{self.secret}")
         (self.folder / "program").write_text(f"#!/bin/sh\necho {self.secret}\n")
         (self.folder / "program").chmod(0o700)
 
@@ -144,11 +147,16 @@ class Outside:
         self.pty, slave = os.openpty()
         self._held.callback(os.close, self.pty)
         self.terminal = os.ttyname(slave)
+        os.close(slave)
+        self._make_victim()
+        self._held.callback(self._end_victim)
+
+    def _make_victim(self) -> None:
+        slave = os.open(self.terminal, os.O_RDWR | os.O_NOCTTY)
         environment = {"API_TOKEN": self.secret, "PATH": os.environ["PATH"]}
         argv = [sys.executable, "-S", "-c", _VICTIM, str(self.folder), f"--token={self.secret}"]
         self.victim = subprocess.Popen(argv, stdin=slave, stdout=subprocess.PIPE, env=environment)
         os.close(slave)
-        self._held.callback(self._end_victim)
         assert self.victim.stdout is not None
         assert self.victim.stdout.readline() == b"here\n"
         self._heard = self.victim.stdout.fileno()
@@ -222,11 +230,32 @@ class Outside:
         if "connect" in question:
             host, port = question["connect"]
             return _reaches(socket.AF_INET, (host, port))
+        if "serve" in question:
+            return self._serves_later(question["serve"])
         if "unix" in question:
             return _reaches(socket.AF_UNIX, question["unix"])
         if "quotas" in question:
             return {"descriptors in flight": _works(_pass_a_descriptor), "notices": _works(_be_noticed)}
         return None
+
+    def _serves_later(self, name: str) -> bool:
+        try:
+            self._listens(f"unix {name!r}", socket.AF_UNIX, name)
+        except OSError:
+            return False
+        return True
+
+    def mend(self) -> None:
+        """Put back what a program has changed that nothing held: the victim, and files that others are to find."""
+        if self.victim.poll() is not None or _process(self.victim.pid)[0] is not False:
+            self._end_victim()
+            self._make_victim()
+        os.chmod(self.folder, 0o700)
+        self._write_secrets()
+        if not self.docker.exists():
+            self._listens(f"unix {str(self.docker)!r}", socket.AF_UNIX, str(self.docker))
+        if not self.unix.exists():
+            self._listens(f"unix {str(self.unix)!r}", socket.AF_UNIX, str(self.unix))
 
     # -- what has become of it -----------------------------------------------------------------------------------
 
@@ -235,7 +264,7 @@ class Outside:
         return self._ports | {
             "outside": str(self.folder), "secret": str(self.folder / "secret"), "home": str(self.home),
             "unix": str(self.unix), "docker": str(self.docker), "abstract": self.abstract, "pty": self.terminal,
-            "shm": self.shm_key, "shmid": self._shm, "queue": self.queue, "named": self.named, "other": OTHER_ADDRESS,
+            "shm": self.shm_key, "shmid": self._shm, "queue": self.queue, "named": self.named, "other": _other_address(),
             "owner_env": f"/proc/{os.getpid()}/environ", "stub": 53,
         }  # fmt: skip
 
@@ -271,6 +300,13 @@ class Outside:
         found["memory"] = ctypes.string_at(self._shm_at, len(self.secret)) == self.secret.encode()
         found["named memory"] = _text(f"/dev/shm/{self.named}") == self.secret
         return found
+
+
+def _other_address() -> str:
+    """Return an address of this machine that is not loopback's, or "" where it has none."""
+    found = [each.address for all_of in psutil.net_if_addrs().values() for each in all_of if each.family == socket.AF_INET]
+    outer = [address for address in found if not address.startswith("127.")]
+    return OTHER_ADDRESS if OTHER_ADDRESS in outer else next(iter(outer), "")
 
 
 def _file(path: Path) -> tuple[Any, ...] | None:

@@ -35,8 +35,9 @@ def write_outside():
         with open("mine", "w") as mine:
             mine.write("x")
         tries(f"replace {path}", os.rename, "mine", path)
-    os.chdir(O) if os.access(O, os.X_OK) else None
-    tries("create after chdir", writes, "after-chdir", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        os.chdir(O)
+        tries("create after chdir", writes, "after-chdir", os.O_WRONLY | os.O_CREAT)
 
 
 def read_hidden():
@@ -165,9 +166,7 @@ def notices():
     """Being told of what happens to files outside."""
     libc.inotify_init1.restype = ctypes.c_int
     fd = libc.inotify_init1(os.O_NONBLOCK)
-    for path in (O, SECRET, world["home"], "/root", "/tmp", "/etc"):
-        if path in {"/tmp", "/etc"} and world["rung"] == "A":
-            continue
+    for path in (O, SECRET, world["home"]):
         tries(f"inotify {path}", lambda p=path: _checked(libc.inotify_add_watch(fd, p.encode(), 0xFFF)))
     tries("fanotify", call, "fanotify_init", 0x200, 0)
 
@@ -265,16 +264,33 @@ def devices():
     for name in (*listed, "vhost-net", "userfaultfd", "snapshot", "cpu_dma_latency", "mqueue", "port"):
         tries(f"read {name}", lambda n=name: os.close(os.open(f"/dev/{n}", os.O_RDONLY | os.O_NONBLOCK)))
         tries(f"write {name}", lambda n=name: os.close(os.open(f"/dev/{n}", os.O_WRONLY | os.O_NONBLOCK)))
-    for name in ("kcore", "kpageflags", "kpagecount", "vmcore", "kmsg", "slabinfo"):
-        tries(f"read /proc/{name}", lambda n=name: shows(f"/proc/{n}", 16))
     for tree in ("/sys/kernel/debug", "/sys/fs/cgroup/cgroup.procs", "/sys/kernel/tracing", "/sys/power/state"):
         tries(f"open {tree}", lambda t=tree: os.close(os.open(t, os.O_RDONLY)))
+
+
+def kernel_files():
+    """What /proc shows to root alone, also to a root without rights."""
+    skipped = {"self", "thread-self", "sys"}
+    for folder, folders, names in os.walk("/proc"):
+        folders[:] = [name for name in folders if not name.isdigit() and name not in skipped]
+        for path in (os.path.join(folder, name) for name in names):
+            if os.lstat(path).st_mode & 0o444 != 0o444:
+                tries(f"read {path}", _first_byte, path)
+
+
+def _first_byte(path):
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not os.read(fd, 8):
+            raise OSError(1, "empty")
+    finally:
+        os.close(fd)
 
 
 ACTS = {
     "write": write_outside, "read": read_hidden, "links": links_out, "hard": hard_links, "modes": modes_times,
     "modes-race": modes_race, "look": look, "notices": notices, "log": the_log, "settings": settings,
-    "setuid": setuid, "devices": devices,
+    "setuid": setuid, "devices": devices, "kernel": kernel_files,
 }  # fmt: skip
 result = ACTS[way]()
 ends(tries=result or 0)

@@ -15,7 +15,7 @@ import time
 from told import asks, call, ends, got, libc, said, tries, way, world
 
 TCP, UDP, OTHER = world["tcp"], world["udp"], world["other"]
-HOSTS = ("127.0.0.1", "127.0.0.2", "0.0.0.0", OTHER, "192.0.0.8", "192.0.2.1")
+HOSTS = ("127.0.0.1", "127.0.0.2", "0.0.0.0", OTHER or "127.1.1.1", "192.0.0.8", "192.0.2.1")
 FASTOPEN = 0x20000000
 
 
@@ -221,6 +221,24 @@ def unix():
         tries(folder, connects, socket.AF_UNIX, socket.SOCK_STREAM, 0, folder)
     os.symlink(world["unix"], "to-unix") if not os.path.lexists("to-unix") else None
     tries("by a link", connects, socket.AF_UNIX, socket.SOCK_STREAM, 0, "to-unix")
+    # An abstract name belongs to one socket of each type: have it by another one, and then connect to the host's.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as own:
+        for listens in (False, True):
+            with contextlib.suppress(OSError):
+                own.listen() if listens else own.bind("\0" + world["abstract"])
+            tries(f"the name of one's own type {listens}", connects, 1, socket.SOCK_STREAM, 0, "\0" + world["abstract"])
+    # A name with a line break in it looks like a row of the kernel's table.
+    with socket.socket(socket.AF_UNIX) as own, socket.socket(socket.AF_UNIX) as other:
+        with contextlib.suppress(OSError):
+            own.bind("\0" + world["abstract"] + "-later")
+            inode = os.fstat(own.fileno()).st_ino
+            own.close()
+            if asks(serve="\0" + world["abstract"] + "-later"):
+                row = f"0: 00000002 00000000 00010000 0001 01 {inode} @{world['abstract']}-later"
+                other.bind("\0x\n" + row)
+                other.listen()
+                tries("a row of one's own", connects, 1, socket.SOCK_STREAM, 0, "\0" + world["abstract"] + "-later")
+                tries("the same", connects, 1, socket.SOCK_STREAM, 0, "\0" + world["abstract"] + "-later")
     # Of a socket of one's own, take the name and give it to the host's.
     with socket.socket(socket.AF_UNIX) as own:
         with contextlib.suppress(OSError):
@@ -267,6 +285,8 @@ def again():
 
 def everywhere():
     """A server that others on the network could reach."""
+    if not OTHER:
+        return "this machine has no address but loopback's"
     for family, host in (
         (2, "0.0.0.0"),
         (2, OTHER),
@@ -281,9 +301,8 @@ def everywhere():
                     made.bind((host, 0))
                 made.listen()
                 port = made.getsockname()[1]
-                for target in (OTHER,):
-                    if asks(connect=[target, port]):
-                        got.append(f"reached at {target} after a bind to {host!r}")
+                if asks(connect=[OTHER, port]):
+                    got.append(f"reached at {OTHER} after a bind to {host!r}")
 
 
 def hijack():
@@ -458,4 +477,5 @@ ACTS = {
     "everywhere": everywhere, "hijack": hijack, "squat": squat, "bind-race": bind_race, "tunnel": tunnel, "nul": nul,
     "rebinding": rebinding, "address-race": lambda: race("address"), "descriptor-race": lambda: race("descriptor"),
 }  # fmt: skip
-ends(tries=ACTS[way]() or 0)
+result = ACTS[way]()
+ends(na=result if isinstance(result, str) else "", tries=result if isinstance(result, int) else 0)
