@@ -3,7 +3,7 @@
 
 export PYTHON
 PY := .venv/bin/python
-SETUP := pyproject.toml .ci/setup.sh
+SETUP := pyproject.toml .ci/setup.sh hatch_build.py js/build.mjs js/package-lock.json $(shell find js/src -type f)
 # `!jupyter agentwatch …` in a notebook must find the console script of this environment.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

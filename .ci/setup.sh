@@ -107,6 +107,7 @@ case $purpose in
         need curl curl "the tests with a real curl cannot run"
         need git git "the tests with a real git cannot run"
         need ssh "$(ssh_package)" "the tests with a real ssh cannot run"
+        need chromium chromium "the tests in a real browser cannot run"
         ;;
     *) die "unknown purpose $purpose: demo, test or bench" ;;
 esac

@@ -7,7 +7,7 @@ const markup = ["innerHTML", "outerHTML", "insertAdjacentHTML", "write", "writel
 }));
 
 export default tseslint.config(
-  { ignores: ["node_modules", "build.mjs", "eslint.config.js"] },
+  { ignores: ["node_modules", "build.mjs", "eslint.config.js", "vitest.config.ts"] },
   ...tseslint.configs.strictTypeChecked,
   {
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },

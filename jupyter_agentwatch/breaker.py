@@ -175,7 +175,7 @@ class Judge:
 
 
 def _rank(severity: str) -> int:
-    return _RANK.get(severity, _NEVER)  # type: ignore[call-overload, no-any-return]
+    return _RANK.get(severity, _NEVER)
 
 
 def _told(signal: Signal) -> str:

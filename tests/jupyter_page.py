@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +29,7 @@ ROOT: Final = Path(__file__).parent.parent
 LONG_MS: Final = 60_000
 """Upper bound of every wait in a page: reached only when a test fails."""
 
-_TOKEN: Final = "agentwatch-test"  # noqa: S105 -- of a server that lives as long as a test, on loopback
+_TOKEN: Final = "agentwatch-test"
 _ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:(\d+)(/\S*/)(?:lab|tree)")
 # A machine without a way out would have each of Chromium's own requests refused, one by one.
 _CHROMIUM_FLAGS: Final = [
@@ -70,8 +72,8 @@ class Lab:
 
     def notebook(self, name: str, cells: Sequence[str]) -> Path:
         """Write a notebook with code cells."""
-        book = nbformat.v4.new_notebook(  # type: ignore[no-untyped-call]
-            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],  # type: ignore[no-untyped-call]
+        book = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         )
         path = self.folder / f"{name}.ipynb"
@@ -132,9 +134,10 @@ def running_chromium() -> Iterator[Browser]:
             browser.close()
 
 
-def run_all(page: Page, lab: Lab, name: str, app: str = "lab") -> None:
-    """Open a notebook and start all its cells, without waiting for their ends."""
-    page.goto(lab.address(name, app))
+def run_all(page: Page, lab: Lab, name: str, app: str = "lab", *, opened: bool = False) -> None:
+    """Open a notebook, unless it is open, and start all its cells, without waiting for their ends."""
+    if not opened:
+        page.goto(lab.address(name, app))
     page.wait_for_function(_KERNEL_IS_IDLE, timeout=LONG_MS)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
@@ -172,15 +175,12 @@ def _environment(home: Path) -> dict[str, str]:
 
 def _wait_until_ready(server: subprocess.Popen[str]) -> str:
     """Return the base URL that the server prints when it listens, and let nothing else that it prints block it."""
-    import threading
-
     assert server.stderr is not None
     said: list[str] = []
     for line in server.stderr:
         said.append(line)
         found = _ADDRESS.search(line)
         if found:
-            stream = server.stderr
-            threading.Thread(target=lambda: [None for _ in stream], daemon=True).start()
+            threading.Thread(target=deque, args=(server.stderr, 0), daemon=True).start()
             return f"http://127.0.0.1:{found.group(1)}{found.group(2)}"
     raise AssertionError("JupyterLab did not start:\n" + "".join(said))

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.sandbox
 
-RUNS = 10
-CLICKS = 5
+RUNS = 5
+CLICKS = 10
 CONFIRMED = re.compile(r"killed (\d+) process(es)?, 0 left, \d+ ms, via (http|control|comm)")
 
 START = """
@@ -96,7 +96,7 @@ def sleepers(mark: int) -> list[int]:
     return found
 
 
-def block(page: Page, lab: Lab, name: str, mark: int, how: str, runs: int, app: str = "lab") -> list[Locator]:
+def block(page: Page, lab: Lab, name: str, mark: int, how: str, runs: int = 1, *, app: str = "lab") -> list[Locator]:
     """Start runs in a new kernel, block it, and return the kill switches."""
     cells = [START.format(runs=runs, name=name, mark=mark), SHOW, BLOCKS[how].format(name=name)]
     lab.notebook(name, cells)
@@ -121,7 +121,7 @@ def result(switch: Locator, *phases: str) -> str:
 
 @pytest.mark.parametrize(("how", "mark"), [(how, 100 + number) for number, how in enumerate(BLOCKS)])
 def test_the_button_kills_whatever_the_kernel_does(page: Page, own_folders: Lab, how: str, mark: int) -> None:
-    """Each of ten runs, its button pressed five times while the kernel is blocked, ends; green only then."""
+    """Each of five runs, its button pressed ten times while the kernel is blocked, ends; green only then."""
     for number, switch in enumerate(block(page, own_folders, f"kill-{how}", mark, how, RUNS)):
         button = switch.locator("button")
         assert switch.get_attribute("data-phase") == "armed"
@@ -138,14 +138,14 @@ def test_the_button_kills_whatever_the_kernel_does(page: Page, own_folders: Lab,
 
 def test_with_the_interpreter_held_only_the_server_can_answer(page: Page, own_folders: Lab) -> None:
     """With the GIL held in C the acknowledgement comes over HTTP: nothing in that kernel can have sent it."""
-    (switch,) = block(page, own_folders, "kill-gil-one", 120, "gil", 1)
+    (switch,) = block(page, own_folders, "kill-gil-one", 120, "gil")
     switch.locator("button").click()
     assert "via http" in result(switch, "confirmed", "unconfirmed")
 
 
 def test_the_button_works_in_notebook_7(page: Page, own_folders: Lab) -> None:
     """In Notebook 7, too, a sleeping kernel does not hold up a kill."""
-    (switch,) = block(page, own_folders, "kill-nb7", 121, "sleep", 1, "notebooks")
+    (switch,) = block(page, own_folders, "kill-nb7", 121, "sleep", app="notebooks")
     switch.locator("button").click()
     assert CONFIRMED.fullmatch(result(switch, "confirmed", "unconfirmed"))
     assert sleepers(121) == []
@@ -153,7 +153,7 @@ def test_the_button_works_in_notebook_7(page: Page, own_folders: Lab) -> None:
 
 def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_folders: Lab) -> None:
     """Where the supervisor was killed, its sandbox ended with it, but nobody counted: the button says so, not green."""
-    (switch,) = block(page, own_folders, "kill-gone", 122, "sleep", 1)
+    (switch,) = block(page, own_folders, "kill-gone", 122, "sleep")
     end_supervisor(own_folders, signal.SIGKILL)
     switch.locator("button").click()
     text = result(switch, "done", "confirmed", "unconfirmed")
@@ -164,7 +164,7 @@ def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_fold
 
 def test_a_supervisor_that_hangs_is_ended_with_its_sandbox(page: Page, own_folders: Lab) -> None:
     """Where the supervisor does not answer, it is killed itself, and the button says that."""
-    (switch,) = block(page, own_folders, "kill-hangs", 123, "sleep", 1)
+    (switch,) = block(page, own_folders, "kill-hangs", 123, "sleep")
     end_supervisor(own_folders, signal.SIGSTOP)
     switch.locator("button").click()
     assert "supervisor" in result(switch, "done", "confirmed", "unconfirmed")
@@ -181,7 +181,7 @@ def end_supervisor(lab: Lab, how: signal.Signals) -> None:
 
 def test_without_a_server_the_kernel_is_asked(page: Page, own_folders: Lab) -> None:
     """When no request reaches the server any more, the control channel, which is open already, carries the kill."""
-    (switch,) = block(page, own_folders, "kill-offline", 124, "sleep", 1)
+    (switch,) = block(page, own_folders, "kill-offline", 124, "sleep")
     page.route("**/agentwatch/**", lambda route: route.abort())
     switch.locator("button").click()
     text = result(switch, "confirmed", "unconfirmed")
@@ -192,7 +192,7 @@ def test_without_a_server_the_kernel_is_asked(page: Page, own_folders: Lab) -> N
 
 def test_without_any_acknowledgement_it_is_red_and_says_what_to_type(page: Page, own_folders: Lab) -> None:
     """With no server and a kernel that cannot answer the button never turns green; the command that it shows works."""
-    (switch,) = block(page, own_folders, "kill-nothing", 125, "gil", 1)
+    (switch,) = block(page, own_folders, "kill-nothing", 125, "gil")
     page.route("**/agentwatch/**", lambda route: route.abort())
     switch.locator("button").click()
     text = result(switch, "confirmed", "unconfirmed", "done")

@@ -220,8 +220,8 @@ with tempfile.TemporaryDirectory() as folder:
     workspace = Path(folder, "workspace")
     workspace.mkdir()
     own = {"HOME": folder, "AGENTWATCH_LOG_DIR": f"{folder}/log", "AGENTWATCH_RUNTIME_DIR": f"{folder}/run"}
-    argv = [sys.executable, "-m", "jupyter_agentwatch.cli", "run", "--", "echo", "inside"]
-    done = subprocess.run(argv, cwd=workspace, env=os.environ | own, capture_output=True, text=True)
+    argv = [sys.executable, "-m", "jupyter_agentwatch.cli", "run", f"--workspace={workspace}", "--", "echo", "inside"]
+    done = subprocess.run(argv, cwd="/", env=os.environ | own, capture_output=True, text=True)
 assert stands == (done.returncode == 0), (failed_probe(report), done.stderr)
 assert stands == ("inside" in done.stdout)
 print(*[p.name for p in report.probes if p.ok], sep="\\n")

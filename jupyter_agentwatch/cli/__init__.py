@@ -56,6 +56,10 @@ def _handler(command: str) -> Callable[[argparse.Namespace], int]:
         from jupyter_agentwatch.cli import policies
 
         return policies.doctor if command == "doctor" else policies.policy
+    if command in {"hunt", "replay"}:
+        from jupyter_agentwatch.cli import hunting
+
+        return hunting.hunt if command == "hunt" else hunting.replay
     if command in {"tail", "verify"}:
         from jupyter_agentwatch.cli import logs
 

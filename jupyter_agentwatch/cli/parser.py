@@ -38,6 +38,13 @@ _EXAMPLES = {
     "doctor": """examples:
   jupyter agentwatch doctor
   jupyter agentwatch doctor --json""",
+    "replay": """examples:
+  jupyter agentwatch replay 3f
+  jupyter agentwatch replay audit.jsonl --rules sigma/rules/linux ~/my-rules""",
+    "hunt": """examples:
+  jupyter agentwatch hunt
+  jupyter agentwatch hunt --rule mining --severity high --days 7
+  jupyter agentwatch hunt --text pool.example --json""",
     "policy": """examples:
   jupyter agentwatch policy show > lab.yaml
   jupyter agentwatch policy check lab.yaml
@@ -100,6 +107,8 @@ def build_parser() -> Parser:
     _add_answer(_subparser(commands, "answer", "answer a call that the policy holds for a person"))
     _add_tail(_subparser(commands, "tail", "show a watch's audit log, live or ended"))
     _add_verify(_subparser(commands, "verify", "check that no record of a log was changed, removed or cut off"))
+    _add_replay(_subparser(commands, "replay", "run the detectors over a recorded log"))
+    _add_hunt(_subparser(commands, "hunt", "show the findings of all logs, by what they have in common"))
     _add_doctor(_subparser(commands, "doctor", "try each mechanism of the sandbox on this machine"))
     _add_policy(_subparser(commands, "policy", "show, check or suggest a policy"))
     return parser
@@ -160,6 +169,21 @@ def _add_tail(parser: Parser) -> None:
 def _add_verify(parser: Parser) -> None:
     parser.add_argument("log", metavar="LOG", help="log file, or id of a watch")
     parser.add_argument("--head", metavar="HASH", help="hash that the log must contain, as shown in the notebook")
+
+
+def _add_replay(parser: Parser) -> None:
+    parser.add_argument("log", metavar="LOG", help="log file, or id of a watch")
+    parser.add_argument("--rules", metavar="PATH", nargs="+", help="Sigma files or folders, not the policy's")
+    parser.add_argument("--json", action="store_true", help="print each finding as a line of JSON")
+
+
+def _add_hunt(parser: Parser) -> None:
+    levels = ["info", "low", "medium", "high", "critical"]
+    parser.add_argument("--rule", metavar="R", help="only this rule, or this family: mining, tunnel, shell …")
+    parser.add_argument("--severity", choices=levels, default="medium", help="this one or above (default: medium)")
+    parser.add_argument("--text", metavar="T", help="only findings with this text")
+    parser.add_argument("--days", metavar="D", type=seconds, help="only those of the last D days")
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
 
 
 def _add_doctor(parser: Parser) -> None:

@@ -194,7 +194,7 @@ def _remark(event: LimitHit | Finding | BreakerChanged | Control | Gap) -> str:
         case Finding():
             return f"{event.severity}: {printable(event.title)} [{printable(event.rule)}]"
         case BreakerChanged():
-            return f"{printable(event.before)} -> {printable(event.after)}: {printable(event.cause)}"
+            return f"{printable(event.before)} -> {printable(event.after)}: {printable(event.cause, _SHOWN)}"
         case Control():
             return f"{printable(event.op)} by {printable(event.by) or '?'} {printable(event.detail)}".rstrip()
         case Gap():

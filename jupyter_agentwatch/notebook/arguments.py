@@ -137,6 +137,10 @@ def _line_parser() -> tuple[MagicParser, dict[str, list[str]]]:
     diff.add_argument("step", metavar="STEP", type=_step, nargs="?", help="number of the step (default: the last)")
     undo = commands.add_parser("undo", help="take back what a step changed in the workspace")
     undo.add_argument("step", metavar="STEP", type=_step, help="number of the step")
+    findings = commands.add_parser("findings", help="show what the detectors have found, and what came of it")
+    levels = ["info", "low", "medium", "high", "critical"]
+    findings.add_argument("--severity", choices=levels, default="low", help="this one or above (default: low)")
+    findings.add_argument("--out", metavar="NAME", type=_name, help="put them into the variable NAME, a DataFrame")
     events = commands.add_parser("events", help="show records of the audit log")
     events.add_argument("--kind", metavar="K", help="only this kind: exec, connect, dns, file, …")
     events.add_argument("--step", metavar="STEP", type=_step, help="only this step")

@@ -10,9 +10,8 @@ from typing import Any
 
 from jupyter_agentwatch.errors import AgentwatchError
 from jupyter_agentwatch.server.render import kill_json
+from jupyter_agentwatch.server.runs import kill_run
 from jupyter_agentwatch.wire.messages import Killed
-from jupyter_agentwatch.wire.runtime import is_watch_id
-from jupyter_agentwatch.wire.watches import kill_watch
 
 __all__ = ["REQUEST", "TARGET", "answer_kill", "listen"]
 
@@ -36,10 +35,10 @@ def answer_kill(run: object, via: str) -> dict[str, Any]:
     Returns:
         What became of it, in the form of the server's answer. Never raises: a browser waits for the answer.
     """
-    if not isinstance(run, str) or not is_watch_id(run):
+    if not isinstance(run, str):
         return {**kill_json("", "that is not the id of a run"), "via": via}
     try:
-        result: Killed | str = kill_watch(run, reason=_REASON, name=f"kernel, by {via}")
+        result: Killed | str = kill_run(run, _REASON, f"kernel, by {via}")
     except AgentwatchError as error:
         result = str(error)
     return {**kill_json(run, result), "via": via}

@@ -21,6 +21,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
 from jupyter_agentwatch.audit.reader import LogTail, read_events
+from jupyter_agentwatch.cli.incident_text import incident_lines
 from jupyter_agentwatch.cli.policies import suggestion_text, suggestions
 from jupyter_agentwatch.cli.terminal import SafeText, safe_text
 from jupyter_agentwatch.cli.words import changes_text, event_line, killed_line, status_text
@@ -204,6 +205,12 @@ class AgentwatchMagics(Magics):
 
     def _do_undo(self, options: argparse.Namespace) -> None:
         _show("taken back:\n" + changes_text(self._current().undo(options.step)))
+
+    def _do_findings(self, options: argparse.Namespace) -> None:
+        watch = self._current()
+        _show("\n".join(incident_lines(watch.incidents(), options.severity)) or "nothing found")
+        if options.out is not None:
+            self._put(options.out, watch.findings(options.severity))
 
     def _do_events(self, options: argparse.Namespace) -> None:
         watch = self._current()

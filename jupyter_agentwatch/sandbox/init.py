@@ -41,7 +41,7 @@ _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_NO_NEW_PRIVS = 47, 4, 38
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 << 3, 1 << 5
 _SO_ATTACH_FILTER = 26
 _REMOUNT_READ_ONLY = 1 | 2 | 32 | 4096  # MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND
-_BIND, _NODEV_NOEXEC = 4096, 4 | 8
+_BIND, _NODEV_NOEXEC, _WITH_THOSE_BELOW = 4096, 4 | 8, 16384
 _BACKLOG = 4096
 _MAX_MESSAGE = 1 << 20
 
@@ -124,7 +124,7 @@ def _guard_proc() -> int:
     /proc/<pid>/mem a command could act as a process of another step.
     """
     below = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    _check(_libc.mount(b"/proc", b"/proc", None, _BIND, None))
+    _check(_libc.mount(b"/proc", b"/proc", None, _BIND | _WITH_THOSE_BELOW, None))
     _check(_libc.mount(None, b"/proc", None, _REMOUNT_READ_ONLY | _NODEV_NOEXEC, None))
     return below
 

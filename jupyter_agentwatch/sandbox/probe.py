@@ -109,7 +109,7 @@ _PLANS: Final = (
     ),
     _Plan(
         "rights given up",
-        "give up capabilities, new privileges and being read, in a process of its own, which tries what follows",
+        "give up capabilities and new privileges, in a process of its own, which tries what follows",
         shared.try_rights,
         _ALLOW_CALLS.format("capset and prctl"),
         _SHARED,

@@ -47,7 +47,7 @@ _PARTIAL: Final = (
 def try_rights(bench: Bench) -> str:
     """Start the process that tries rungs B and C, and say whether it could give up its rights."""
     bench.said = _ask("perform", bench)
-    return staged("rights", "capabilities, new privileges and being read by others are given up")(bench)
+    return staged("rights", "capabilities and new privileges are given up")(bench)
 
 
 def staged(what: str, success: str) -> Callable[[Bench], str]:

@@ -25,7 +25,7 @@ from jupyter_agentwatch.sandbox import init
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PR_SET_DUMPABLE, _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 1, 36, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_CAPBSET_DROP = 47, 4, 24
 _TIOCSCTTY = 0x540E
 _MAX_MESSAGE = 1 << 20
@@ -43,6 +43,7 @@ def main(control_fd: int) -> None:
     setup = marshal.loads(control.recv(_MAX_MESSAGE))  # noqa: S302 -- from the supervisor, of the same Python
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
+    _look_at_the_unreadable()
     for name, bound in setup["rlimits"].items():
         resource.setrlimit(getattr(resource, name), (bound, bound + (name == "RLIMIT_CPU")))
     forker = _Forker(lambda: init.install_filter(setup["numbers"]["seccomp"], setup["filter"]))
@@ -69,6 +70,22 @@ def _drop_rights(last_cap: int, capset: int) -> None:
     for cap in range(last_cap + 1):
         _libc.prctl(_PR_CAPBSET_DROP, cap, 0, 0, 0)
     _check(_libc.syscall(capset, struct.pack("=Ii", 0x20080522, 0), bytes(24)))
+
+
+def _look_at_the_unreadable() -> None:
+    """Fail where /proc hides who is unreadable (hidepid): a program that made itself so would outlive a kill."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(os.open(f"/proc/{os.getppid()}/stat", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    hidden = os.waitpid(pid, 0)[1]
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
+    if hidden:
+        raise OSError(errno.EACCES, "/proc hides processes")
 
 
 def _end_everything() -> None:

@@ -19,7 +19,7 @@ from jupyter_agentwatch.wire.messages import Killed, Request, WatchStatus
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket, is_watch_id, live_watches
 from jupyter_agentwatch.wire.watches import kill_watch, tell_watch, watch_status
 
-__all__ = ["Runs", "UnknownRunError"]
+__all__ = ["Runs", "UnknownRunError", "kill_run"]
 
 _NAME = "jupyter server"
 _AT_ONCE = 32
@@ -132,7 +132,8 @@ class Runs:
         """
         task = self._kills.get(watch)
         if task is None:
-            kill = asyncio.get_running_loop().run_in_executor(self._killing, _kill, watch, reason, f"{_NAME}: {user}")
+            name = f"{_NAME}: {user}"
+            kill = asyncio.get_running_loop().run_in_executor(self._killing, kill_run, watch, reason, name)
             task = self._kills[watch] = asyncio.ensure_future(_result(kill))
             task.add_done_callback(lambda done: self._remember(watch, done))
         return await asyncio.shield(task)  # a browser that goes away must not take the others' answer with it
@@ -221,7 +222,18 @@ def _check_known(watch: str) -> None:
         raise UnknownRunError(msg)
 
 
-def _kill(watch: str, reason: str, name: str) -> Killed:
+def kill_run(watch: str, reason: str, name: str) -> Killed:
+    """End a watch, or say how it had ended; the same for everybody who kills on behalf of a browser.
+
+    Args:
+        watch: Its id, as a browser sent it.
+        reason: For the audit log.
+        name: Who kills, for the audit log.
+
+    Raises:
+        UnknownRunError: There is and was no such watch.
+        ControlError: Nothing was killed; the text says why.
+    """
     _check_known(watch)
     was_here = control_socket(watch).exists()
     try:

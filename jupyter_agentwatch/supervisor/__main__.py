@@ -5,6 +5,7 @@ Standard output carries exactly one JSON line (`LaunchReport`); standard error g
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -99,7 +100,8 @@ def _read_launch() -> Launch:
 
 
 def _report(report: LaunchReport) -> None:
-    os.write(1, msgspec.json.encode(report) + b"\n")
+    with contextlib.suppress(BrokenPipeError):  # the owner has gone: that ends the watch in its own way
+        os.write(1, msgspec.json.encode(report) + b"\n")
     # The owner waits for the end of this stream on a failure only; nothing else may ever be written to it.
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)

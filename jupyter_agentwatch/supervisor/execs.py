@@ -340,6 +340,7 @@ class ExecWatch:
             rule="agentwatch.exec_mismatch",
             title=titles[difference],
             severity="critical",
+            family="tampering",
             technique="T1036",
             evidence=[claim.seq, seq],
             sync=True,

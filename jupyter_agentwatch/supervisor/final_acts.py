@@ -61,7 +61,13 @@ class FinalActs:
                 if is_alarm:
                     rule, title = "agentwatch.monitor_stuck", f"{end['reason']}; the watch was killed"
                     self._recorder.record(
-                        Finding, verdict="kill", rule=rule, title=title, severity="critical", sync=True
+                        Finding,
+                        verdict="kill",
+                        rule=rule,
+                        title=title,
+                        severity="critical",
+                        family="monitor",
+                        sync=True,
                     )
             move()
             with contextlib.suppress(LogWriteError):

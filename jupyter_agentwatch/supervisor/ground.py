@@ -6,7 +6,6 @@ policy says "required" and means either; why is kept, shown and recorded, so tha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -136,15 +135,9 @@ def _on_landlock(site: Site, rung: str, *notes: str) -> Ground:
     from jupyter_agentwatch.sandbox.landlock import NEWEST_ABI, landlock_abi
     from jupyter_agentwatch.sandbox.shared import SharedStarting
 
-    before = "".join(f"{note}; " for note in notes)
-    if _hides_processes():
-        msg = (
-            f"{before}probe 'orphans' failed: /proc is mounted with hidepid, so a program that makes itself unreadable "
-            "would be hidden from us, and outlive a kill; fix: sudo mount -o remount,hidepid=0 /proc"
-        )
-        raise RungError(msg)
     abi = min(NEWEST_ABI, landlock_abi())
     if rung == "B" and abi == 0:
+        before = "".join(f"{note}; " for note in notes)
         msg = (
             f"{before}probe 'landlock' failed: the kernel has no Landlock, or it is not switched on (lsm=landlock,…); "
             "what else can be had: jupyter agentwatch doctor"
@@ -162,15 +155,3 @@ def _on_landlock(site: Site, rung: str, *notes: str) -> Ground:
         writable=writable_places(grants) if rung == "B" else ("/",),
         notes=notes,
     )
-
-
-def _hides_processes() -> bool:
-    """Say whether /proc hides from us what makes itself unreadable, as the last mount there has it."""
-    mounts = (line.split(" ") for line in Path("/proc/self/mounts").read_text("utf-8", "replace").splitlines())
-    last = [options for _, point, _, options, *_ in mounts if point == "/proc"][-1:]
-    options = dict(each.partition("=")[::2] for each in "".join(last).split(","))
-    hidden = options.get("hidepid", "0")
-    if hidden in {"0", "off"}:
-        return False
-    # Members of one group see everything, root's where none is named, but for the newest kind.
-    return hidden in {"4", "ptraceable"} or int(options.get("gid", "0")) not in {os.getegid(), *os.getgroups()}

@@ -1,17 +1,21 @@
-"""Requests to the sandbox's init and its news, on the control thread's loop."""
+"""Requests to the sandbox's init and its news, on the control thread's loop.
+
+Init runs inside: what it says is taken for what it should be or not at all, and a word out of place counts as its end.
+"""
 
 from __future__ import annotations
 
 import array
 import asyncio
 import errno
-import json
 import marshal
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypedDict
+
+import msgspec
 
 from jupyter_agentwatch.errors import SessionEndedError
 
@@ -24,6 +28,56 @@ _PATIENCE_S: Final = 10.0
 
 Reply = tuple[dict[str, Any], list[int]]
 
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class _Ended(TypedDict):
+    pid: _Number
+    status: _Number
+    step: _Number
+    user: _Seconds
+    system: _Seconds
+    rss: _Bytes
+
+
+class _News(TypedDict):
+    exit: _Ended
+
+
+class _Spawned(TypedDict):
+    spawned: _Number
+    errno: _Number
+
+
+class _Frozen(TypedDict):
+    frozen: list[_Number]
+
+
+class _Thawed(TypedDict):
+    thawed: bool
+
+
+class _Killed(TypedDict):
+    killed: _Number
+
+
+class _Sockets(TypedDict):
+    sockets: _Number
+    ipv6: bool
+
+
+_NEWS: Final = msgspec.json.Decoder(_News)
+_REPLIES: Final[dict[str, msgspec.json.Decoder[Any]]] = {
+    "spawn": msgspec.json.Decoder(_Spawned),
+    "freeze": msgspec.json.Decoder(_Frozen),
+    "thaw": msgspec.json.Decoder(_Thawed),
+    "kill_sessions": msgspec.json.Decoder(_Killed),
+    "sockets": msgspec.json.Decoder(_Sockets),
+}
+"""Request → what answers it."""
+
 
 class InitChannel:
     """Init answers requests in the order in which they come, so replies are matched by order.
@@ -32,7 +86,7 @@ class InitChannel:
         loop: The control thread's loop.
         control: SOCK_SEQPACKET socket to init.
         on_exit: Called with each process that init reaped.
-        on_end: Called once when init is gone.
+        on_end: Called once when init is gone, or says what it never should.
     """
 
     def __init__(
@@ -46,7 +100,7 @@ class InitChannel:
         self._control = control
         self._on_exit = on_exit
         self._on_end = on_end
-        self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self._waiting: deque[tuple[str, asyncio.Future[Reply]]] = deque()
         self._is_over = False
         control.setblocking(False)
         loop.add_reader(control, self._readable)
@@ -63,7 +117,7 @@ class InitChannel:
             raise SessionEndedError(msg)
         self.tell(request, fds)
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting.append(future)
+        self._waiting.append((request["op"], future))
         # A future that was given up stays in the queue: a late answer must be matched with its own request.
         patience = self._loop.call_later(_PATIENCE_S, _give_up, future, request["op"])
         try:
@@ -81,7 +135,7 @@ class InitChannel:
         if not self._is_over:
             self._is_over = True
             self._loop.remove_reader(self._control)
-            for future in self._waiting:
+            for _, future in self._waiting:
                 if not future.done():
                     future.set_exception(SessionEndedError("the sandbox has ended"))
                     future.exception()  # seen: nobody may be waiting any more
@@ -91,7 +145,7 @@ class InitChannel:
             if self._is_over:
                 return
             try:
-                data, ancillary, _, _ = self._control.recvmsg(
+                data, ancillary, flags, _ = self._control.recvmsg(
                     _MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
@@ -99,26 +153,40 @@ class InitChannel:
             except OSError as error:
                 if error.errno != errno.ECONNRESET:
                     raise
-                data, ancillary = b"", []
-            if not data:
-                self.close()
-                self._on_end()
-                return
+                data, ancillary, flags = b"", [], 0
             fds = array.array("i")
             for _, _, rights in ancillary:
                 fds.frombytes(rights)
-            self._dispatch(json.loads(data), list(fds))
+            is_whole = data and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+            if not is_whole or not self._dispatch(data, list(fds)):
+                for fd in fds:
+                    os.close(fd)
+                self.close()
+                self._on_end()
+                return
 
-    def _dispatch(self, message: dict[str, Any], fds: list[int]) -> None:
-        if "exit" in message:
-            self._on_exit(message["exit"])
-            return
-        future = self._waiting.popleft()
+    def _dispatch(self, data: bytes, fds: list[int]) -> bool:
+        """Pass a message on; return False, having passed on nothing, where it is none that may come now."""
+        try:
+            if data.startswith(b'{"exit"'):
+                news = _NEWS.decode(data)["exit"]
+                if fds or not (os.WIFEXITED(news["status"]) or os.WIFSIGNALED(news["status"])):
+                    return False
+                self._on_exit(dict(news))
+                return True
+            if not self._waiting:
+                return False
+            op, future = self._waiting[0]
+            reply = _REPLIES[op].decode(data)
+        except msgspec.DecodeError:
+            return False
+        self._waiting.popleft()
         if future.done():
             for fd in fds:
                 os.close(fd)
         else:
-            future.set_result((message, fds))
+            future.set_result((reply, fds))
+        return True
 
 
 def _give_up(future: asyncio.Future[Reply], op: str) -> None:

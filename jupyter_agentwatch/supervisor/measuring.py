@@ -32,6 +32,7 @@ _SENT: Final = 64
 _SAID_AGAIN_NS: Final = 60_000_000_000
 _WORTH_SAYING_S: Final = 0.1
 _MANY: Final = 1024
+_TRIPPED_NS: Final = 1_000_000_000
 _SEVERITY: Final[dict[str, Severity]] = {"exact": "high", "weak": "medium", "none": "low"}
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -45,7 +46,7 @@ class Surroundings:
         policy: The policy.
         recorder: Where records go.
         step_of: Returns the step of a process by its host pid, 0 where it is unknown; does not raise.
-        is_running: Whether the watch is neither suspended nor ended.
+        is_running: Whether processes run: the watch is neither frozen nor ended.
         trip: Suspends the watch, with a reason. Any thread.
     """
 
@@ -80,7 +81,8 @@ class Measuring:
         self._of_step: dict[int, int] = {}
         self._open: set[int] = set()
         self._outside: dict[tuple[str, int], _Outside] = {}
-        self._was_running = True
+        self._was_suspended = False
+        self._told_ns = 0
         self._is_closed = False
 
     # -- the sampler's thread --------------------------------------------------------------------------------------
@@ -208,6 +210,7 @@ class Measuring:
             "agentwatch.gpu_outside_lease",
             title.strip(),
             _SEVERITY[sure],
+            family="diversion",
             technique="T1496",
             evidence=list(seqs),
             step=entry.step,
@@ -217,13 +220,15 @@ class Measuring:
     def _hold_budgets(self, now_ns: int) -> None:
         if not self._usage:
             return
-        is_running = self._around.is_running()
-        if is_running and not self._was_running:
-            self._usage.grant_more(now_ns)
-        self._was_running = is_running
-        if not is_running:
+        if not self._around.is_running():
+            self._was_suspended = True
             return  # what kernels that run on already use then counts, and is told of when the watch goes on
+        # What still runs a second after a trip was resumed at once, between two samples.
+        if self._was_suspended or now_ns - self._told_ns > _TRIPPED_NS:
+            self._was_suspended = False
+            self._usage.grant_more(now_ns)
         for overrun in self._usage.overruns(now_ns):
+            self._told_ns = now_ns
             if overrun.blind:
                 self.failed(f"{overrun.name}: {overrun.blind}", "agentwatch.gpu_unmeasured")
                 continue

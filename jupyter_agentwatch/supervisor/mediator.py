@@ -219,7 +219,13 @@ class Mediator:
         with contextlib.suppress(LogWriteError, ValueError):
             title = f"the monitor failed on call {notification.number} and denied it: {type(error).__name__}: {error}"
             self._recorder.record(
-                Finding, verdict="deny", rule="agentwatch.monitor_error", title=title[:500], severity="high", sync=True
+                Finding,
+                verdict="deny",
+                rule="agentwatch.monitor_error",
+                title=title[:500],
+                severity="high",
+                family="monitor",
+                sync=True,
             )
 
     # -- processes -----------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ class NeighbourGuard:
             rule="agentwatch.outside_process",
             title=f"{name} of process {pid}, which is not the sandbox's, was denied",
             severity="high",
+            family="tampering",
             technique="T1489",
             sync=True,
         )

@@ -194,7 +194,7 @@ class TelemetryFeed:
                     policy=measured.policy,
                     recorder=measured.recorder,
                     step_of=measured.step_of,
-                    is_running=lambda: measured.state() == "closed",
+                    is_running=lambda: measured.state() in {"closed", "throttled"},
                     trip=measured.trip,
                 )
             )

@@ -15,8 +15,10 @@ from jupyter_agentwatch.sandbox.places import check_workspace
 from jupyter_agentwatch.watch.cell import current_cell
 from jupyter_agentwatch.watch.command import Command, CommandResult, build_request, checked_result, input_bytes
 from jupyter_agentwatch.watch.importable import guard_imports
+from jupyter_agentwatch.watch.judged import WatchFindings
 from jupyter_agentwatch.watch.opening import load_policy, plan_launch, private_folders
 from jupyter_agentwatch.watch.process import SupervisorProcess, supervisor_command
+from jupyter_agentwatch.watch.rules import load_rules
 from jupyter_agentwatch.watch.running import Interrupts, OnOutput, Running
 from jupyter_agentwatch.watch.shell import Shell, Terminal, shell_command, terminal_command
 from jupyter_agentwatch.watch.table import event_columns, event_table
@@ -44,7 +46,7 @@ _NAME = "kernel"
 _ANSWER_S = 10.0
 
 
-class Watch(WatchTelemetry):
+class Watch(WatchTelemetry, WatchFindings):
     """A sandbox under supervision. It begins when it is made and ends with `close`, `kill`, or this process.
 
     Any number of threads may use one watch at once; each command is a step of its own.
@@ -89,7 +91,8 @@ class Watch(WatchTelemetry):
         self._policy = load_policy(policy)
         self._workspace = check_workspace(Path(workspace), private_folders())
         self._cell = cell or current_cell
-        launch = plan_launch(self._policy, self._workspace, self._cell())
+        self._rules = load_rules(self._policy, self._workspace)
+        launch = plan_launch(self._policy, self._workspace, self._cell(), self._rules.data)
         self._import_risk = guard_imports(self._policy, self._workspace, launch.python)
         self._supervisor = SupervisorProcess.start(launch, supervisor or supervisor_command())
         self._client = self._supervisor.client
@@ -143,7 +146,7 @@ class Watch(WatchTelemetry):
     @property
     def notes(self) -> list[str]:
         """What a person should know of this watch (what is weaker here than elsewhere)."""
-        return [*self._client.welcome.notes, *filter(None, [self._import_risk])]
+        return [*self._client.welcome.notes, *filter(None, [self._import_risk]), *self._rule_notes()]
 
     @property
     def head(self) -> str:

@@ -69,8 +69,14 @@ def _policy_path(policy: object) -> Path:
     raise TypeError(msg)
 
 
-def plan_launch(policy: Policy, workspace: Path, cell: str) -> Launch:
+def plan_launch(policy: Policy, workspace: Path, cell: str, rules: bytes = b"") -> Launch:
     """Choose an id that no log bears yet, and say what a supervisor must be told.
+
+    Args:
+        policy: What the commands may do.
+        workspace: Where they work.
+        cell: Notebook cell that opens the watch, or "".
+        rules: Compiled Sigma rules, b"" for none.
 
     Raises:
         ControlError: A folder of ours is not private, or its name is too long.
@@ -87,6 +93,7 @@ def plan_launch(policy: Policy, workspace: Path, cell: str) -> Launch:
         cell=cell,
         environ={name: os.environ[name] for name in policy.environment.passed if name in os.environ},
         python=list(dict.fromkeys((sys.prefix, sys.base_prefix, str(Path(sys.executable).parent)))),
+        rules=rules,
     )
 
 

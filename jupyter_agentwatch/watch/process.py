@@ -196,7 +196,7 @@ def supervisor_command(module: str = "jupyter_agentwatch.supervisor") -> tuple[s
     # the supervisor's own path, and the agent could plant a "dns" there.
     places = [place for place in sys.path if os.path.isabs(place)]
     places.sort(key=lambda place: os.path.basename(place) not in {"site-packages", "dist-packages"})
-    needed = (PathFinder.find_spec(name, places) for name in ("msgspec", "dns"))
+    needed = (PathFinder.find_spec(name, places) for name in ("msgspec", "dns", "re2"))
     folders = dict.fromkeys(str(Path(spec.origin).resolve().parents[1]) for spec in needed if spec and spec.origin)
     home = Path(__file__).resolve().parents[1]
     return (sys.executable, "-I", "-S", "-c", _START, str(home), *folders, "-m", module)

@@ -75,6 +75,7 @@ class Bare:
             raise RuntimeError(msg)
         self._workspace = workspace
         self.log = Path(os.environ["AGENTWATCH_LOG_DIR"]) / "bare.jsonl"
+        self.log.parent.mkdir(exist_ok=True)  # a program before may have taken it away
         self.log.write_text("a log\n")
         self._stands_for: subprocess.Popen[bytes] | None = None
 
@@ -87,12 +88,12 @@ class Bare:
         """Return the process that stands for the supervisor, with a child as init; a new one where it was killed."""
         if self._stands_for is None or self._stands_for.poll() is not None:
             self.close()
-            program = "import os, signal; os.fork(); print('x', flush=True); signal.pause()"
+            program = "import os, signal; os.fork(); os.write(1, b'x\\n'); signal.pause()"
             argv = [sys.executable, "-S", "-c", program]
             self._stands_for = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
             assert self._stands_for.stdout is not None
             for _ in range(2):
-                assert self._stands_for.stdout.readline() == b"x\n", self._stands_for.poll()
+                assert self._stands_for.stdout.readline() == b"x\n"
         return _Status(self._stands_for.pid)
 
     def start(self, argv: Sequence[str], **_: Any) -> Any:

@@ -34,7 +34,7 @@ export type KillPhase =
   | { readonly name: "unconfirmed"; readonly why: string; readonly command: string };
 
 /** Milliseconds without an acknowledgement after which a person must act; one that comes later still counts. */
-export const PATIENCE_MS = 8000;
+export const PATIENCE_MS = 6000;
 
 /** One kill switch of one run. */
 export class Kill {

@@ -1,0 +1,147 @@
+import { describe, expect, it } from "vitest";
+import { readEvents, readMessage, type AuditEvent } from "../src/core/events";
+import { graphOf, MOST_NODES, network, type Edge } from "../src/view/connections";
+import { gist } from "../src/view/audit";
+import { tripOf } from "../src/lab/runs";
+import { readState } from "../src/core/events";
+import { Store } from "../src/view/store";
+
+let seq = 0;
+function event(kind: string, fields: Record<string, unknown> = {}): AuditEvent {
+  const common = { kind, seq: (seq += 1), t_wall_ns: seq * 1e9, verdict: "allow", basis: "post", pid: 7, step: 1 };
+  return readEvents([{ ...common, ...fields }])[0]!;
+}
+
+function filled(...events: AuditEvent[]): Store {
+  const store = new Store();
+  store.last = events[0]!.seq - 1;
+  store.take({ type: "events", events }, 0);
+  return store;
+}
+
+describe("the store", () => {
+  it("makes of records the steps, the processes and where they connected to", () => {
+    const store = filled(
+      event("step", { op: "start", argv: ["make", "test"] }),
+      event("exec", { exe: "/usr/bin/curl", argv: ["curl", "x"], ppid: 5 }),
+      event("connect", { transport: "tcp", addr: "192.0.2.1", host: "a.example", port: 443, flow: 3 }),
+      event("flow", { op: "named", flow: 3, addr: "192.0.2.1", port: 443, protocol: "tls" }),
+      event("flow", { op: "closed", flow: 3, addr: "192.0.2.1", port: 443, bytes_out: 10, bytes_in: 20 }),
+      event("step", { op: "end", exit_code: 2 }),
+    );
+    expect(store.steps.get(1)).toMatchObject({ argv: "make test", outcome: "exit 2" });
+    expect(store.processes.get(7)).toMatchObject({ exe: "/usr/bin/curl", ppid: 5, ended: true });
+    expect([...store.connections.edges.values()]).toMatchObject([
+      { program: "curl", endpoint: "a.example:443", verdict: "allow", protocol: "tls", bytesOut: 10, bytesIn: 20 },
+    ]);
+    expect(store.missing).toBe(0);
+  });
+
+  it("passes over what it has, and counts what never came", () => {
+    const first = event("file");
+    const store = filled(first, first);
+    seq += 4;
+    store.add(event("file"));
+    expect([store.rows.length, store.missing]).toEqual([2, 4]);
+  });
+
+  it("takes a claim for no process: what ran is in the record after it", () => {
+    expect(filled(event("exec", { basis: "claimed", path: "/bin/true" })).processes.size).toBe(0);
+  });
+
+  it("shows a refused call whatever else the same process was allowed there", () => {
+    const place = { transport: "tcp", addr: "192.0.2.1", port: 22 };
+    const store = filled(event("connect", place), event("connect", { ...place, verdict: "deny" }), event("connect", place));
+    expect([...store.connections.edges.values()]).toMatchObject([{ verdict: "deny", count: 3, denied: 1 }]);
+  });
+
+  it("reads measurements, simulated ones as such, and unknown numbers as none", () => {
+    const store = filled(
+      event("resources", { pid: 0, interval_s: 2, cpu_s: 1, rss_bytes: 5e6 }),
+      event("gpu", { op: "device", device: "GPU-1", index: 0, utilization: 50, simulated: true, interval_s: 1 }),
+      event("gpu", { op: "state", device: "GPU-1", state: "error", reason: "fell off the bus" }),
+    );
+    expect(store.resources[0]?.values).toMatchObject({ cpu: 50, memory: 5 });
+    const device = store.devices.get("GPU-1")!;
+    expect(device).toMatchObject({ simulated: true, error: "error: fell off the bus" });
+    expect(device.samples[0]?.values).toMatchObject({ utilization: 50, power: null });
+  });
+
+  it("stays within its bounds", () => {
+    const store = new Store();
+    for (let i = 0; i < 30_000; i += 1) {
+      store.add({ ...event("exec", { exe: "/bin/x" }), pid: i, seq: i });
+    }
+    expect(store.rows.length).toBeLessThanOrEqual(25_000);
+    expect(store.processes.size).toBe(5000);
+    expect(store.rows.at(-1)?.seq).toBe(29_999);
+  });
+});
+
+describe("a message", () => {
+  it.each([null, 3, "x", [], {}, { type: "state" }, { type: "events" }, { type: "telemetry" }])(
+    "that is not understood is passed over: %j",
+    (data) => {
+      expect(readMessage(data)).toBeNull();
+    },
+  );
+
+  it("without a verdict counts as refused, never as allowed", () => {
+    expect(readEvents([{ kind: "connect" }])[0]?.verdict).toBe("deny");
+  });
+});
+
+describe("the graph", () => {
+  const edge = (pid: number, endpoint: string, verdict: Edge["verdict"] = "allow"): Edge => ({
+    ...{ pid, program: "curl", endpoint, verdict, count: 1, denied: 0, bytesOut: 1, bytesIn: 1 },
+    ...{ protocol: "", reason: "" },
+  });
+
+  it("is drawn as it is while it is small", () => {
+    const graph = graphOf([edge(1, "a.example:443"), edge(1, "b.example:443"), edge(2, "a.example:443")]);
+    expect([graph.nodes.length, graph.links.length, graph.isFolded]).toEqual([4, 3, false]);
+  });
+
+  it("is folded until it can be read, and what was refused stays in it", () => {
+    const edges = Array.from({ length: 5000 }, (_, i) => edge(i % 900, `198.51.${i % 250}.${i % 200}:22`));
+    edges.push(edge(4242, "203.0.113.9:3333", "deny"));
+    const graph = graphOf(edges);
+    expect(graph.nodes.length).toBeLessThanOrEqual(MOST_NODES);
+    expect(graph.isFolded).toBe(true);
+    expect(graph.links.filter((link) => link.verdict === "deny").map((link) => link.target)).toEqual([
+      "endpoint:203.0.113.0/24",
+    ]);
+  });
+
+  it.each([
+    ["198.51.100.7:22", "198.51.100.0/24"],
+    ["www.deep.example.org:443", "*.example.org"],
+    ["[2001:db8:1:2::5]:443", "2001:db8:1::/48"],
+    ["/run/user/0/bus", "/run/user/0/…"],
+  ])("folds %s into %s", (endpoint, folded) => {
+    expect(network(endpoint)).toBe(folded);
+  });
+});
+
+describe("a line of the audit table", () => {
+  it.each([
+    [event("dns", { qname: "a.example", qtype: "A", rcode: "REFUSED" }), "a.example A REFUSED"],
+    [event("limit", { limit: "memory", value: 3 }), "limit=memory value=3"],
+    [event("connect", { transport: "tcp", addr: "192.0.2.1", port: 22, rule: "r" }), "tcp 192.0.2.1 port 22 r"],
+  ])("says what happened", (found, words) => {
+    expect(gist(found)).toBe(words);
+  });
+});
+
+describe("a trip", () => {
+  const run = (more: object = {}): ReturnType<typeof readState> => readState({ watch: "0123abcd", state: "closed", ...more });
+
+  it("is told when a run is frozen, asks, has a finding or falls silent, and once", () => {
+    expect(tripOf(run(), run({ state: "frozen" }))).toBe("is frozen");
+    expect(tripOf(run({ state: "frozen" }), run({ state: "frozen" }))).toBe("");
+    expect(tripOf(run(), run({ asks: [{ ask: 1, text: "connect a.example" }] }))).toBe("asks: connect a.example");
+    expect(tripOf(run(), run({ counts: { "finding:allow": 1 } }))).toBe("has a new finding");
+    expect(tripOf(run(), run({ state: "silent" }))).toBe("does not answer");
+    expect(tripOf(run(), run({ processes: 9 }))).toBe("");
+  });
+});

@@ -1,0 +1,291 @@
+"""The dashboard and the JupyterLab extension, as a person sees them in a real browser."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from jupyter_agentwatch import Watch
+from tests.jupyter_page import LONG_MS, ROOT, Lab, run_all, running_chromium, running_lab
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.sandbox
+
+HOSTILE = '<img src=x onerror="window.owned=1">\u202egpj\x1b[31m'
+AXE = ROOT / "js" / "node_modules" / "axe-core" / "axe.min.js"
+DASHBOARD = ".aw-root[data-view=dashboard]"
+SHOW = """
+from jupyter_agentwatch.notebook.dashboard import Dashboard
+Dashboard("{run}")
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """One server; its notebooks look at watches that these tests start themselves."""
+    with running_lab() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser."""
+    with running_chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def page(chromium: Browser) -> Iterator[Page]:
+    """A page whose every error fails the test."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 1600})
+    errors: list[str] = []
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watch]]:
+    """Start watches of this process in the folders that the server looks at, and end them."""
+    monkeypatch.setenv("AGENTWATCH_RUNTIME_DIR", str(lab.runtime))
+    monkeypatch.setenv("AGENTWATCH_LOG_DIR", str(lab.logs))
+    started: list[Watch] = []
+
+    def new(policy: Any = None) -> Watch:
+        workspace = tmp_path / f"w{len(started)}"
+        workspace.mkdir()
+        started.append(Watch(policy, workspace))
+        return started[-1]
+
+    yield new
+    for watch in started:
+        watch.close()
+
+
+@pytest.fixture
+def watch(start: Callable[..., Watch]) -> Watch:
+    """One watch with the default policy."""
+    return start()
+
+
+def show(page: Page, lab: Lab, watch: Watch, app: str = "lab") -> None:
+    """Open a notebook with the dashboard of a watch."""
+    lab.notebook(watch.id, [SHOW.format(run=watch.id)])
+    run_all(page, lab, watch.id, app)
+    page.locator(f"{DASHBOARD} .aw-panel-header[data-state]").wait_for(timeout=LONG_MS)
+
+
+def wait_for_text(page: Page, selector: str, text: str) -> None:
+    """Wait until an element of the dashboard holds a text."""
+    page.locator(f"{DASHBOARD} {selector}").filter(has_text=text).first.wait_for(timeout=LONG_MS)
+
+
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_the_dashboard_shows_what_was_done_before_and_after_it_was_opened(
+    page: Page, lab: Lab, watch: Watch, app: str
+) -> None:
+    """Steps, processes, refused connections and records from before and after the opening stand in their panels."""
+    watch.run("curl -sS --max-time 2 https://198.51.100.7/")
+    show(page, lab, watch, app)
+    wait_for_text(page, ".aw-step-words", "198.51.100.7")
+    wait_for_text(page, ".aw-panel-connections .aw-table", "198.51.100.7:443")
+    wait_for_text(page, ".aw-graph text", "198.51.100.7:443")
+    watch.run("ls /; echo later > later.txt")
+    wait_for_text(page, ".aw-step-words", "later.txt")
+    wait_for_text(page, ".aw-tree", "ls /")
+    page.locator(f"{DASHBOARD} .aw-filters input").fill("later.txt")
+    wait_for_text(page, ".aw-grid-rows", "later.txt")
+    wait_for_text(page, ".aw-facts", "2 steps, 1 refused call")
+
+
+def test_a_click_on_the_graph_shows_the_process(page: Page, lab: Lab, watch: Watch) -> None:
+    """A click on a node says which process it is, of which step, and where it went."""
+    watch.run("curl -sS --max-time 2 https://198.51.100.7/")
+    show(page, lab, watch)
+    wait_for_text(page, ".aw-graph text", "curl")
+    node = page.locator(f"{DASHBOARD} .aw-graph .scatterlayer .points path").first
+    node.scroll_into_view_if_needed()
+    box = node.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.down()
+    page.mouse.up()
+    wait_for_text(page, ".aw-chosen", "step 1: curl -sS --max-time 2 https://198.51.100.7/ → 198.51.100.7:443")
+
+
+def test_names_that_an_agent_chooses_are_text_everywhere(page: Page, lab: Lab, watch: Watch) -> None:
+    """Markup, terminal escapes and bidirectional marks in names reach no panel as what they are."""
+    name = f"{HOSTILE}.sh"
+    (watch.workspace / name).write_text("#!/bin/sh\nexec sleep 0.2\n")
+    (watch.workspace / name).chmod(0o755)
+    watch.run([f"./{name}"])
+    watch.run(["python3", "-c", f"import socket; socket.socket(socket.AF_UNIX).connect_ex('/tmp/' + {HOSTILE!r})"])
+    show(page, lab, watch)
+    wait_for_text(page, ".aw-step-words", "<img src=x")
+    wait_for_text(page, ".aw-tree", "<img src=x")
+    wait_for_text(page, ".aw-grid-rows", "\\u202egpj\\x1b[31m")
+    wait_for_text(page, ".aw-panel-connections .aw-table", "<img src=x")
+    assert page.locator(f"{DASHBOARD} img").count() == 0
+    assert page.evaluate("() => window.owned") is None
+    text = page.locator(DASHBOARD).inner_text()
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+
+
+def test_a_call_that_is_held_is_decided_by_a_button(page: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+    """A held connection appears as two buttons; after Deny the program gets its refusal and the question goes."""
+    rule = {"cidr": "192.0.2.0/24", "ports": [443], "verdict": "ask"}
+    watch = start({"version": 1, "network": {"rules": [rule]}})
+    code = "import socket; print(socket.socket().connect_ex(('192.0.2.9', 443)))"
+    running = watch.start(["python3", "-c", code])
+    show(page, lab, watch)
+    wait_for_text(page, ".aw-ask", "192.0.2.9")
+    page.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
+    assert running.wait().stdout.strip() == "13"
+    page.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
+
+
+def test_a_run_is_suspended_and_resumed_from_the_dashboard(page: Page, lab: Lab, watch: Watch) -> None:
+    """Suspend freezes the run, and the head says so; Resume lets it go on."""
+    show(page, lab, watch)
+    page.locator(f"{DASHBOARD} button[data-action=suspend]").click()
+    wait_for_text(page, ".aw-state", "FROZEN")
+    assert watch.status().state == "frozen"
+    page.locator(f"{DASHBOARD} button[data-action=resume]").click()
+    wait_for_text(page, ".aw-state", "running")
+    assert watch.status().state == "closed"
+
+
+def test_after_a_reload_the_dashboard_finds_its_run_again(page: Page, lab: Lab, watch: Watch) -> None:
+    """A reloaded page with the same kernel shows the run as it is now, with what happened in between."""
+    show(page, lab, watch)
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    watch.run("echo between > between.txt")
+    page.reload()
+    wait_for_text(page, ".aw-step-words", "between.txt")
+
+
+def test_the_dashboard_of_a_run_that_has_ended_shows_its_record(page: Page, lab: Lab, watch: Watch) -> None:
+    """Long after its end a run's dashboard is made from its log, and its kill switch is not green."""
+    watch.run("echo once > once.txt")
+    watch.kill("done")
+    show(page, lab, watch)
+    wait_for_text(page, ".aw-state", "ended")
+    wait_for_text(page, ".aw-step-words", "once.txt")
+    wait_for_text(page, ".aw-kill-switch[data-phase=ended]", "ended, 0 processes left")
+
+
+def test_many_dashboards_of_one_page_load_the_big_module_once(page: Page, lab: Lab, watch: Watch) -> None:
+    """Three dashboards and a panel of one run fetch one module, and share one connection."""
+    fetched: list[str] = []
+    sockets: list[str] = []
+    page.on("request", lambda request: fetched.append(request.url) if "/static/view." in request.url else None)
+    page.on("websocket", lambda socket: sockets.append(socket.url) if "agentwatch/stream" in socket.url else None)
+    more = "from jupyter_agentwatch.notebook.panels import Panel\ndisplay(*[Dashboard(r) for r in 2*[{run!r}]])\n"
+    cells = [SHOW.format(run=watch.id), more.format(run=watch.id) + f"Panel({watch.id!r}, 'findings')"]
+    lab.notebook(watch.id, cells)
+    run_all(page, lab, watch.id)
+    page.locator(f"{DASHBOARD} .aw-panel-header[data-state]").nth(2).wait_for(timeout=LONG_MS)
+    page.locator(".aw-root[data-view=findings] .aw-panel-findings").wait_for(timeout=LONG_MS)
+    assert len(fetched) == 1
+    assert len(sockets) == 1
+
+
+def test_without_a_server_the_kernel_brings_module_and_records(page: Page, lab: Lab, watch: Watch) -> None:
+    """In a page that names no Jupyter server the widget works by its messages, and says where the kill goes."""
+    page.add_init_script(
+        """
+        const real = document.getElementById.bind(document);
+        document.getElementById = (id) => window.hidesServer && id === "jupyter-config-data" ? null : real(id);
+        """
+    )
+    watch.run("echo before > before.txt")
+    lab.notebook(watch.id, [SHOW.format(run=watch.id)])
+    page.goto(lab.address(watch.id))
+    page.wait_for_function("() => window.jupyterapp", timeout=LONG_MS)
+    page.evaluate("() => { window.hidesServer = true; }")
+    run_all(page, lab, watch.id, opened=True)
+    wait_for_text(page, ".aw-kill-result", "no Jupyter server here")
+    wait_for_text(page, ".aw-step-words", "before.txt")
+    page.locator(f"{DASHBOARD} .aw-kill").click()
+    wait_for_text(page, ".aw-kill-switch[data-phase=confirmed]", "0 left")
+    assert watch.has_ended or watch.kill().survivors == 0
+
+
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_every_run_is_ended_from_the_bar_after_one_confirmation(
+    page: Page, lab: Lab, start: Callable[..., Watch], app: str
+) -> None:
+    """The bar counts the live runs; kill-all asks once, then says that nothing is left, and nothing is."""
+    watches = [start(), start()]
+    lab.notebook("bar", ["1"])
+    page.goto(lab.address("bar", app))
+    bar = page.locator(".aw-status-button")
+    bar.filter(has_text="2 agent runs").wait_for(timeout=LONG_MS)
+    bar.click()
+    page.locator(".jp-Dialog button", has_text="Cancel").click()
+    assert [watch.status().state for watch in watches] == ["closed", "closed"]
+    bar.click()
+    page.locator(".jp-Dialog button", has_text="Kill all").click()
+    done = page.locator(".aw-status-result[data-phase=confirmed]")
+    done.filter(has_text="2 runs").filter(has_text="0 left").wait_for(timeout=LONG_MS)
+    bar.filter(has_text="0 agent runs").wait_for(timeout=LONG_MS)
+    assert [watch.kill().survivors for watch in watches] == [0, 0]
+
+
+def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, watch: Watch) -> None:
+    """The palette opens a list of runs with working buttons; a run that is frozen by another hand raises a notice."""
+    lab.notebook("side", ["1"])
+    page.goto(lab.address("side"))
+    page.locator(".aw-status-button").filter(has_text="1 agent run").wait_for(timeout=LONG_MS)
+    page.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
+    row = page.locator(f".aw-sidebar .aw-row[data-run='{watch.id}']")
+    row.wait_for(timeout=LONG_MS)
+    watch.suspend()
+    page.locator(".Toastify__toast").filter(has_text=f"Agent run {watch.id} is frozen").wait_for(timeout=LONG_MS)
+    row.locator("button", has_text="Resume").click()
+    row.filter(has_text="running").wait_for(timeout=LONG_MS)
+    row.locator(".aw-kill").click()
+    row.locator(".aw-kill-switch[data-phase=confirmed]").wait_for(timeout=LONG_MS)
+    assert watch.kill().survivors == 0
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_the_dashboard_is_accessible_in_both_themes(page: Page, lab: Lab, watch: Watch, theme: str) -> None:
+    """axe-core finds nothing serious in dashboard, status bar and sidebar, in the light and in the dark theme."""
+    watch.run("curl -sS --max-time 2 https://198.51.100.7/; true")
+    show(page, lab, watch)
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    page.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
+    page.locator(f"body[data-jp-theme-name='{theme}']").wait_for(timeout=LONG_MS)
+    wait_for_text(page, ".aw-graph text", "curl")
+    page.evaluate(AXE.read_text("utf-8"))
+    found = page.evaluate(
+        "() => axe.run({include: [['.aw-root'], ['.aw-status'], ['.aw-sidebar']]}, {resultTypes: ['violations']})"
+    )
+    serious = [each for each in found["violations"] if each["impact"] in {"serious", "critical"}]
+    assert serious == [], json.dumps(
+        [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in serious], indent=1
+    )
+
+
+def test_a_saved_notebook_says_without_any_kernel_which_run_it_was(page: Page, lab: Lab, watch: Watch) -> None:
+    """What is saved holds the run's id, its log and the command that kills, as a table of text."""
+    show(page, lab, watch)
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    saved = json.loads((lab.folder / f"{watch.id}.ipynb").read_text("utf-8"))
+    (output,) = saved["cells"][0]["outputs"]
+    text = "".join(output["data"]["text/html"])
+    assert f"jupyter agentwatch kill {watch.id}" in text
+    assert str(watch.log) in text
+    assert sys.getsizeof(json.dumps(saved)) < 100_000
