@@ -30,7 +30,7 @@ LONG_MS: Final = 60_000
 """Upper bound of every wait in a page: reached only when a test fails."""
 
 _TOKEN: Final = "agentwatch-test"
-_ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:(\d+)(/\S*/)(?:lab|tree)")
+_ADDRESS: Final = re.compile(r"http://127\.0\.0\.1:(\d+)(/(?:\S*/)?)(?:lab|tree)")
 # A machine without a way out would have each of Chromium's own requests refused, one by one.
 _CHROMIUM_FLAGS: Final = [
     "--no-sandbox",

@@ -60,6 +60,15 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
+def wait_listens(port: int) -> None:
+    """Wait until somebody listens on a port of loopback."""
+    for _ in range(2000):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), LONG_S):
+            return
+        time.sleep(0.005)  # the kernel tells nobody when a port is taken
+    pytest.fail(f"nobody listens on port {port}")
+
+
 def inside(watch: Watch, source: str, *arguments: object) -> Any:
     """Run Python inside, with `PRELUDE` before it, and return the JSON that it printed last."""
     result = watch.run(["python3", "-IS", "-c", PRELUDE + source, *map(str, arguments)], timeout=60)

@@ -404,8 +404,8 @@ def test_only_the_arrays_that_changed_are_sent(wire: list[tuple[str, Any, list[A
     assert figure.refresh()
     (update,) = changed(wire)
     lines = [trace.name for trace in figure.data]
-    sent = update["style_data"] if "style_data" in update else update["restyle_data"]
-    places = update["style_trace_indexes"] if "style_trace_indexes" in update else update["restyle_traces"]
+    sent = update["style_data"]
+    places = update["style_traces"]
     assert [lines[place] for place in places] == ["GPU 0, sandbox"]
     assert set(sent) <= {"x", "y"}
     assert not update.get("layout_data")

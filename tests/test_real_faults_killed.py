@@ -11,10 +11,8 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.request import Request, urlopen
@@ -33,7 +31,7 @@ from jupyter_agentwatch.wire.framing import encode_frame
 from jupyter_agentwatch.wire.messages import Launch
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket, log_dir, new_watch_id, runtime_dir
 from tests.outside import LONG_S, Inside, closing, hold, members, wait_all_ended
-from tests.servers import free_port
+from tests.servers import free_port, wait_listens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -370,15 +368,6 @@ def jupyter_server() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
             yield server, f"http://127.0.0.1:{options['ServerApp.port']}/"
         finally:
             server.kill()
-
-
-def wait_listens(port: int) -> None:
-    """Wait until somebody listens on a port of loopback."""
-    for _ in range(2000):
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), LONG_S):
-            return
-        time.sleep(0.005)  # the kernel tells nobody when a port is taken
-    pytest.fail(f"nobody listens on port {port}")
 
 
 async def run_in_kernel(base: str, source: str) -> str:

@@ -178,7 +178,7 @@ class InitChannel:
                 return False
             op, future = self._waiting[0]
             reply = _REPLIES[op].decode(data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return False
         self._waiting.popleft()
         if future.done():

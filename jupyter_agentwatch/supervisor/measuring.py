@@ -100,7 +100,7 @@ class Measuring:
 
     def failed(self, what: str, rule: str) -> None:
         """Put on record that nothing is measured; where a budget relies on it, the watch is suspended. Any thread."""
-        self._find(rule, f"GPUs and processes are not measured: {what}", "high")
+        self._find(rule, f"GPUs and processes are not measured: {what}", "high", family="monitor")
         if self._usage:
             self._around.trip(f"gpus[].max_gpu_seconds cannot be held: {what}")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import ControlError, SessionEndedError
-from jupyter_agentwatch.events import Control
+from jupyter_agentwatch.events import Control, printable
 from jupyter_agentwatch.sandbox.comparison import StepChange
 from jupyter_agentwatch.supervisor.control import Connection
 from jupyter_agentwatch.wire import messages
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from jupyter_agentwatch.supervisor.core import Supervisor
 
 __all__ = ["Requests"]
+
+_LAST_SIGNAL: Final = 64
+_MAX_SIDE: Final = 65535
 
 
 class Requests:
@@ -74,6 +78,7 @@ class Requests:
         )
 
     async def _run_command(self, request: messages.RunCommand, connection: Connection) -> None:
+        _check_command(request)
         await self._watch.is_armed.wait()
         if self._watch.is_ending:
             msg = "the watch has ended"
@@ -104,10 +109,14 @@ class Requests:
         return messages.Ack()
 
     def _resize(self, request: messages.Resize, _connection: Connection) -> FromSupervisor:
+        _check_size(request.rows, request.columns)
         self._watch.commands.resize(request.step, request.rows, request.columns)
         return messages.Ack()
 
     async def _signal(self, request: messages.SignalStep, connection: Connection) -> FromSupervisor:
+        if not 1 <= request.signal <= _LAST_SIGNAL:
+            msg = f"there is no signal {request.signal}; signals are 1 to {_LAST_SIGNAL}"
+            raise ControlError(msg)
         self._note_control("signal", connection, f"step {request.step} signal {request.signal}")
         if request.signal == 9:
             await self._watch.commands.kill(request.step, "killed")
@@ -198,6 +207,24 @@ class Requests:
 
     def _who(self, by: str, connection: Connection) -> str:
         return f"{by or connection.client or 'client'} (pid {connection.pid})"
+
+
+def _check_command(request: messages.RunCommand) -> None:
+    """Refuse what no call takes: init would not survive it."""
+    _check_size(request.rows, request.columns)
+    if not 0 <= request.timeout_s < math.inf:
+        msg = f"timeout_s is {request.timeout_s}; give seconds, or 0 for the policy's limit"
+        raise ControlError(msg)
+    for name in request.env:
+        if not name or "=" in name:
+            msg = f"an environment variable cannot be called {printable(name)!r}"
+            raise ControlError(msg)
+
+
+def _check_size(rows: int, columns: int) -> None:
+    if not (0 <= rows <= _MAX_SIDE and 0 <= columns <= _MAX_SIDE):
+        msg = f"a terminal cannot have {rows} rows and {columns} columns; each is 0 to {_MAX_SIDE}"
+        raise ControlError(msg)
 
 
 def _changes(step: int, found: Sequence[StepChange]) -> messages.Changes:

@@ -56,7 +56,7 @@ class FrameDecoder(Generic[T]):
             del self._buffer[:end]
             try:
                 message = self._decoder.decode(body)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 msg = f"not a control message of this version: {error}"
                 raise ControlError(msg) from error
             yield message
