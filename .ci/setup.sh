@@ -71,6 +71,10 @@ ssh_package() {
     case $(manager || true) in dnf) echo openssh-clients ;; pacman) echo openssh ;; *) echo openssh-client ;; esac
 }
 
+sshd_package() {
+    case $(manager || true) in pacman | apk) echo openssh ;; *) echo openssh-server ;; esac
+}
+
 venv_works() {
     new_enough .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1
 }
@@ -107,13 +111,15 @@ case $purpose in
         need curl curl "the tests with a real curl cannot run"
         need git git "the tests with a real git cannot run"
         need ssh "$(ssh_package)" "the tests with a real ssh cannot run"
+        need /usr/sbin/sshd "$(sshd_package)" "the tests with a real ssh cannot run"
+        need wget wget "the tests with a real wget cannot run"
+        need gcc gcc "the tests with a GPU library of their own making cannot run"
         need chromium chromium "the tests in a real browser cannot run"
         ;;
     *) die "unknown purpose $purpose: demo, test or bench" ;;
 esac
 if [ "$purpose" = bench ]; then
     need strace strace "there is no strace to compare with"
-    need gcc gcc "the build of a C project cannot be timed"
     need npm npm "sandbox-runtime cannot be compared with"
     need rg ripgrep "sandbox-runtime cannot be compared with"
     need socat socat "sandbox-runtime cannot be compared with"

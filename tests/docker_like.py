@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jupyter_agentwatch.sandbox.bpf import ALLOW, Block, any_bits, argument, equal_any, errno_of, ret
+from jupyter_agentwatch.sandbox.bpf import ALLOW, Block, any_bits, equal_any, errno_of, ret
 from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _become(asked: argparse.Namespace, *, is_root: bool) -> None:
             os.setgroups([])
             os.setresgid(asked.uid, asked.uid, asked.uid)
             os.setresuid(asked.uid, asked.uid, asked.uid)
-        os.execvp(asked.argv[0], asked.argv)
+        os.execvp(asked.argv[0], asked.argv)  # noqa: S606 -- that is what it is for
     finally:
         os._exit(127)
 

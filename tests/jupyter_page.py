@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT: Final = Path(__file__).parent.parent
-LONG_MS: Final = 60_000
+LONG_MS: Final = 100_000
 """Upper bound of every wait in a page: reached only when a test fails."""
 
 _TOKEN: Final = "agentwatch-test"
@@ -42,9 +42,18 @@ _CHROMIUM_FLAGS: Final = [
     "--disable-sync",
     "--disable-dev-shm-usage",
 ]
-_KERNEL_IS_IDLE: Final = """() => {
+_KERNEL_IS_IDLE: Final = """(path) => {
     const panel = window.jupyterapp?.shell.currentWidget;
-    return panel?.content?.widgets?.length && panel.sessionContext?.session?.kernel?.status === "idle";
+    const isOpen = panel?.context?.path === path && panel.content?.widgets?.length;
+    return isOpen && panel.sessionContext?.session?.kernel?.status === "idle";
+}"""
+_OPEN_ALONE: Final = """async (path) => {
+    const { shell, commands } = window.jupyterapp;
+    for (const panel of [...shell.widgets("main")]) {
+        if (panel.context) panel.context.model.dirty = false; // or it asks whether to save
+        panel.close();
+    }
+    await commands.execute("docmanager:open", { path });
 }"""
 _SETTINGS: Final = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -135,10 +144,15 @@ def running_chromium() -> Iterator[Browser]:
 
 
 def run_all(page: Page, lab: Lab, name: str, app: str = "lab", *, opened: bool = False) -> None:
-    """Open a notebook, unless it is open, and start all its cells, without waiting for their ends."""
-    if not opened:
+    """Open a notebook, unless it is open, and start all its cells, without waiting for their ends.
+
+    A page that shows JupyterLab already is kept, with what it showed before closed: to load it takes seconds.
+    """
+    if app == "lab" and not opened and page.url.startswith(f"{lab.base}lab"):
+        page.evaluate(_OPEN_ALONE, f"{name}.ipynb")
+    elif not opened:
         page.goto(lab.address(name, app))
-    page.wait_for_function(_KERNEL_IS_IDLE, timeout=LONG_MS)
+    page.wait_for_function(_KERNEL_IS_IDLE, arg=f"{name}.ipynb", timeout=LONG_MS)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
 

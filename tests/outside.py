@@ -31,6 +31,9 @@ LONG_S: Final = 20.0
 IDLE: Final = "while :; do sleep 0.05; done"
 """Shell text that goes on for ever. A shell runs a trap between two commands only, so none of them may be long."""
 
+NEVER_STOPPED: Final = {"breaker": {"freeze_at": "never", "two_families_at": "never"}}
+"""A policy whose watch records what is found and goes on, for tests that attack again and again."""
+
 PROGRAMS: Final = Path(__file__).parent / "programs"
 
 E = TypeVar("E", bound=Event)

@@ -168,7 +168,7 @@ class Slow:
 
     def free(self) -> None:
         """From now on accept every connection, and greet it with a line."""
-        self._listening.listen(64)
+        self._listening.listen(512)
         self._thread.start()
 
     def _serve(self) -> None:

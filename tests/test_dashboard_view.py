@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.jupyter_page import LONG_MS, ROOT, Lab, run_all, running_chromium, ru
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Error, Page
 
 pytestmark = pytest.mark.sandbox
 
@@ -42,16 +43,46 @@ def chromium() -> Iterator[Browser]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def kept_page(chromium: Browser) -> Iterator[Page]:
+    """A page that most tests share, for JupyterLab takes seconds to load."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 1600})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def desk(kept_page: Page) -> Iterator[Page]:
+    """The shared page; an error of ours in it fails the test."""
+    with our_errors(kept_page) as errors:
+        yield kept_page
+    assert errors == []
+
+
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
-    """A page whose every error fails the test."""
+    """A page of its own, with no memory of others; an error of ours in it fails the test."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1600})
-    errors: list[str] = []
     page = context.new_page()
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
+    with our_errors(page) as errors:
+        yield page
     context.close()
     assert errors == []
+
+
+@contextlib.contextmanager
+def our_errors(page: Page) -> Iterator[list[str]]:
+    """Collect errors that come from our modules; JupyterLab has some of its own."""
+    errors: list[str] = []
+
+    def note(error: Error) -> None:
+        trace = error.stack or ""
+        if any(part in trace for part in ("jupyter-agentwatch", "blob:")):
+            errors.append(trace)
+
+    page.on("pageerror", note)
+    yield errors
+    page.remove_listener("pageerror", note)
 
 
 @pytest.fixture
@@ -108,61 +139,61 @@ def test_the_dashboard_shows_what_was_done_before_and_after_it_was_opened(
     wait_for_text(page, ".aw-facts", "2 steps, 1 refused call")
 
 
-def test_a_click_on_the_graph_shows_the_process(page: Page, lab: Lab, watch: Watch) -> None:
+def test_a_click_on_the_graph_shows_the_process(desk: Page, lab: Lab, watch: Watch) -> None:
     """A click on a node says which process it is, of which step, and where it went."""
     watch.run("curl -sS --max-time 2 https://198.51.100.7/")
-    show(page, lab, watch)
-    wait_for_text(page, ".aw-graph text", "curl")
-    node = page.locator(f"{DASHBOARD} .aw-graph .scatterlayer .points path").first
+    show(desk, lab, watch)
+    wait_for_text(desk, ".aw-graph text", "curl")
+    node = desk.locator(f"{DASHBOARD} .aw-graph .scatterlayer .points path").first
     node.scroll_into_view_if_needed()
     box = node.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
-    page.mouse.down()
-    page.mouse.up()
-    wait_for_text(page, ".aw-chosen", "step 1: curl -sS --max-time 2 https://198.51.100.7/ → 198.51.100.7:443")
+    desk.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    desk.mouse.down()
+    desk.mouse.up()
+    wait_for_text(desk, ".aw-chosen", "step 1: curl -sS --max-time 2 https://198.51.100.7/ → 198.51.100.7:443")
 
 
-def test_names_that_an_agent_chooses_are_text_everywhere(page: Page, lab: Lab, watch: Watch) -> None:
+def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, watch: Watch) -> None:
     """Markup, terminal escapes and bidirectional marks in names reach no panel as what they are."""
     name = f"{HOSTILE}.sh"
     (watch.workspace / name).write_text("#!/bin/sh\nexec sleep 0.2\n")
     (watch.workspace / name).chmod(0o755)
     watch.run([f"./{name}"])
     watch.run(["python3", "-c", f"import socket; socket.socket(socket.AF_UNIX).connect_ex('/tmp/' + {HOSTILE!r})"])
-    show(page, lab, watch)
-    wait_for_text(page, ".aw-step-words", "<img src=x")
-    wait_for_text(page, ".aw-tree", "<img src=x")
-    wait_for_text(page, ".aw-grid-rows", "\\u202egpj\\x1b[31m")
-    wait_for_text(page, ".aw-panel-connections .aw-table", "<img src=x")
-    assert page.locator(f"{DASHBOARD} img").count() == 0
-    assert page.evaluate("() => window.owned") is None
-    text = page.locator(DASHBOARD).inner_text()
+    show(desk, lab, watch)
+    wait_for_text(desk, ".aw-step-words", "<img src=x")
+    wait_for_text(desk, ".aw-tree", "<img src=x")
+    wait_for_text(desk, ".aw-grid-rows", "\\u202egpj\\x1b[31m")
+    wait_for_text(desk, ".aw-panel-connections .aw-table", "<img src=x")
+    assert desk.locator(f"{DASHBOARD} img").count() == 0
+    assert desk.evaluate("() => window.owned") is None
+    text = desk.locator(DASHBOARD).inner_text()
     assert "\u202e" not in text
     assert "\x1b" not in text
 
 
-def test_a_call_that_is_held_is_decided_by_a_button(page: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+def test_a_call_that_is_held_is_decided_by_a_button(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
     """A held connection appears as two buttons; after Deny the program gets its refusal and the question goes."""
     rule = {"cidr": "192.0.2.0/24", "ports": [443], "verdict": "ask"}
     watch = start({"version": 1, "network": {"rules": [rule]}})
     code = "import socket; print(socket.socket().connect_ex(('192.0.2.9', 443)))"
     running = watch.start(["python3", "-c", code])
-    show(page, lab, watch)
-    wait_for_text(page, ".aw-ask", "192.0.2.9")
-    page.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
+    show(desk, lab, watch)
+    wait_for_text(desk, ".aw-ask", "192.0.2.9")
+    desk.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
     assert running.wait().stdout.strip() == "13"
-    page.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
+    desk.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
 
 
-def test_a_run_is_suspended_and_resumed_from_the_dashboard(page: Page, lab: Lab, watch: Watch) -> None:
+def test_a_run_is_suspended_and_resumed_from_the_dashboard(desk: Page, lab: Lab, watch: Watch) -> None:
     """Suspend freezes the run, and the head says so; Resume lets it go on."""
-    show(page, lab, watch)
-    page.locator(f"{DASHBOARD} button[data-action=suspend]").click()
-    wait_for_text(page, ".aw-state", "FROZEN")
+    show(desk, lab, watch)
+    desk.locator(f"{DASHBOARD} button[data-action=suspend]").click()
+    wait_for_text(desk, ".aw-state", "FROZEN")
     assert watch.status().state == "frozen"
-    page.locator(f"{DASHBOARD} button[data-action=resume]").click()
-    wait_for_text(page, ".aw-state", "running")
+    desk.locator(f"{DASHBOARD} button[data-action=resume]").click()
+    wait_for_text(desk, ".aw-state", "running")
     assert watch.status().state == "closed"
 
 
@@ -175,14 +206,14 @@ def test_after_a_reload_the_dashboard_finds_its_run_again(page: Page, lab: Lab, 
     wait_for_text(page, ".aw-step-words", "between.txt")
 
 
-def test_the_dashboard_of_a_run_that_has_ended_shows_its_record(page: Page, lab: Lab, watch: Watch) -> None:
+def test_the_dashboard_of_a_run_that_has_ended_shows_its_record(desk: Page, lab: Lab, watch: Watch) -> None:
     """Long after its end a run's dashboard is made from its log, and its kill switch is not green."""
     watch.run("echo once > once.txt")
     watch.kill("done")
-    show(page, lab, watch)
-    wait_for_text(page, ".aw-state", "ended")
-    wait_for_text(page, ".aw-step-words", "once.txt")
-    wait_for_text(page, ".aw-kill-switch[data-phase=ended]", "ended, 0 processes left")
+    show(desk, lab, watch)
+    wait_for_text(desk, ".aw-state", "ended")
+    wait_for_text(desk, ".aw-step-words", "once.txt")
+    wait_for_text(desk, ".aw-kill-switch[data-phase=ended]", "ended, 0 processes left")
 
 
 def test_many_dashboards_of_one_page_load_the_big_module_once(page: Page, lab: Lab, watch: Watch) -> None:
@@ -261,16 +292,16 @@ def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, wat
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_the_dashboard_is_accessible_in_both_themes(page: Page, lab: Lab, watch: Watch, theme: str) -> None:
+def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch: Watch, theme: str) -> None:
     """axe-core finds nothing serious in dashboard, status bar and sidebar, in the light and in the dark theme."""
     watch.run("curl -sS --max-time 2 https://198.51.100.7/; true")
-    show(page, lab, watch)
-    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
-    page.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
-    page.locator(f"body[data-jp-theme-name='{theme}']").wait_for(timeout=LONG_MS)
-    wait_for_text(page, ".aw-graph text", "curl")
-    page.evaluate(AXE.read_text("utf-8"))
-    found = page.evaluate(
+    show(desk, lab, watch)
+    desk.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    desk.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
+    desk.locator(f"body[data-jp-theme-name='{theme}']").wait_for(timeout=LONG_MS)
+    wait_for_text(desk, ".aw-graph text", "curl")
+    desk.evaluate(AXE.read_text("utf-8"))
+    found = desk.evaluate(
         "() => axe.run({include: [['.aw-root'], ['.aw-status'], ['.aw-sidebar']]}, {resultTypes: ['violations']})"
     )
     serious = [each for each in found["violations"] if each["impact"] in {"serious", "critical"}]
@@ -279,10 +310,10 @@ def test_the_dashboard_is_accessible_in_both_themes(page: Page, lab: Lab, watch:
     )
 
 
-def test_a_saved_notebook_says_without_any_kernel_which_run_it_was(page: Page, lab: Lab, watch: Watch) -> None:
+def test_a_saved_notebook_says_without_any_kernel_which_run_it_was(desk: Page, lab: Lab, watch: Watch) -> None:
     """What is saved holds the run's id, its log and the command that kills, as a table of text."""
-    show(page, lab, watch)
-    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    show(desk, lab, watch)
+    desk.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     saved = json.loads((lab.folder / f"{watch.id}.ipynb").read_text("utf-8"))
     (output,) = saved["cells"][0]["outputs"]
     text = "".join(output["data"]["text/html"])

@@ -126,6 +126,8 @@ def test_a_measurement_is_drawn_once_at_the_drivers_own_time() -> None:
     three = [Reading(t_ns=WALL + SECOND + k, percent=float(k)) for k in range(3)]
     spec = gpu_spec(a_snapshot(0, a_gpu(0)), a_snapshot(0.1, a_gpu(0.1, None)), a_snapshot(1, a_gpu(1, readings=three)))
     assert named(spec, "GPU 0", "y")["x"] == [WALL, WALL + SECOND, WALL + SECOND + 1, WALL + SECOND + 2]
+    later = a_gpu(0.1, None, processes=a_gpu(0).processes)  # what was measured of processes at 0 s, told once more
+    assert named(gpu_spec(a_snapshot(0, a_gpu(0)), a_snapshot(0.1, later)), "GPU 0, sandbox", "y")["x"] == [WALL]
 
 
 def test_an_error_is_a_gap_and_is_said() -> None:
@@ -403,6 +405,9 @@ def test_only_the_arrays_that_changed_are_sent(wire: list[tuple[str, Any, list[A
     told.snapshots.append(a_snapshot(1, idle))
     assert figure.refresh()
     (update,) = changed(wire)
+    told.snapshots.append(a_snapshot(1, idle))
+    assert not figure.refresh()  # a sample that shows nothing else
+    assert len(changed(wire)) == 1
     lines = [trace.name for trace in figure.data]
     sent = update["style_data"]
     places = update["style_traces"]

@@ -18,7 +18,7 @@ import pytest
 from jupyter_agentwatch import Policy, Watch
 from jupyter_agentwatch.events import Connect, Exec, FileOp, Finding
 from jupyter_agentwatch.policy import Network, NetworkRule
-from tests.outside import answer_of, last_step, recorded
+from tests.outside import NEVER_STOPPED, answer_of, last_step, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +93,7 @@ def check_truths(watch: Watch, ran: list[int]) -> int:
 @pytest.mark.parametrize("way", ["plain", "noisy"])
 def test_the_program_that_really_ran_is_on_record(tmp_path: Path, way: str) -> None:
     """A path that flips under exec: each process has the truth on record, and each difference is a critical finding."""
-    with Watch(workspace=tmp_path) as watch:
+    with Watch(NEVER_STOPPED, tmp_path) as watch:
         ran = run_execs(watch, 300, way)
         mismatches = check_truths(watch, ran)
         findings = [event for event in recorded(watch, Finding) if event.rule == "agentwatch.exec_mismatch"]
@@ -107,7 +107,7 @@ def test_the_arguments_that_a_program_really_got_are_on_record(tmp_path: Path, w
     """An argument that flips under exec: what the program saw is on record, and each difference is a finding."""
     (tmp_path / "script").write_text('#!/bin/sh -u\nexec /usr/bin/test "$@"\n')
     (tmp_path / "script").chmod(0o755)
-    with Watch(workspace=tmp_path) as watch:
+    with Watch(NEVER_STOPPED, tmp_path) as watch:
         ran: list[int] = answer_of(watch, "race_exec.py", 300, way, timeout=60)
         events = recorded(watch, Exec, last_step(watch))
         findings = [event for event in recorded(watch, Finding) if event.rule == "agentwatch.exec_mismatch"]

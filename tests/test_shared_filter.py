@@ -76,7 +76,7 @@ on_each = pytest.mark.parametrize(
 )
 
 
-few = settings(max_examples=30)
+few = settings(max_examples=30, deadline=None)
 
 
 def action(machine: Machine, abi: int, name: str, *args: int) -> int:

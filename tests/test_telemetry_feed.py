@@ -16,8 +16,8 @@ from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.errors import ControlError, PolicyError
 from jupyter_agentwatch.events import Finding, LimitHit
 from jupyter_agentwatch.policy import Gpu, Policy, Telemetry, parse_policy, policy_from_mapping, policy_to_yaml
-from jupyter_agentwatch.sandbox.mounts import gpu_nodes
 from jupyter_agentwatch.sandbox.notify import Gone
+from jupyter_agentwatch.sandbox.places import gpu_nodes
 from jupyter_agentwatch.supervisor import telemetry_feed
 from jupyter_agentwatch.supervisor.gpu_budgets import BudgetedUsage
 from jupyter_agentwatch.supervisor.gpu_source import checked_source, find_gpu, source_note

@@ -103,6 +103,8 @@ class DiversionDetector:
     def _acts(self, event: AnyEvent) -> Iterable[Draft]:
         if not isinstance(event, Connect | Listen | Exec) or getattr(event, "transport", "") == "unix":
             return
+        if isinstance(event, Exec) and event.claim_seq >= 0:
+            return  # what became of a claim may be on record later than the step's end
         severity: Severity | None = None if isinstance(event, Connect) else "low"
         if self._said.first("outlives", event.step, severity):
             yield draft(OUTLIVES, event, severity=severity, evidence=tuple(self._ended[event.step][-1:]))

@@ -131,8 +131,8 @@ class Gateway:
         """Hold, name, judge and then relay one flow until it has ended. Takes both sockets over, and closes them.
 
         Either side may close its direction; the other goes on. A reset on one side is passed on as a reset. A denied
-        flow is reset on both sides without a byte of it having left. Urgent data is dropped: a byte sent with
-        MSG_OOB does not reach the other side.
+        flow is reset on both sides without a byte of it having left. Nothing is urgent behind the gateway: a byte
+        sent with MSG_OOB is dropped, or held and watched as any other where a later one has taken its place.
 
         Args:
             spec: The connection.

@@ -32,7 +32,7 @@ _SYSTEM_V: Final = (
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
 )
-# Landlock lets a program be told of what happens to files that it must not open. Programs poll where there is no inotify.
+# Landlock lets a program be told of what happens to files that it must not open. Without inotify, programs poll.
 _NOTICES: Final = ("inotify_init", "inotify_init1")
 
 _SOL_SOCKET, _SO_REUSEPORT, _IPPROTO_TCP, _TCP_FASTOPEN_CONNECT = 1, 15, 6, 30

@@ -1,21 +1,46 @@
-"""Connects sockets that the sandbox shares with us, and never waits: whether and how long they block is theirs to say.
+"""Begins connects, outside and on sockets that the sandbox shares with us: whether those block is for it to say.
 
 Where the machine takes part in TCP fast open, one call does it. Where it does not, each connect gets a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
-__all__ = ["Connects", "connect_at_once"]
+from jupyter_agentwatch.policy import HOST_LOOPBACK
+from jupyter_agentwatch.sandbox.sockaddr import Address
+
+__all__ = ["Connects", "begin", "connect_at_once", "outcome_of", "resolve"]
 
 _CONNECT_FLAGS: Final = socket.MSG_FASTOPEN | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _MAX_WAITING: Final = 64
+
+T = TypeVar("T")
+
+
+def begin(address: Address) -> tuple[socket.socket, int]:
+    """Begin to connect to an address outside; return our socket, and EINPROGRESS or how it has ended already."""
+    destination: tuple[str, int] | tuple[str, int, int, int] = (address.host, address.port)
+    if ":" in address.host:
+        destination = (address.host, address.port, 0, address.scope)
+    elif address.host == HOST_LOOPBACK:
+        destination = ("127.0.0.1", address.port)
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    outside = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    error = outside.connect_ex(destination)
+    if error != errno.EINPROGRESS:
+        return outside, error
+    try:
+        outside.getpeername()  # on loopback a connect has ended when it returns
+    except OSError:
+        return outside, outside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EINPROGRESS
+    return outside, 0
 
 
 def connect_at_once(sock: socket.socket, host: str, port: int) -> int:
@@ -33,12 +58,32 @@ def connect_at_once(sock: socket.socket, host: str, port: int) -> int:
     return 0
 
 
+async def outcome_of(loop: asyncio.AbstractEventLoop, sock: socket.socket, timeout_s: float) -> int:
+    """Wait until a connecting socket is writable; return its errno (ETIMEDOUT after `timeout_s` seconds)."""
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, resolve, ready, None)
+    try:
+        await asyncio.wait_for(ready, timeout_s)
+    except TimeoutError:
+        return errno.ETIMEDOUT
+    finally:
+        loop.remove_writer(sock)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def resolve(future: asyncio.Future[T], value: T) -> None:
+    """Give a future its value, unless it was given up meanwhile."""
+    if not future.done():
+        future.set_result(value)
+
+
 class Connects:
     """Connects callers' sockets and tells how that went: at once, or from a thread where there is no fast open."""
 
     def __init__(self) -> None:
         self._room = threading.Semaphore(_MAX_WAITING)
         self._waiting: set[socket.socket] = set()
+        self._is_over = False
 
     def begin(self, sock: socket.socket, name: tuple[str, int], then: Callable[[int], None]) -> None:
         """Begin to connect, and call `then` once with the errno; 0 where it is connected. Any thread; never waits.
@@ -56,7 +101,8 @@ class Connects:
             then(error)
 
     def close(self) -> None:
-        """End the connects that still wait."""
+        """End the connects that still wait; nobody is told any more."""
+        self._is_over = True
         for sock in list(self._waiting):
             with contextlib.suppress(OSError):  # it has just ended
                 sock.shutdown(socket.SHUT_RDWR)
@@ -78,4 +124,5 @@ class Connects:
         finally:
             self._waiting.discard(sock)
             self._room.release()
-        then(error)
+        if not self._is_over:
+            then(error)

@@ -20,26 +20,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
+import os
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.policy import HOST_LOOPBACK
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address
 from jupyter_agentwatch.supervisor.closer import Closer
-from jupyter_agentwatch.supervisor.connecting import Connects, connect_at_once
+from jupyter_agentwatch.supervisor.connecting import Connects, begin, connect_at_once, outcome_of, resolve
 
-__all__ = ["Dial", "Dialer", "begin"]
+__all__ = ["Dial", "Dialer"]
 
 GRACE_S: Final = 0.005
-"""How long a connect that does not block may take before its socket is parked."""
+"""How long a connect that does not block may take before its socket is parked.
+
+Only the first one of a process has it: an event loop that begins two hundred at a time would stand still for a second.
+"""
 
 _POOL: Final = 16
 _UNPAIRED_S: Final = 10.0
@@ -73,27 +77,8 @@ class Dial:
     is_answered: bool = False
 
 
-def begin(address: Address) -> tuple[socket.socket, int]:
-    """Begin to connect to an address outside; return our socket, and EINPROGRESS or how it has ended already."""
-    destination: tuple[str, int] | tuple[str, int, int, int] = (address.host, address.port)
-    if ":" in address.host:
-        destination = (address.host, address.port, 0, address.scope)
-    elif address.host == HOST_LOOPBACK:
-        destination = ("127.0.0.1", address.port)
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    outside = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    error = outside.connect_ex(destination)
-    if error != errno.EINPROGRESS:
-        return outside, error
-    try:
-        outside.getpeername()  # on loopback a connect has ended when it returns
-    except OSError:
-        return outside, outside.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EINPROGRESS
-    return outside, 0
-
-
 class Dialer:
-    """Ends dials. `hand_over`, `refuse` and `join` may be called from any thread, `close` from the loop's.
+    """Begins and ends dials. All but `close`, which is for the loop's thread, may be called from any thread.
 
     Args:
         loop: The control thread's loop.
@@ -140,6 +125,8 @@ class Dialer:
         self._accepted: dict[_Key, socket.socket] = {}
         self._pairing = threading.Lock()  # guards these two and the accepting; held for no call that could wait
         self._pending = threading.BoundedSemaphore(_MAX_PENDING)
+        self._under_way: Counter[int] = Counter()
+        self._counting = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         for sock in listening:
             sock.setblocking(False)
@@ -148,6 +135,25 @@ class Dialer:
     def own_ports(self) -> frozenset[int]:
         """Ports inside that belong to the gateway: a direct connect to them is refused."""
         return frozenset(port for _, port in (*self._gates, *self._parkings))
+
+    def dial(self, ident: int, spec: FlowSpec, target: socket.socket, address: Address) -> None:
+        """Begin to connect outside for a caller, and see to the end of it. Any thread; never waits.
+
+        Args:
+            ident: The caller's notification.
+            spec: The flow it becomes.
+            target: Our descriptor of the caller's socket; taken over.
+            address: Where to.
+        """
+        outside, error = begin(address)
+        blocking = not fcntl.fcntl(target, fcntl.F_GETFL) & os.O_NONBLOCK
+        dial = Dial(ident, spec, target, outside, blocking)
+        if error == errno.EINPROGRESS:
+            self.hand_over(dial)
+        elif error:
+            self.refuse(dial, error)
+        else:
+            self.join(dial)
 
     def join(self, dial: Dial) -> None:
         """Connect the caller's socket to the gateway, answer the caller, and let the flow begin. Never waits."""
@@ -159,7 +165,14 @@ class Dialer:
         if not self._pending.acquire(blocking=False):
             self.refuse(dial, errno.EAGAIN)
             return
-        self._loop.call_soon_threadsafe(self._start, dial)
+        with self._counting:
+            self._under_way[dial.spec.pid] += 1
+            is_first = self._under_way[dial.spec.pid] == 1
+        if dial.blocking or is_first:
+            self._loop.call_soon_threadsafe(self._start, dial)
+        else:
+            v6 = dial.target.family == socket.AF_INET6
+            self._connects.begin(dial.target, self._parkings[v6], partial(self._parked, dial))
 
     def refuse(self, dial: Dial, error: int) -> None:
         """End a dial that failed: record it, and give the caller its errno. Any thread."""
@@ -325,6 +338,21 @@ class Dialer:
         if error is not None and not isinstance(error, LogWriteError):  # that one has tripped the breaker already
             self._loop.call_exception_handler({"message": "a connection failed unforeseen", "exception": error})
 
+    def _parked(self, dial: Dial, error: int) -> None:
+        self._answer(dial, error)
+        if error == errno.EINPROGRESS:
+            self._loop.call_soon_threadsafe(self._start, dial)
+        else:
+            self._drop(dial)
+            self._ended(dial)
+
+    def _ended(self, dial: Dial) -> None:
+        self._pending.release()
+        with self._counting:
+            self._under_way[dial.spec.pid] -= 1
+            if not self._under_way[dial.spec.pid]:
+                del self._under_way[dial.spec.pid]
+
     async def _finish(self, dial: Dial) -> None:
         try:
             await (self._finish_blocking(dial) if dial.blocking else self._finish_polling(dial))
@@ -332,32 +360,33 @@ class Dialer:
             self._drop(dial)
             raise
         finally:
-            self._pending.release()
+            self._ended(dial)
 
     async def _finish_blocking(self, dial: Dial) -> None:
-        error = await self._outcome(dial.outside, self._timeout_s)
+        error = await outcome_of(self._loop, dial.outside, self._timeout_s)
         if error:
             self.refuse(dial, error)
         else:
             self.join(dial)
 
     async def _finish_polling(self, dial: Dial) -> None:
-        outcome = asyncio.ensure_future(self._outcome(dial.outside, self._timeout_s))
-        done, _ = await asyncio.wait({outcome}, timeout=GRACE_S)
-        if done:
-            error = outcome.result()
-            if error:
-                self.refuse(dial, error)
-            else:
-                self.join(dial)
-            return
+        outcome = asyncio.ensure_future(outcome_of(self._loop, dial.outside, self._timeout_s))
         v6 = dial.target.family == socket.AF_INET6
-        parked = await self._begun(dial.target, self._parkings[v6])
-        self._answer(dial, parked)
-        if parked != errno.EINPROGRESS:
-            outcome.cancel()
-            self._drop(dial)
-            return
+        if not dial.is_answered:
+            done, _ = await asyncio.wait({outcome}, timeout=GRACE_S)
+            if done:
+                error = outcome.result()
+                if error:
+                    self.refuse(dial, error)
+                else:
+                    self.join(dial)
+                return
+            parked = await self._begun(dial.target, self._parkings[v6])
+            self._answer(dial, parked)
+            if parked != errno.EINPROGRESS:
+                outcome.cancel()
+                self._drop(dial)
+                return
         error = await outcome or await self._meet(dial, v6=v6)
         try:
             if error:
@@ -374,7 +403,7 @@ class Dialer:
 
         def tell(error: int) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the watch has ended
-                self._loop.call_soon_threadsafe(_resolve, begun, error)
+                self._loop.call_soon_threadsafe(resolve, begun, error)
 
         self._connects.begin(sock, name, tell)
         return await begun
@@ -389,7 +418,7 @@ class Dialer:
             ours.bind(self._parkings[v6])
             error = ours.connect_ex(dial.target.getsockname())
             if error == errno.EINPROGRESS:
-                error = await self._outcome(ours, self._timeout_s)
+                error = await outcome_of(self._loop, ours, self._timeout_s)
         except OSError as problem:
             error = problem.errno or errno.EIO
         if error:
@@ -405,21 +434,8 @@ class Dialer:
             pool.extend(await self._more_sockets(v6, _POOL))
         return pool.popleft()
 
-    async def _outcome(self, sock: socket.socket, timeout_s: float) -> int:
-        """Wait until a connecting socket is writable; return its errno (ETIMEDOUT after `timeout_s`)."""
-        ready: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(sock, _resolve, ready, None)
-        try:
-            await asyncio.wait_for(ready, timeout_s)
-        except TimeoutError:
-            return errno.ETIMEDOUT
-        finally:
-            self._loop.remove_writer(sock)
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-
 
 _Key = tuple[str, int]
-T = TypeVar("T")
 
 
 def _name(sock: socket.socket) -> _Key:
@@ -429,8 +445,3 @@ def _name(sock: socket.socket) -> _Key:
 
 def _is_reset(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    if not future.done():
-        future.set_result(value)

@@ -81,7 +81,6 @@ class Measuring:
         self._of_step: dict[int, int] = {}
         self._open: set[int] = set()
         self._outside: dict[tuple[str, int], _Outside] = {}
-        self._was_suspended = False
         self._told_ns = 0
         self._is_closed = False
 
@@ -221,11 +220,9 @@ class Measuring:
         if not self._usage:
             return
         if not self._around.is_running():
-            self._was_suspended = True
             return  # what kernels that run on already use then counts, and is told of when the watch goes on
-        # What still runs a second after a trip was resumed at once, between two samples.
-        if self._was_suspended or now_ns - self._told_ns > _TRIPPED_NS:
-            self._was_suspended = False
+        # What runs a second after a trip was resumed, perhaps between two samples.
+        if now_ns - self._told_ns > _TRIPPED_NS:
             self._usage.grant_more(now_ns)
         for overrun in self._usage.overruns(now_ns):
             self._told_ns = now_ns

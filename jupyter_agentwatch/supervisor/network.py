@@ -10,7 +10,6 @@ Every descriptor of a caller's socket goes to the `Closer`, also where something
 from __future__ import annotations
 
 import errno
-import fcntl
 import itertools
 import os
 import socket
@@ -34,7 +33,7 @@ from jupyter_agentwatch.sandbox.sockaddr import (
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
 from jupyter_agentwatch.supervisor.closer import Closer
-from jupyter_agentwatch.supervisor.dialer import Dial, Dialer, begin
+from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.inside_connects import InsideConnects
 from jupyter_agentwatch.supervisor.reach import Reach
@@ -219,7 +218,7 @@ class NetworkBroker:
         self._note(task, "tcp", address, verdict=decision.verdict, **fields)
         self._gate.check_leaving()
         if decision.verdict == "allow":
-            self._dial(n, spec, sock, address)
+            self._dialer.dial(n.id, spec, sock, address)
             return
 
         def answered(allow: bool, by: str) -> None:
@@ -231,22 +230,11 @@ class NetworkBroker:
             if allow:
                 granted = Decision("allow", decision.rule, decision.protocol, decision.host)
                 again = FlowSpec(spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, granted, spec.names)
-                self._dial(n, again, sock, address)
+                self._dialer.dial(n.id, again, sock, address)
             else:
                 self._refuse(n, sock, errno.EACCES)
 
         self._ask(f"connect to {host or address.host} port {address.port}", task.step, answered)
-
-    def _dial(self, n: Notification, spec: FlowSpec, sock: socket.socket, address: Address) -> None:
-        outside, error = begin(address)
-        blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
-        dial = Dial(n.id, spec, sock, outside, blocking)
-        if error == errno.EINPROGRESS:
-            self._dialer.hand_over(dial)
-        elif error:
-            self._dialer.refuse(dial, error)
-        else:
-            self._dialer.join(dial)
 
     # -- UNIX sockets --------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from jupyter_agentwatch.wire.messages import FromSupervisor, ToSupervisor
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.supervisor.core import Supervisor
+    from jupyter_agentwatch.supervisor.measuring import Measuring
 
 __all__ = ["Requests"]
 
@@ -80,20 +81,22 @@ class Requests:
     async def _run_command(self, request: messages.RunCommand, connection: Connection) -> None:
         _check_command(request)
         await self._watch.is_armed.wait()
+        measuring = None if request.gpu is None else await self._watch.telemetry.ready()
         if self._watch.is_ending:
             msg = "the watch has ended"
             raise SessionEndedError(msg)
         if self._watch.state != "closed":
             msg = f"the watch is {self._watch.state}; resume it before you run a command"
             raise ControlError(msg)
-        if request.gpu is not None:
-            await self._run_leased(request, request.gpu, connection)
-            return
-        await self._watch.commands.start(request, connection)
+        if request.gpu is None or measuring is None:
+            await self._watch.commands.start(request, connection)
+        else:
+            await self._run_leased(request, request.gpu, measuring, connection)
 
-    async def _run_leased(self, request: messages.RunCommand, gpu: int | str, connection: Connection) -> None:
+    async def _run_leased(
+        self, request: messages.RunCommand, gpu: int | str, measuring: Measuring, connection: Connection
+    ) -> None:
         """Start a command that has a GPU, and has CUDA see that one alone; its lease ends with its first process."""
-        measuring = await self._watch.telemetry.ready()
         # From here to the command's number nothing may wait: another one would take it.
         step = self._watch.commands.steps + 1
         lease, _ = measuring.lease(gpu, f"step {step}", step=step)

@@ -38,6 +38,8 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc] # plotly is untyped her
         has_ended: Whether there will be nothing more to show.
     """
 
+    data: Any
+
     def __init__(self, source: Source, has_ended: Callable[[], bool]) -> None:
         self._busy = threading.Lock()
         self._is_closed = False

@@ -5,6 +5,7 @@ Only ever as an ordinary user in namespaces of its own, and only programs that a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -108,9 +109,6 @@ class Bare:
     def close(self) -> None:
         """End what stands for the supervisor."""
         if self._stands_for is not None:
-            with self._stands_for as held:
-                try:
-                    os.killpg(held.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+            with self._stands_for as held, contextlib.suppress(ProcessLookupError):
+                os.killpg(held.pid, signal.SIGKILL)
             self._stands_for = None

@@ -147,7 +147,7 @@ CASES: Final = (
     Case("TCP Fast Open", "network", "fastopen"),
     Case("MPTCP, upper-layer protocols", "network", "mptcp"),
     Case("vsock, packet and SMC sockets", "network", "vsock"),
-    Case("33 other kinds of sockets, netlink families", "network", "kinds"),
+    Case("31 other kinds of sockets, netlink families", "network", "kinds"),
     Case("netlink: links, addresses, routes", "network", "netlink"),
     Case("interfaces by ioctl (SIOCSIFFLAGS …)", "network", "interface"),
     Case("TCP_REPAIR, marks, transparent sockets", "network", "options"),

@@ -23,14 +23,14 @@ _BESIDES: Final = 8
 """Processes below the supervisor that are not a command's: bubblewrap, init, and what has just ended."""
 
 
-def few_processes(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:  # noqa: ARG001 -- of one form
+def few_processes(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:
     """The bound on processes is held, counted from outside."""
     there = len(psutil.Process(watch.status().pid).children(recursive=True))
     bound = (watch.policy.limits.processes or 0) + _BESIDES
     return [f"{there} processes"] if there > bound else []
 
 
-def nameless_is_recorded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:  # noqa: ARG001
+def nameless_is_recorded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:
     """The true program is on record."""
     names = [event.exe for event in recorded(watch, Exec, result.step) if event.basis == "post"]
     return [] if any("memfd:nameless" in name for name in names) else [f"not on record: {names[-3:]}"]
@@ -58,13 +58,13 @@ def truths_are_recorded(watch: Watch, result: CommandResult, said: dict[str, Any
     return found + ([f"{mismatches} mismatches, {flagged} findings"] if flagged != mismatches else [])
 
 
-def memory_is_bounded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:  # noqa: ARG001
+def memory_is_bounded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:
     """The command was ended, or could not have more."""
     text = json.dumps(said)
     return [] if result.outcome == "limit:memory_bytes" or not result.ok else [f"{result.outcome}: {text}"]
 
 
-def output_is_bounded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:  # noqa: ARG001
+def output_is_bounded(watch: Watch, result: CommandResult, said: dict[str, Any]) -> list[str]:
     """No more is kept than the policy says."""
     kept = len(result.stdout_bytes)
     return [] if kept <= watch.policy.limits.output_bytes else [f"{kept} bytes kept"]

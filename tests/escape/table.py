@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["grounds_here", "markdown", "run_ground"]
 
+_CONTROL: Final = "bare"
 _MINUTES: Final = 60.0
 
 
@@ -86,21 +87,25 @@ def markdown(results: Mapping[str, Sequence[Row]], *, machine: str) -> str:
     lines = [_HEAD.format(count=len(CASES), machine=machine), f"| what is tried | {' | '.join(titles)} |"]
     lines.append("|---" * (len(titles) + 1) + "|")
     for case in CASES:
-        cells = [_cell(by_name[ground].get(case.name)) for ground in results]
+        cells = [_cell(by_name[ground].get(case.name), ground) for ground in results]
         lines.append(f"| {case.title} | {' | '.join(cells)} |")
     totals = []
     for ground in results:
+        if ground == _CONTROL:
+            totals.append("")
+            continue
         outcomes = [row.outcome for row in by_name[ground].values()]
         totals.append(", ".join(f"{outcomes.count(each)} {each}" for each in _OUTCOMES if each in outcomes))
     lines.append(f"| **together** | {' | '.join(totals)} |")
     lines += ["", "## Open, and why", ""]
     for case in CASES:
         for rung, why in case.open_on.items():
-            lines.append(f"* {case.title} – rung {rung}: {why}.")
+            lines.append(f"* {case.title}, rung {rung}: {why}.")
     escaped = [
-        f"* {case.title} – {GROUNDS[ground].title}: {row.detail}"
+        f"* {case.title}, {GROUNDS[ground].title}: {row.detail}"
         for case in CASES
         for ground in results
+        if ground != _CONTROL
         if (row := by_name[ground].get(case.name)) is not None and row.outcome == "escaped"
     ]
     lines += ["", "## Escaped", "", *(escaped or ["Nothing."]), ""]
@@ -111,19 +116,25 @@ _OUTCOMES: Final = ("held", "open", "escaped", "not runnable")
 
 _HEAD: Final = """# The escape corpus
 
-Each row is a real program that runs inside and tries to get out; `tests/escape` holds them. A row is **held** where the
-program got nothing, nothing outside changed or was reached (files, servers, processes, memory, settings of the
-machine: looked at from outside before and after), and a secret of the owner is nowhere in what it wrote. **open**: it
-gets out, and that is stated below and in the README. **escaped**: it gets out, and nobody said so. "A" is rung A, "B" rung
-B; "Docker" is rung B as a watch finds it by itself under a filter like Docker's default, with parts of /proc masked and
-the cgroup file system read-only. The figure beside a race is how often it was run.
+Each row is a real program that runs inside and tries to get out; `tests/escape` holds them.
 
-{count} programs, {machine}. Write this page anew: `python -m tests.escape --write docs/escape-corpus.md`.
+* **held**: the program got nothing, nothing outside changed or was reached (files, servers, processes, memory, settings
+  of the machine: looked at from outside before and after), and a secret of the owner is nowhere in what it wrote.
+* **open**: it gets out, and that is said below. **escaped**: it gets out, and nobody has said so.
+* "A" and "B" are the rungs; "Docker" is rung B as a watch finds it by itself under a filter like Docker's default, with
+  parts of /proc masked and /sys read-only. "nothing" is the same programs where nothing holds them, as an ordinary
+  user: what gets out there shows that the witness sees it.
+* The breaker is left out, which would suspend the watch at the first of these programs: the walls are tried alone.
+* The figure beside a race is how often it was run.
+
+{count} programs, {machine}. Write this page anew: `python -m tests.escape --write docs/escape-corpus.md` (as root).
 """
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None, ground: str) -> str:
     if row is None:
-        return "–"
+        return ""
+    if ground == _CONTROL:
+        return {"escaped": "gets out", "held": "held by the kernel"}.get(row.outcome, "not run")
     mark = "**escaped**" if row.outcome == "escaped" else row.outcome
     return f"{mark} ({row.tries:,})" if row.tries else mark

@@ -173,7 +173,8 @@ class Outside:
         self._shm = _libc.shmget(self.shm_key, 4096, _IPC_CREAT | 0o600)
         self._shm_at = _libc.shmat(self._shm, None, 0)
         ctypes.memmove(self._shm_at, self.secret.encode(), len(self.secret))
-        self._held.callback(lambda: (_libc.shmdt(self._shm_at), _libc.shmctl(self._shm, 0, None)))
+        self._held.callback(_libc.shmctl, self._shm, 0, None)
+        self._held.callback(_libc.shmdt, self._shm_at)
         self.named = f"agentwatch-{self.secret[:8]}"
         shm = Path("/dev/shm") / self.named
         shm.write_text(self.secret)
@@ -183,7 +184,8 @@ class Outside:
         self._queue = opened if opened >= 0 else None
         if self._queue is not None:
             _libc.mq_send(self._queue, self.secret.encode(), len(self.secret), 0)
-            self._held.callback(lambda: (os.close(opened), _libc.mq_unlink(self.queue.encode())))
+            self._held.callback(_libc.mq_unlink, self.queue.encode())
+            self._held.callback(os.close, opened)
 
     # -- servers -------------------------------------------------------------------------------------------------
 
@@ -304,7 +306,9 @@ class Outside:
 
 def _other_address() -> str:
     """Return an address of this machine that is not loopback's, or "" where it has none."""
-    found = [each.address for all_of in psutil.net_if_addrs().values() for each in all_of if each.family == socket.AF_INET]
+    found = [
+        each.address for all_of in psutil.net_if_addrs().values() for each in all_of if each.family == socket.AF_INET
+    ]
     outer = [address for address in found if not address.startswith("127.")]
     return OTHER_ADDRESS if OTHER_ADDRESS in outer else next(iter(outer), "")
 

@@ -1,5 +1,8 @@
 """Reads, writes and changes files that lie outside of what was granted."""
 
+# ruff: noqa: ANN001, ANN201, ANN202, S103, S606 -- it tries what must not be done
+# mypy: ignore-errors
+
 import contextlib
 import ctypes
 import fcntl
@@ -12,19 +15,19 @@ import subprocess
 
 from told import call, ends, got, libc, shows, tries, way, world, writes
 
-O, SECRET, VICTIM, LOG = world["outside"], world["secret"], world["pids"]["victim"], world["log"]
+OUTSIDE, SECRET, VICTIM, LOG = world["outside"], world["secret"], world["pids"]["victim"], world["log"]
 SYSTEM = ("/usr/bin/env", "/etc/passwd", "/etc/hosts", os.path.realpath("/usr/bin/python3"), world["package"])
 
 
 def write_outside():
     """Create, append, truncate, remove, rename, link."""
-    new = f"{O}/new"
+    new = f"{OUTSIDE}/new"
     for path in (new, "/new", "/usr/new", "/etc/new", "/var/tmp/escaped", "/run/new", "/root/new", "/tmp/../new"):
         tries(f"create {path}", writes, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         tries(f"mkdir {path}", os.mkdir, path)
         tries(f"mkfifo {path}", os.mkfifo, path)
         tries(f"symlink {path}", os.symlink, "x", path)
-    tries("nameless", lambda: os.close(os.open(O, os.O_TMPFILE | os.O_RDWR)))
+    tries("nameless", lambda: os.close(os.open(OUTSIDE, os.O_TMPFILE | os.O_RDWR)))
     for path in (SECRET, *SYSTEM, "/proc/self/root" + SECRET, f"{os.getcwd()}/../../../../../../../..{SECRET}"):
         tries(f"append {path}", writes, path)
         tries(f"truncating open {path}", lambda p=path: os.close(os.open(p, os.O_RDONLY | os.O_TRUNC)))
@@ -36,7 +39,7 @@ def write_outside():
             mine.write("x")
         tries(f"replace {path}", os.rename, "mine", path)
     with contextlib.suppress(OSError):
-        os.chdir(O)
+        os.chdir(OUTSIDE)
         tries("create after chdir", writes, "after-chdir", os.O_WRONLY | os.O_CREAT)
 
 
@@ -56,7 +59,7 @@ def read_hidden():
     for path in paths:
         tries(f"read {path}", shows, path)
         tries(f"map {path}", lambda p=path: open(p, "rb").close())
-    for folder in (O, home, "/root", "/home", "/var/log", "/run", "/sys/kernel", world["runtime"], "/boot"):
+    for folder in (OUTSIDE, home, "/root", "/home", "/var/log", "/run", "/sys/kernel", world["runtime"], "/boot"):
         found = None
         try:
             found = os.listdir(folder)
@@ -69,12 +72,12 @@ def read_hidden():
     tries("send", lambda: os.sendfile(1, os.open(SECRET, os.O_RDONLY), 0, 100))
     done = subprocess.run(["cat", SECRET], capture_output=True, check=False)
     os.write(1, done.stdout)
-    tries("run", lambda: subprocess.run([f"{O}/program"], check=True))
+    tries("run", lambda: subprocess.run([f"{OUTSIDE}/program"], check=True))
 
 
 def links_out():
     """Names that lead out by links, also of /proc."""
-    os.symlink(O, "way") if not os.path.lexists("way") else None
+    os.symlink(OUTSIDE, "way") if not os.path.lexists("way") else None
     os.symlink(SECRET, "straight") if not os.path.lexists("straight") else None
     os.symlink("/proc/self/root", "root") if not os.path.lexists("root") else None
     ways = ["way/secret", "straight", f"root{SECRET}", f"/proc/self/root{SECRET}", f"/proc/thread-self/root{SECRET}"]
@@ -84,7 +87,7 @@ def links_out():
         ways += [f"/proc/{pid}/fd/{fd}" for fd in range(3, 20)]
     for path in ways:
         tries(f"read {path}", shows, path)
-    for path in ("way/new", "root/usr/new", f"/proc/{VICTIM}/cwd/new", f"/proc/{VICTIM}/root{O}/new"):
+    for path in ("way/new", "root/usr/new", f"/proc/{VICTIM}/cwd/new", f"/proc/{VICTIM}/root{OUTSIDE}/new"):
         tries(f"create {path}", writes, path, os.O_WRONLY | os.O_CREAT)
     held = None
     try:
@@ -104,14 +107,14 @@ def hard_links():
         name = f"hard{number}"
         if tries(f"link {path}", os.link, path, name) is None and os.path.exists(name):
             tries(f"write through {name}", writes, name)
-    tries("link out", lambda: (open("in", "w").close(), os.link("in", f"{O}/linked-out")))
+    tries("link out", lambda: (open("in", "w").close(), os.link("in", f"{OUTSIDE}/linked-out")))
 
 
 def modes_times():
     """Modes, owners, times, attributes and flags."""
     uid, gid = os.getuid(), os.getgid()
     flags, attributes = 0x40086602, 0x401C5820
-    for path in (SECRET, O, LOG, "/usr/bin/env", "/proc/version", "/proc/self/root" + SECRET, world["python"]):
+    for path in (SECRET, OUTSIDE, LOG, "/usr/bin/env", "/proc/version", "/proc/self/root" + SECRET, world["python"]):
         tries(f"chmod {path}", os.chmod, path, 0o777)
         tries(f"fchmodat2 {path}", call, 452, -100, path.encode(), 0o777, 0)
         tries(f"chown {path}", os.chown, path, uid, gid)
@@ -157,21 +160,21 @@ def look():
     """What can be learnt of files outside without opening them."""
     tries("stat", os.stat, SECRET)
     tries("access", lambda: os.access(SECRET, os.F_OK) or os.open("/nowhere", 0))
-    tries("readlink", os.readlink, f"{O}/link")
+    tries("readlink", os.readlink, f"{OUTSIDE}/link")
     tries("getxattr", lambda: os.write(1, os.getxattr(SECRET, "user.mark")))
-    tries("chdir", os.chdir, O)
+    tries("chdir", os.chdir, OUTSIDE)
 
 
 def notices():
     """Being told of what happens to files outside."""
     libc.inotify_init1.restype = ctypes.c_int
     fd = libc.inotify_init1(os.O_NONBLOCK)
-    for path in (O, SECRET, world["home"]):
+    for path in (OUTSIDE, SECRET, world["home"]):
         tries(f"inotify {path}", lambda p=path: _checked(libc.inotify_add_watch(fd, p.encode(), 0xFFF)))
     tries("fanotify", call, "fanotify_init", 0x200, 0)
 
     def dnotify():
-        fcntl.fcntl(os.open(O, os.O_RDONLY), 1026, 0x3F)
+        fcntl.fcntl(os.open(OUTSIDE, os.O_RDONLY), 1026, 0x3F)
 
     tries("dnotify", dnotify)
 
@@ -202,7 +205,7 @@ def settings():
     """The kernel's settings."""
     for path in ("sys/kernel/core_pattern", "sys/kernel/hostname", "sys/vm/drop_caches", "sysrq-trigger"):
         tries(f"open {path}", lambda p=path: os.close(os.open(f"/proc/{p}", os.O_WRONLY)))
-    for folder, folders, names in os.walk("/proc/sys"):
+    for folder, _, names in os.walk("/proc/sys"):
         for name in names:
             path = os.path.join(folder, name)
             tries(f"open {path}", lambda p=path: os.close(os.open(p, os.O_WRONLY)))

@@ -1,5 +1,8 @@
 """Uses up what the machine has: memory, disk, files, output, descriptors, what the kernel counts for each user."""
 
+# ruff: noqa: ANN201 -- it tries what must not be done
+# mypy: ignore-errors
+
 import contextlib
 import errno
 import os
@@ -78,8 +81,8 @@ def descriptors():
     """More open files than allowed."""
     held = []
     with contextlib.suppress(OSError):
-        for _ in range(20_000):
-            held.append(os.dup(0))
+        while len(held) < 20_000:
+            held += [os.dup(0)]
     for fd in held:
         os.close(fd)
     if len(held) > 4096:

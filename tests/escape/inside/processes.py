@@ -1,5 +1,8 @@
 """Reads, signals, traces, slows down and outlives processes that are not the sandbox's own."""
 
+# ruff: noqa: ANN001, ANN002, ANN201, ANN202 -- it tries what must not be done
+# mypy: ignore-errors
+
 import contextlib
 import ctypes
 import fcntl
@@ -10,8 +13,10 @@ import socket
 import struct
 import time
 
-from told import call, ends, got, libc, said, shows, tries, way, world
+from told import call, ends, got, libc, shows, tries, way, world
 
+F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP = 10, 15, 0x8901, 0x8902
+TIOCSTI, TIOCLINUX, TIOCCONS = 0x5412, 0x541C, 0x541D
 PIDS = world["pids"]
 OTHERS = {**PIDS, "parent": os.getppid()}
 
@@ -107,7 +112,7 @@ def signals():
     # takes note of this one, and others ignore it.
     with contextlib.suppress(OSError):
         os.kill(-1, signal.SIGWINCH)
-    for who, pid in victims.items():
+    for pid in victims.values():
         for act in (os.kill, os.killpg):
             with contextlib.suppress(OSError):
                 act(pid, signal.SIGWINCH)
@@ -115,7 +120,6 @@ def signals():
 
 def owners():
     """Signals that the kernel sends to whoever is called a descriptor's owner."""
-    F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP = 10, 15, 0x8901, 0x8902
     for who, pid in outside().items():
         if world["rung"] == "A" and pid == 1:
             continue
@@ -221,7 +225,6 @@ def bomb():
 
 def terminals():
     """Terminals of others, and typing into one's own."""
-    TIOCSTI, TIOCLINUX, TIOCCONS = 0x5412, 0x541C, 0x541D
     for path in (world["pty"], "/dev/console", "/dev/tty0", "/dev/tty1"):
         for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
             tries(f"open {path}", lambda p=path, f=flags: os.close(os.open(p, f | os.O_NOCTTY | os.O_NONBLOCK)))
