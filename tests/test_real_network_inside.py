@@ -178,7 +178,7 @@ async def ask_async():
     return (await reader.read()).decode()
 got = [ask(socket.AF_INET, ("127.0.0.1", 0)), ask(socket.AF_INET, ("127.0.0.1", 0), None)]
 got += [ask(socket.AF_INET6, ("::1", 0)), ask(socket.AF_INET6, ("::ffff:127.0.0.1", 0))]
-got += [ask(socket.AF_UNIX, "own.sock"), ask(socket.AF_UNIX, os.environ["TMPDIR"] + "/own.sock"), ask(socket.AF_UNIX, chr(0) + "name")]
+got += [ask(socket.AF_UNIX, name) for name in ("own.sock", os.environ["TMPDIR"] + "/own.sock", chr(0) + "name")]
 with socket.socket() as s:
     nobody = attempt(s.connect, ("127.0.0.1", 9))
 tell([*got, asyncio.run(ask_async()), nobody])

@@ -30,7 +30,7 @@ _SHARE: Final = 5
 """A look that takes long is followed by a pause of so many times its length: a crowd must not occupy the supervisor."""
 
 _FULL: Final = 0.95
-"""Share of the bound on tasks from which it counts as reached: forks that are under way hold places, and are refused."""
+"""Share of the bound on tasks from which it counts as reached: forks that are under way hold places, too."""
 
 _FILES_EVERY: Final = 10
 """Looks between two that ask each process for its memory files, which costs the most."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from jupyter_agentwatch.errors import AgentwatchError
-from tests.bench import events, kill, latency, network, overhead
+from tests.bench import crowds, events, kill, latency, network, overhead
 from tests.bench.figures import FIGURES
 from tests.bench.ground import Ground, MeasureError, load, machine
 from tests.bench.table import Row, as_json, as_markdown
@@ -28,9 +28,11 @@ GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] 
     "builds": (overhead.builds, ("build.",)),
     "connects": (network.connects, ("connect.",)),
     "transfers": (network.transfers, ("transfer.",)),
+    "parallel": (crowds.parallel, ("parallel.",)),
     "kills": (kill.kills, ("kill.",)),
     "throughput": (events.throughput, ("events.",)),
     "resting": (events.resting, ("supervisor.",)),
+    "memory": (crowds.memory, ("memory.",)),
 }
 """Name → what measures a group, and how the names of its figures begin."""
 

@@ -54,6 +54,8 @@ FIGURES: Final = {
     "transfer.out": Figure(
         "1 GiB out of the sandbox: throughput / native loopback", "x", "ratio of medians", 0.5, ">="
     ),
+    "parallel.turn": Figure("longest turn of a loop, 200 connects, 500 ms dials", "ms", "maximum", 20),
+    "parallel.call": Figure("longest of these connect calls", "ms", "maximum"),
     "kill.programs": Figure("kill of 1,000 exec'd programs", "ms", "maximum", 150),
     "kill.interpreters": Figure("kill of 1,000 forked interpreters", "ms", "maximum", 600),
     "kill.survivors": Figure("survivors of all these kills", "processes", "sum", 0),
@@ -64,5 +66,7 @@ FIGURES: Final = {
     "events.lost": Figure("events lost in these", "events", "sum", 0),
     "supervisor.resident": Figure("supervisor resident after 10,000 events", "MiB", "single", 45),
     "supervisor.idle_cpu": Figure("supervisor's CPU while idle", "%", "mean", 0.3),
+    "memory.connections": Figure("supervisor's growth over 10,000 connections", "MiB", "after a tenth of them", 4),
+    "memory.events": Figure("supervisor's growth over 1,000,000 events", "MiB", "after a tenth of them", 4),
 }
 """Name → figure, in the order of the table. The targets are those of the issue that began the project's core."""

@@ -12,7 +12,7 @@ from tests.bench.ground import PYTHON, Ground, alternate
 from tests.bench.servers import server
 from tests.bench.table import Row, median, p99, spread
 
-__all__ = ["connects", "transfers"]
+__all__ = ["allowing", "connects", "transfers"]
 
 _PROGRAM = (PYTHON, "-I", "-S", "net.py")
 _NAME, _ADDRESS = "host.loopback", "127.0.0.1"
@@ -30,7 +30,7 @@ def connects(ground: Ground) -> list[Row]:
         answered[way] += both
         return 0.0
 
-    with server("http") as port, ground.session(_allowing(port)) as watch:
+    with server("http") as port, ground.session(allowing(port)) as watch:
         argv = (*_PROGRAM, "connects")
         ways: dict[str, Callable[[], float]] = {
             "native": lambda: keep("native", ground.answer_native((*argv, _ADDRESS, str(port), str(each)))),
@@ -59,7 +59,7 @@ def transfers(ground: Ground) -> list[Row]:
     size = ground.n(1 << 30, 1 << 28)
     rows = []
     for name, kind in (("in", "source"), ("out", "sink")):
-        with server(kind, size) as port, ground.session(_allowing(port)) as watch:
+        with server(kind, size) as port, ground.session(allowing(port)) as watch:
             n = ground.n(15, 2)
             taken = alternate(n, _ways(ground, watch, name, port, size))
         shown = {way: spread([size / each / 2**30 for each in times], "GiB/s") for way, times in taken.items()}
@@ -80,5 +80,6 @@ def _seconds(answer: Callable[[], str]) -> float:
     return float(json.loads(answer()))
 
 
-def _allowing(port: int) -> Policy:
+def allowing(port: int) -> Policy:
+    """Return a policy with one rule: this port of the machine's loopback."""
     return Policy(network=Network(rules=[NetworkRule(host=_NAME, ports=[port])]))
