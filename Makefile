@@ -8,10 +8,10 @@ SETUP := pyproject.toml .ci/setup.sh hatch_build.py js/build.mjs js/package-lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test lint bench clean
+.PHONY: help demo lab test browser lint bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .venv/.ready-demo: $(SETUP)
 	@.ci/setup.sh demo
@@ -39,8 +39,11 @@ lint: .venv/.ready-test ## style, format, types and import contracts
 
 # Where user namespaces work, a skipped sandbox test is a failure (tests/conftest.py; AGENTWATCH_REQUIRE_SANDBOX=1
 # demands it everywhere).
-test: lint ## everything: lint, then all tests
-	$(PY) -m pytest
+test: lint ## lint, then all tests but those in a browser
+	$(PY) -m pytest -m "not browser"
+
+browser: .venv/.ready-test ## the tests that drive JupyterLab in Chromium, for some minutes
+	$(PY) -m pytest -m browser
 
 bench: .venv/.ready-bench ## measure rungs A and B, print tables and write them as JSON
 	$(PY) tests/bench/run.py

@@ -192,7 +192,7 @@ def test_thresholds_mean_what_they_say(freeze_at: str, throttle_at: str, severit
     trip = Judge(thresholds).weigh(a_signal(severity))
 
     def reaches(threshold: str) -> bool:
-        return threshold != "never" and SEVERITIES.index(severity) >= SEVERITIES.index(threshold)  # type: ignore[arg-type]
+        return threshold != "never" and SEVERITIES.index(severity) >= SEVERITIES.index(threshold)
 
     expected = "trip" if reaches(freeze_at) else "throttle" if reaches(throttle_at) else None
     assert (trip.cause if trip is not None else None) == expected

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, Error, Page
 
-pytestmark = pytest.mark.sandbox
+pytestmark = [pytest.mark.sandbox, pytest.mark.browser]
 
 HOSTILE = '<img src=x onerror="window.owned=1">\u202egpj\x1b[31m'
 AXE = ROOT / "js" / "node_modules" / "axe-core" / "axe.min.js"
@@ -129,8 +129,9 @@ def test_the_dashboard_shows_what_was_done_before_and_after_it_was_opened(
     watch.run("curl -sS --max-time 2 https://198.51.100.7/")
     show(page, lab, watch, app)
     wait_for_text(page, ".aw-step-words", "198.51.100.7")
-    wait_for_text(page, ".aw-panel-connections .aw-table", "198.51.100.7:443")
     wait_for_text(page, ".aw-graph text", "198.51.100.7:443")
+    page.locator(f"{DASHBOARD} .aw-panel-connections summary").click()
+    wait_for_text(page, ".aw-panel-connections .aw-table", "198.51.100.7:443")
     watch.run("ls /; echo later > later.txt")
     wait_for_text(page, ".aw-step-words", "later.txt")
     wait_for_text(page, ".aw-tree", "ls /")
@@ -149,6 +150,7 @@ def test_a_click_on_the_graph_shows_the_process(desk: Page, lab: Lab, watch: Wat
     box = node.bounding_box()
     assert box is not None
     desk.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    desk.locator(f"{DASHBOARD} .hoverlayer .hovertext").wait_for(timeout=LONG_MS)
     desk.mouse.down()
     desk.mouse.up()
     wait_for_text(desk, ".aw-chosen", "step 1: curl -sS --max-time 2 https://198.51.100.7/ → 198.51.100.7:443")
@@ -165,6 +167,7 @@ def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, w
     wait_for_text(desk, ".aw-step-words", "<img src=x")
     wait_for_text(desk, ".aw-tree", "<img src=x")
     wait_for_text(desk, ".aw-grid-rows", "\\u202egpj\\x1b[31m")
+    desk.locator(f"{DASHBOARD} .aw-panel-connections summary").click()
     wait_for_text(desk, ".aw-panel-connections .aw-table", "<img src=x")
     assert desk.locator(f"{DASHBOARD} img").count() == 0
     assert desk.evaluate("() => window.owned") is None

@@ -23,8 +23,8 @@ from tests.outside import LONG_S
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENDED: Final = {"pid": 7, "status": 9, "step": 1, "user": 0.01, "system": 0.0, "rss": 4096}
-GOOD: Final = [
+ENDED: Final[dict[str, Any]] = {"pid": 7, "status": 9, "step": 1, "user": 0.01, "system": 0.0, "rss": 4096}
+GOOD: Final[list[dict[str, Any]]] = [
     {"exit": ENDED},
     {"spawned": 7, "errno": 0},
     {"frozen": [7, 8]},

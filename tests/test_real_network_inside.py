@@ -71,7 +71,7 @@ with socket.socket() as s, socket.socket(socket.AF_INET6) as s6, open("/dev/null
         *("EBADF", "EBADF", "ENOTSOCK", "EFAULT", "EINVAL", "EINVAL", "EINVAL", "EINVAL"),
         *("EAFNOSUPPORT", "EINVAL"),
     ]
-    assert recorded(closed, Finding) == []
+    assert [event.title for event in recorded(closed, Finding) if event.rule.startswith("agentwatch.")] == []
 
 
 @pytest.mark.rungs("A")  # rung B shares these tables with the machine

@@ -244,7 +244,9 @@ class Detect(_Part, frozen=True, kw_only=True):
 
 
 class Budgets(_Part, frozen=True, kw_only=True):
-    """What a whole watch may use; when one is used up, the watch is suspended, and each resume grants another tenth.
+    """What a whole watch may use. When one is used up, the watch is suspended, and each resume grants another tenth.
+
+    Of connections it grants one at least.
 
     Attributes:
         bytes_out: Bytes sent through the gateway.

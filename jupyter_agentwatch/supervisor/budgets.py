@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from jupyter_agentwatch.events import Connect, Event, Flow, Gpu, Resources
@@ -15,6 +16,8 @@ __all__ = ["BudgetBook"]
 
 _NAMES: Final = ("bytes_out", "connections", "cpu_s", "gpu_s", "money")
 _TENTH: Final = 0.1
+_LEAST: Final = MappingProxyType({"connections": 1.0, "bytes_out": 1.0})
+"""The connect that was held at a trip is asked for, and counted, once more when the watch goes on."""
 
 
 class BudgetBook:
@@ -27,7 +30,7 @@ class BudgetBook:
     def __init__(self, budgets: Budgets) -> None:
         self._budgets = budgets
         self._granted = {name: float(value) for name in _NAMES if (value := getattr(budgets, name)) is not None}
-        self._step = {name: value * _TENTH for name, value in self._granted.items()}
+        self._step = {name: max(value * _TENTH, _LEAST.get(name, 0.0)) for name, value in self._granted.items()}
         self._over: set[str] = set()
         self._lock = threading.Lock()
         self._closed_bytes = 0

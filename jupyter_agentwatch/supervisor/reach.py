@@ -158,6 +158,8 @@ class SharedReach:
         address = parse_address(raw)
         if address is None:
             return errno.EINVAL
+        if address.family != sock.family:
+            return errno.EINVAL if sock.family == socket.AF_UNIX else errno.EAFNOSUPPORT  # as the kernel says
         if address.family == socket.AF_UNIX:
             error = bind_raw(sock.fileno(), raw)
             if error == 0:
@@ -169,6 +171,8 @@ class SharedReach:
 
     def before_listen(self, sock: socket.socket) -> int:
         """See `Reach`. Between a look and the call, nobody can bind a socket again: the kernel refuses it."""
+        if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+            return errno.EOPNOTSUPP
         host, port = sock.getsockname()[:2]
         if port == 0:
             empty = struct.pack("=H", sock.family) + bytes(26 if sock.family == socket.AF_INET6 else 14)

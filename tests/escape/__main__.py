@@ -25,7 +25,8 @@ def main() -> int:
         results[name] = run_ground(GROUNDS[name], tries=asked.tries, cases=asked.case, minutes=asked.minutes)
         for row in results[name]:
             count = f" ({row.tries} tries)" if row.tries else ""
-            print(f"{name:<12} {row.outcome:<12} {row.seconds:7.2f} s  {row.name}{count} {row.detail}", flush=True)  # noqa: T201 -- it talks to a person
+            line = f"{name:<12} {row.outcome:<12} {row.seconds:7.2f} s  {row.name}{count} {row.detail}"
+            print(line, flush=True)  # noqa: T201 -- it talks to a person
     if asked.write:
         system = os.uname()
         asked.write.write_text(markdown(results, machine=f"Linux {system.release} on {system.machine}"), "utf-8")

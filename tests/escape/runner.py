@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.errors import AgentwatchError
+from jupyter_agentwatch.events import Finding
 from jupyter_agentwatch.sandbox.syscalls import MACHINES
 from jupyter_agentwatch.wire.runtime import control_socket, runtime_dir
 from tests.escape.bare import Bare
 from tests.escape.cases import CASES, Case
 from tests.escape.looks import LOOKS
 from tests.escape.witness import Outside
+from tests.outside import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -94,6 +96,7 @@ class _Corpus:
         self._asked, self._rung = asked, rung
         self._tries = tries
         self._watch: Watch | None = None
+        self._failed = 0
 
     def close(self) -> None:
         if self._watch is not None:
@@ -127,6 +130,7 @@ class _Corpus:
             text = text.replace(f'"{{{name}}}"', str(port))
         policy = {"version": 1, "isolation": self._asked, "breaker": _WALLS_ALONE, **json.loads(text)}
         watch = Watch(policy, self._workspace)
+        self._failed = 0
         if watch.rung != self._rung:
             watch.close()
             msg = f"the watch stands on rung {watch.rung}, and not on {self._rung}: {watch.notes}"
@@ -176,10 +180,19 @@ class _Corpus:
             said = json.loads(ends[-1][4:])
         elif result.outcome != "limit:memory_bytes" and case.program != "limits":
             said["got"] = [f"the program did not end well: {result.outcome} {result.exit_code}: {result.stderr[-500:]}"]
-        found = [str(each) for each in said["got"]]
+        found = [str(each) for each in said["got"]] + self._failures(watch)
         if case.check and not watch.has_ended and self._rung != "none":
             found += LOOKS[case.check](watch, result, said)
         return found, said, written
+
+    def _failures(self, watch: Watch) -> list[str]:
+        """A handler that raises denies the call; but a monitor that a program can make fail is not one to rely on."""
+        if self._rung == "none" or not watch.log.exists():
+            return []
+        failed = [event.title for event in recorded(watch, Finding) if event.rule == "agentwatch.monitor_error"]
+        new = failed[self._failed :]
+        self._failed = len(failed)
+        return [f"the monitor failed: {title}" for title in dict.fromkeys(new)]
 
     def _life(self, watch: Watch, case: Case, marker: str) -> list[str]:
         """The watch must live and obey; after a kill, nothing of the case may."""

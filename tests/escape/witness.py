@@ -266,7 +266,8 @@ class Outside:
         return self._ports | {
             "outside": str(self.folder), "secret": str(self.folder / "secret"), "home": str(self.home),
             "unix": str(self.unix), "docker": str(self.docker), "abstract": self.abstract, "pty": self.terminal,
-            "shm": self.shm_key, "shmid": self._shm, "queue": self.queue, "named": self.named, "other": _other_address(),
+            "shm": self.shm_key, "shmid": self._shm, "queue": self.queue, "named": self.named,
+            "other": _other_address(),
             "owner_env": f"/proc/{os.getpid()}/environ", "stub": 53,
         }  # fmt: skip
 

@@ -326,6 +326,33 @@ def hijack():
                     got.append(f"took a connection of {host}:{port} with {name}")
 
 
+def odd():
+    """Calls whose arguments do not fit together: each must get an errno from a monitor that does not fail."""
+    kinds_of = ((1, 1, 0), (1, 5, 0), (2, 1, 0), (10, 1, 0), (16, 3, 0), (2, 2, 0), (10, 2, 0))
+    families = (0, 1, 2, 10, 16, 17, 255, 65535)
+    rests = (b"", bytes(2), bytes(14), bytes(26), b"\xff" * 26, b"a" * 108, b"a" * 126, b"\0" + b"\xff\n " * 30)
+    names = [bytes(size) for size in (0, 1, 2, 16, 28, 110, 128)]
+    names += [struct.pack("=H", family) + rest for family in families for rest in rests]
+    for kind in kinds_of:
+        for name in names:
+            with contextlib.suppress(OSError), socket.socket(*kind) as made:
+                for number in ("bind", "connect"):
+                    with contextlib.suppress(OSError):
+                        call(number, made.fileno(), name, len(name))
+                with contextlib.suppress(OSError):
+                    call("sendto", made.fileno(), b"x", 1, 0x40, name, len(name))
+                with contextlib.suppress(OSError):
+                    made.listen()
+    for fd in (-1, 0, 1, 9999, 1 << 31, os.open("/dev/null", os.O_RDONLY), os.memfd_create("x")):
+        for number in ("bind", "connect"):
+            for length in (0, 16, 129, -1, 1 << 31):
+                for at in (0, 1, (1 << 64) - 4096, b"\2\0" + bytes(14)):
+                    with contextlib.suppress(OSError, OverflowError):
+                        call(number, fd, at if isinstance(at, bytes) else ctypes.c_void_p(at), length)
+        with contextlib.suppress(OSError):
+            call("listen", fd, -1)
+
+
 def squat():
     """A name or port that a server of the user has not taken yet."""
     with contextlib.suppress(OSError), socket.socket() as made:
@@ -477,7 +504,8 @@ ACTS = {
     "direct": direct, "listeners": jupyter, "datagrams": datagrams, "fastopen": fastopen, "kinds": kinds,
     "mptcp": mptcp,
     "vsock": vsock, "netlink": netlink, "interface": interface, "options": options, "unix": unix, "again": again,
-    "everywhere": everywhere, "hijack": hijack, "squat": squat, "bind-race": bind_race, "tunnel": tunnel, "nul": nul,
+    "everywhere": everywhere, "hijack": hijack, "odd": odd, "squat": squat, "bind-race": bind_race,
+    "tunnel": tunnel, "nul": nul,
     "rebinding": rebinding, "address-race": lambda: race("address"), "descriptor-race": lambda: race("descriptor"),
 }  # fmt: skip
 result = ACTS[way]()
