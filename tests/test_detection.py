@@ -131,7 +131,7 @@ def test_two_families_trip_together(ground: Callable[..., Ground]) -> None:
     made.run(SERVED)
     (tunnel, *_) = [each for each in made.found() if each.severity == "high"]
     assert made.trips == []
-    made.recorder.record(Finding, rule="x.y", title="another", severity="high", family="exfiltration", evidence=[1])
+    made.recorder.record(Finding, rule="x.y", title="another", severity="high", family="exfiltration", evidence=[0])
     (trip,) = made.trips
     assert trip.evidence[0] in [each.seq for each in made.found() if each.family == "tunnel"]
     assert tunnel.family == "tunnel"

@@ -277,6 +277,13 @@ def test_events_are_lines_and_on_request_a_table(notebook: Notebook, watch: Watc
     assert "stepp" in notebook.mistake("%agentwatch events --kind stepp")
 
 
+def test_findings_are_shown(notebook: Notebook, watch: Watch) -> None:
+    """`findings` shows incidents, or that there are none, and gives the table to a variable."""
+    assert notebook.cell("%agentwatch findings --out found") == "nothing found"
+    assert len(notebook.shell.user_ns["found"]) == 0
+    assert "severe" in notebook.mistake("%agentwatch findings --severity severe")
+
+
 def test_diff_and_undo_ask_the_watch(notebook: Notebook, watch: Watch) -> None:
     """`diff` means the last step unless told otherwise; a step that is not there is one line of error."""
     notebook.cell("%%agentwatch\ntrue")

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ _TRIES: Final = 20
 _TRY_AGAIN_S: Final = 0.005
 """Somebody who sweeps holds a lock that nobody else does for a moment."""
 
+_ROUNDS: Final = 100
 _FOLDERS: Final = (".store", ".fresh")
 
 
@@ -79,9 +81,13 @@ def sweep() -> None:
     """Remove what watches that were killed left in the runtime folder, and beside their logs."""
     # First what is there, then who lives: each claim is older than what belongs to it.
     left = {path.stem for suffix in _FOLDERS for path in runtime_dir().glob(f"*{suffix}")}
-    living = {_living(lock) for lock in runtime_dir().glob("*.lock")}
+    living = set()
+    for lock in runtime_dir().glob("*.lock"):
+        watch, is_held = _look(lock)
+        (living if is_held else left).add(watch)
     for watch in filter(is_watch_id, left - living):
         if not _answers(control_socket(watch)):
+            _end_launcher(f"{audit_log(watch)}.stderr")
             clear_away(watch)
             forget_silence(audit_log(watch))
 
@@ -126,19 +132,50 @@ def _holder(fd: int) -> str:
     return os.pread(fd, 64, 0).decode(errors="replace")
 
 
-def _living(lock: Path) -> str:
-    """Return the watch that holds a claim; where nobody does, remove it."""
+def _look(lock: Path) -> tuple[str, bool]:
+    """Return the watch that holds a claim, or held it last, and which of these; what nobody holds is removed."""
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return ""
+        return "", False
     try:
-        if not _lock(fd, lock):
-            return _holder(fd)
-        lock.unlink()
-        return ""
+        is_held = not _lock(fd, lock)
+        if not is_held:
+            lock.unlink()
+        return _holder(fd), is_held
     finally:
         os.close(fd)
+
+
+def _end_launcher(said: str) -> None:
+    """End a bubblewrap that waits for ever: its own parent was killed between making it and letting it go on.
+
+    Nobody else: without namespaces, init must live to end what it has started.
+
+    Args:
+        said: Where a dead watch's standard error went, which names its launcher.
+    """
+    for _ in range(_ROUNDS):
+        found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_launcher(pid, said)]
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(OSError):
+                held = os.pidfd_open(pid)
+                try:
+                    if _is_launcher(pid, said):
+                        signal.pidfd_send_signal(held, signal.SIGKILL)
+                finally:
+                    os.close(held)
+        time.sleep(_TRY_AGAIN_S)
+
+
+def _is_launcher(pid: int, said: str) -> bool:
+    try:
+        written = os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)")
+        return written == said and os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "bwrap"
+    except OSError:  # it has ended, or is somebody else's
+        return False
 
 
 def _answers(control: Path) -> bool:

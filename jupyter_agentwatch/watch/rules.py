@@ -127,7 +127,8 @@ def problem_notes(problems: Iterable[Problem]) -> list[str]:
     if len(others) > _NOTES:
         notes.append(f"not in use: {len(others) - _NOTES} rules more (rule_problems has all)")
     if foreign:
-        notes.append(f"{foreign} rules are about logs that are not kept here")
+        rules = "1 rule is about a log that is" if foreign == 1 else f"{foreign} rules are about logs that are"
+        notes.append(f"{rules} not kept here")
     return notes
 
 

@@ -1,0 +1,180 @@
+"""Incidents put together from logs that are written out by hand, and what people are shown of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jupyter_agentwatch.cli.incident_text import incident_lines
+from jupyter_agentwatch.detect.sigma_form import Problem
+from jupyter_agentwatch.events import AnyEvent
+from jupyter_agentwatch.policy import Budgets, Policy
+from jupyter_agentwatch.testing import event
+from jupyter_agentwatch.watch.incidents import find_incidents
+from jupyter_agentwatch.watch.rules import compile_files, problem_notes
+from tests.strategies import WATCH, a_close, an_open, written
+
+SECOND = 1_000_000_000
+POLICY = Policy(budgets=Budgets(money=100, price_cpu_hour=3600.0, price_gpu_hour=7200.0, price_gb_out=1e6))
+
+
+def a_log(folder: Path, *records: AnyEvent) -> Path:
+    """Write a log of these records, one second apart, between an open and a close."""
+    opened = an_open(policy=msgspec.json.encode(POLICY).decode())
+    numbered = [
+        msgspec.structs.replace(each, seq=seq, watch=WATCH, t_mono_ns=seq * SECOND, t_wall_ns=seq * SECOND)
+        for seq, each in enumerate(records, 1)
+    ]
+    last = len(numbered) + 1
+    return written(folder / "log.jsonl", [opened, *numbered, a_close(last, t_mono_ns=last * SECOND)])
+
+
+def an_exec(pid: int, ppid: int, exe: str, **more: Any) -> AnyEvent:
+    """Return the record of a program that was found running."""
+    return event("exec", basis="post", step=3, pid=pid, ppid=ppid, exe=exe, argv=[exe], **more)
+
+
+def a_finding(*evidence: int, **more: Any) -> AnyEvent:
+    """Return a finding of the mining family about process 12 of step 3."""
+    fields = {"rule": "mining.one", "title": "mined", "severity": "high", "family": "mining", "step": 3, "pid": 12}
+    return event("finding", **(fields | {"evidence": list(evidence), "cell": "c1"} | more))
+
+
+def a_story(folder: Path) -> Path:
+    """Write the log of a step that mines: two findings, a denied flow, its costs, and the freeze."""
+    return a_log(
+        folder,
+        event("step", op="start", step=3, argv=["sh", "-c", "mine"]),  # 1
+        event("resources", step=3, pid=12, cpu_s=50.0),  # 2: before anything was noticed
+        an_exec(11, 1, "/bin/sh"),  # 3
+        an_exec(12, 11, "/project/worker"),  # 4
+        a_finding(4),  # 5
+        event("connect", step=3, pid=12, verdict="deny", addr="10.0.0.1", port=22, rule="no-rule"),  # 6
+        event("flow", step=3, pid=12, verdict="deny", op="named", protocol="stratum", port=3333, rule="mining"),  # 7
+        event("flow", step=3, pid=12, op="closed", flow=2, bytes_out=1000),  # 8
+        event("flow", step=4, pid=30, op="closed", flow=3, bytes_out=9999),  # 9: another step's
+        event("resources", step=3, pid=12, cpu_s=2.0),  # 10
+        event("gpu", op="process", step=3, pid=12, gpu_seconds=1.5),  # 11
+        a_finding(7, rule="mining.two", severity="critical", title="spoke to a pool"),  # 12
+        event("breaker", evidence=[12], before="closed", after="frozen", cause="trip: it"),  # 13
+        event("step", op="end", step=3, outcome="killed"),  # 14
+    )
+
+
+def test_findings_of_a_step_and_family_are_one_incident(tmp_path: Path) -> None:
+    """Both findings, the worst one's title, what they rest on, from the first record to the freeze."""
+    (incident,) = find_incidents(a_story(tmp_path))
+    assert (incident.watch, incident.step, incident.cell, incident.command) == (WATCH, 3, "c1", ("sh", "-c", "mine"))
+    assert (incident.severity, incident.title) == ("critical", "spoke to a pool")
+    assert incident.shape == "mining: mining.one, mining.two"
+    assert [each.seq for each in incident.findings] == [5, 12]
+    assert [each.seq for each in incident.evidence] == [4, 7]
+    assert (incident.began_wall_ns, incident.ended_wall_ns) == (4 * SECOND, 13 * SECOND)
+    assert incident.duration_s == 9.0
+    assert [move.seq for move in incident.breaker] == [13]
+
+
+def test_an_incident_knows_whose_child_it_is(tmp_path: Path) -> None:
+    """The process comes first, then its parents as far as their execs are on record."""
+    (incident,) = find_incidents(a_story(tmp_path))
+    assert [(each.pid, each.exe) for each in incident.ancestry] == [(12, "/project/worker"), (11, "/bin/sh")]
+
+
+def test_a_number_that_went_to_another_process_tells_of_the_one_before(tmp_path: Path) -> None:
+    """What runs under the number later is not taken for what the finding was about."""
+    log = a_log(tmp_path, an_exec(12, 1, "/bin/first"), a_finding(1), an_exec(12, 1, "/bin/second"))
+    assert [each.exe for each in find_incidents(log)[0].ancestry] == ["/bin/first"]
+
+
+def test_a_process_without_an_exec_of_its_own_is_taken_from_the_trip(tmp_path: Path) -> None:
+    """Where the program never ran, the tree that the breaker kept says who asked for it."""
+    processes = ["12 11 /bin/sh sh -c mine", "11 1 /bin/bash bash", "broken", "13 x /bin/odd"]
+    log = a_log(tmp_path, a_finding(severity="critical"), event("breaker", evidence=[1], processes=processes))
+    assert [each.pid for each in find_incidents(log)[0].ancestry] == [12, 11]
+
+
+def test_an_incident_costs_what_its_step_used_since(tmp_path: Path) -> None:
+    """Only the same step's use, only from the first sign on, at the policy's prices."""
+    cost = find_incidents(a_story(tmp_path))[0].cost
+    assert (cost.cpu_s, cost.gpu_s, cost.bytes_out) == (2.0, 1.5, 1000)
+    assert cost.money == pytest.approx(2.0 + 3.0 + 1.0)
+
+
+def test_what_was_prevented_is_told_once(tmp_path: Path) -> None:
+    """Denied connects and flows, and programs that did not run, each in words and once."""
+    denied = event("connect", step=3, verdict="deny", addr="10.0.0.1", port=22, rule="no-rule")
+    log = a_log(
+        tmp_path,
+        event("exec", basis="claimed", step=3, pid=12, path="/w", argv=["./worker", "-o", "x"]),
+        a_finding(1),
+        event("exec", basis="claimed", step=3, pid=12, claim_seq=1, unconfirmed="held"),
+        denied,
+        denied,
+        event(
+            "flow", step=3, op="named", verdict="deny", protocol="stratum", addr="192.0.2.1", port=3333, rule="mining"
+        ),
+    )
+    assert find_incidents(log)[0].prevented == (
+        "held before it ran: ./worker -o x",
+        "connect to 10.0.0.1:22 denied [no-rule]",
+        "stratum to 192.0.2.1:3333 denied [mining], no byte of it passed",
+    )
+
+
+def test_small_findings_alone_are_no_incident(tmp_path: Path) -> None:
+    """Below medium there is none; other steps and families are others."""
+    low, other = a_finding(severity="low"), a_finding(family="tunnel", step=3)
+    log = a_log(tmp_path, low, other, a_finding(step=4), a_finding(step=4, severity="low"))
+    assert [(each.family, each.step, len(each.findings)) for each in find_incidents(log)] == [
+        ("tunnel", 3, 1),
+        ("mining", 4, 2),
+    ]
+    (tmp_path / "log.jsonl").unlink()
+    assert find_incidents(a_log(tmp_path, low)) == []
+
+
+def test_hostile_words_are_made_safe(tmp_path: Path) -> None:
+    """Titles, arguments and names that hold control characters are shown without them."""
+    evil = "\x1b]0;owned\x07\u202e<img>"
+    log = a_log(
+        tmp_path,
+        event("step", op="start", step=3, argv=[evil]),
+        an_exec(12, 1, evil),
+        a_finding(2, title=evil, rule=evil, cell=evil),
+        event("connect", step=3, verdict="deny", addr="10.0.0.1", host=evil, port=1),
+    )
+    lines = incident_lines(find_incidents(log))
+    assert len(lines) >= 6
+    assert all(line.isprintable() for line in lines)
+    assert incident_lines(find_incidents(log), "critical") == []
+
+
+def test_rules_that_do_not_run_are_named(tmp_path: Path) -> None:
+    """Each rule that cannot run is a line with its place; those about other systems' logs are only counted."""
+    problems = [Problem("a.yml", 7, "One", "needs a field"), Problem("b.yml", 1, "Two", "Windows", "source")]
+    assert problem_notes(problems) == [
+        "not in use: a.yml:7: One: needs a field",
+        "1 rule is about a log that is not kept here",
+    ]
+    many = [Problem("a.yml", line, "One", "no", "invalid") for line in range(30)]
+    assert len(problem_notes(many)) == 11
+    assert problem_notes([]) == []
+
+
+def test_a_folder_of_rules_is_read_in_one_order(tmp_path: Path) -> None:
+    """Every file of a folder counts, others do not; a change of a file or of what is disabled is another result."""
+    folder, cache = tmp_path / "rules", tmp_path / "cache"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.yml", "deep/a.yaml", "ignored.txt"):
+        (folder / name).write_text("title: [broken\n")
+    first = compile_files([folder], cache=cache)
+    assert [Path(each.source).name for each in first.problems] == ["b.yml", "a.yaml"]
+    assert compile_files([folder], cache=cache) == first
+    assert len(list(cache.iterdir())) == 1
+    compile_files([folder], ["x"], cache=cache)
+    (folder / "b.yml").write_text("title: [broken again\n")
+    compile_files([folder], cache=cache)
+    assert len(list(cache.iterdir())) == 3
