@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from jupyter_agentwatch import Watch
-from tests.jupyter_page import LONG_MS, ROOT, Lab, run_all, running_chromium, running_lab
+from tests.jupyter_page import LONG_MS, Lab, run_all, running_chromium, running_lab
+from tests.node import tools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.sandbox, pytest.mark.browser]
 
 HOSTILE = '<img src=x onerror="window.owned=1">\u202egpj\x1b[31m'
-AXE = ROOT / "js" / "node_modules" / "axe-core" / "axe.min.js"
 DASHBOARD = ".aw-root[data-view=dashboard]"
 SHOW = """
 from jupyter_agentwatch.notebook.dashboard import Dashboard
@@ -229,8 +229,9 @@ def test_many_dashboards_of_one_page_load_the_big_module_once(page: Page, lab: L
     cells = [SHOW.format(run=watch.id), more.format(run=watch.id) + f"Panel({watch.id!r}, 'findings')"]
     lab.notebook(watch.id, cells)
     run_all(page, lab, watch.id)
-    page.locator(f"{DASHBOARD} .aw-panel-header[data-state]").nth(2).wait_for(timeout=LONG_MS)
-    page.locator(".aw-root[data-view=findings] .aw-panel-findings").wait_for(timeout=LONG_MS)
+    # "attached": what is below the edge of the window is there, but draws only when it is scrolled into sight.
+    page.locator(f"{DASHBOARD} .aw-panel-header").nth(2).wait_for(state="attached", timeout=LONG_MS)
+    page.locator(".aw-root[data-view=findings] section").wait_for(state="attached", timeout=LONG_MS)
     assert len(fetched) == 1
     assert len(sockets) == 1
 
@@ -301,9 +302,9 @@ def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch:
     show(desk, lab, watch)
     desk.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
     desk.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
-    desk.locator(f"body[data-jp-theme-name='{theme}']").wait_for(timeout=LONG_MS)
+    desk.locator(f"body[data-jp-theme-name='{theme}']").wait_for(state="attached", timeout=LONG_MS)
     wait_for_text(desk, ".aw-graph text", "curl")
-    desk.evaluate(AXE.read_text("utf-8"))
+    desk.evaluate((tools() / "axe-core" / "axe.min.js").read_text("utf-8"))
     found = desk.evaluate(
         "() => axe.run({include: [['.aw-root'], ['.aw-status'], ['.aw-sidebar']]}, {resultTypes: ['violations']})"
     )

@@ -39,6 +39,8 @@ class View(anywidget.AnyWidget):
     view = traitlets.Unicode(read_only=True).tag(sync=True)
     bundle = traitlets.Unicode(read_only=True).tag(sync=True)
 
+    _follower: Follower | None = None  # of the class: `close` also ends a widget whose making failed
+
     def __init__(self, watch: Watch | str, view: str) -> None:
         """Show a run.
 
@@ -57,7 +59,6 @@ class View(anywidget.AnyWidget):
         super().__init__(_esm=widget_source())
         for name, value in {"run": run, "view": view, "bundle": bundle_hash()}.items():
             self.set_trait(name, value)
-        self._follower: Follower | None = None
         self.on_msg(self._on_message)
         listen(_shell())
 

@@ -81,7 +81,7 @@ def sweep() -> None:
     """Remove what watches that were killed left in the runtime folder, and beside their logs."""
     # First what is there, then who lives: each claim is older than what belongs to it.
     left = {path.stem for suffix in _FOLDERS for path in runtime_dir().glob(f"*{suffix}")}
-    living = set()
+    living: set[str] = set()
     for lock in runtime_dir().glob("*.lock"):
         watch, is_held = _look(lock)
         (living if is_held else left).add(watch)
@@ -172,8 +172,11 @@ def _end_launcher(said: str) -> None:
 
 def _is_launcher(pid: int, said: str) -> bool:
     try:
-        written = os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)")
-        return written == said and os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "bwrap"
+        if os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)") != said:
+            return False
+        # Or it is the dead supervisor's child, and has not yet become what it should.
+        is_on_its_way = b"\0jupyter_agentwatch.supervisor\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return is_on_its_way or os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "bwrap"
     except OSError:  # it has ended, or is somebody else's
         return False
 

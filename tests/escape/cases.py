@@ -57,7 +57,7 @@ class Case:
         names: It needs the witness's name server.
         ends: It has a watch of its own, which is killed afterwards: nothing of it may live on.
         check: What the runner looks at besides, by the name of a function of `looks`.
-        open_on: Rungs that do not hold this, and why; said in the README as well.
+        open_on: Rungs that do not hold this, and why; said below the table.
     """
 
     title: str

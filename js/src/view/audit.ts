@@ -18,8 +18,8 @@ export class AuditPanel extends Panel {
   readonly #kind = element("select", { "aria-label": "kind" });
   readonly #verdict = element("select", { "aria-label": "verdict" });
   readonly #note = element("span", { class: "aw-audit-note", role: "status" });
-  readonly #rows = element("div", { class: "aw-grid-rows", role: "rowgroup" });
-  readonly #scroll = element("div", { class: "aw-grid-scroll", tabindex: 0, role: "presentation" });
+  readonly #rows = element("div", { class: "aw-grid-rows", role: "none" });
+  readonly #scroll = element("div", { class: "aw-grid-scroll", tabindex: 0, role: "rowgroup" });
   readonly #grid: HTMLElement;
   #kinds = "";
   #found: AuditEvent[] = [];
