@@ -150,8 +150,10 @@ def truncate() -> None:
 def under(name: str) -> None:
     ws = os.getcwd()
     for target, link in (("f", TMP + "/l"), ("", TMP + "/d"), ("link", TMP + "/back")):
-        os.path.lexists(link) or os.symlink(f"{ws}/{target}", link)
-    os.path.lexists(TMP + "/p") or os.symlink("/proc/self", TMP + "/p")
+        if not os.path.lexists(link):
+            os.symlink(f"{ws}/{target}", link)
+    if not os.path.lexists(TMP + "/p"):
+        os.symlink("/proc/self", TMP + "/p")
     file, place = os.open("f", os.O_RDONLY), os.open(ws, os.O_RDONLY)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ws) as child:
         ids = {"pid": os.getpid(), "tid": threading.get_native_id(), "child": child.pid}
