@@ -56,7 +56,10 @@ def main(control_fd: int) -> None:
     control = socket.socket(fileno=control_fd)
     # Python's own handler would let a command interrupt PID 1; by default the kernel drops it for PID 1.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    setup = marshal.loads(control.recv(_MAX_MESSAGE))  # noqa: S302 -- from the supervisor, of the same Python
+    message = control.recv(_MAX_MESSAGE)
+    if not message:  # the supervisor was killed before it could say anything
+        return
+    setup = marshal.loads(message)  # noqa: S302 -- from the supervisor, of the same Python
     sockets = _make_sockets()
     _guard_devices()
     _become_ordinary(setup["uid"], setup["gid"], setup["numbers"]["unshare"], _guard_proc())
@@ -67,7 +70,10 @@ def main(control_fd: int) -> None:
     listener = install_filter(setup["numbers"]["seccomp"], setup["filter"])
     # sendmsg is not trapped on this rung, so the listener can travel by the filtered thread itself.
     fds = [listener, *(s.fileno() for s in sockets)]
-    send(control, {"ready": os.getpid()}, fds)
+    try:
+        send(control, {"ready": os.getpid()}, fds)
+    except ConnectionError:  # it was killed meanwhile
+        return
     os.close(listener)
     for made in sockets:
         made.close()

@@ -40,7 +40,10 @@ def main(control_fd: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(control_fd, False)
     control = socket.socket(fileno=control_fd)
-    setup = marshal.loads(control.recv(_MAX_MESSAGE))  # noqa: S302 -- from the supervisor, of the same Python
+    message = control.recv(_MAX_MESSAGE)
+    if not message:  # the supervisor was killed before it could say anything
+        return
+    setup = marshal.loads(message)  # noqa: S302 -- from the supervisor, of the same Python
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     _drop_rights(setup["last_cap"], setup["numbers"]["capset"])
     _look_at_the_unreadable()
@@ -48,7 +51,10 @@ def main(control_fd: int) -> None:
         resource.setrlimit(getattr(resource, name), (bound, bound + (name == "RLIMIT_CPU")))
     forker = _Forker(lambda: init.install_filter(setup["numbers"]["seccomp"], setup["filter"]))
     listener, tid = forker.start()
-    init.send(control, {"ready": os.getpid(), "forker": tid}, [listener])
+    try:
+        init.send(control, {"ready": os.getpid(), "forker": tid}, [listener])
+    except ConnectionError:  # it was killed meanwhile
+        return
     os.close(listener)
     try:
         _SharedServer(control, forker, setup["ruleset"], setup["numbers"]["landlock_restrict_self"]).serve()
