@@ -6,10 +6,12 @@ Fails closed: any step that does not happen exactly as expected ends what was st
 from __future__ import annotations
 
 import array
+import errno
 import json
 import marshal
 import os
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -189,12 +191,30 @@ def rlimits(limits: Limits) -> dict[str, int]:
     return bounds
 
 
+def _await_answer(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
+    """Wait until init says something. When bubblewrap ends before, what it has made can hang on and say nothing.
+
+    Raises:
+        ConnectionResetError: bubblewrap has ended.
+    """
+    ended = os.pidfd_open(process.pid)
+    try:
+        poller = select.poll()
+        poller.register(ours, select.POLLIN)
+        poller.register(ended, select.POLLIN)
+        if [fd for fd, _ in poller.poll(_START_TIMEOUT_S * 1000)] == [ended]:
+            raise ConnectionResetError(errno.ECONNRESET, "bubblewrap ended while starting")
+    finally:
+        os.close(ended)
+
+
 def _handshake(
     process: subprocess.Popen[bytes], ours: socket.socket, status_read: int, setup: dict[str, Any]
 ) -> Sandbox:
     ours.settimeout(_START_TIMEOUT_S)
     try:
         ours.send(marshal.dumps(setup))
+        _await_answer(process, ours)
         data, ancillary, _, _ = ours.recvmsg(
             _MAX_MESSAGE, socket.CMSG_SPACE((_SOCKETS + 1) * 4), socket.MSG_CMSG_CLOEXEC
         )

@@ -87,17 +87,17 @@ def sweep() -> None:
         (living if is_held else left).add(watch)
     for watch in filter(is_watch_id, left - living):
         if not _answers(control_socket(watch)):
-            _end_launcher(f"{audit_log(watch)}.stderr")
             clear_away(watch)
             forget_silence(audit_log(watch))
 
 
 def clear_away(watch: str) -> None:
-    """Remove a watch's socket and folders, and an anchor that was only half made.
+    """Remove a watch's socket and folders, an anchor that was only half made, and a launcher that hangs.
 
     Args:
         watch: Its id; nothing of it may be in use any more.
     """
+    _end_launcher(f"{audit_log(watch)}.stderr")
     # Not at the start of a watch: the sandbox is on its way before these are there.
     import shutil
 
@@ -148,7 +148,7 @@ def _look(lock: Path) -> tuple[str, bool]:
 
 
 def _end_launcher(said: str) -> None:
-    """End a bubblewrap that waits for ever: its own parent was killed between making it and letting it go on.
+    """End a bubblewrap that waits for ever: it was made by another one, which was killed before it let it go on.
 
     Nobody else: without namespaces, init must live to end what it has started.
 
@@ -172,9 +172,9 @@ def _end_launcher(said: str) -> None:
 
 def _is_launcher(pid: int, said: str) -> bool:
     try:
-        if os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)") != said:
+        if pid == os.getpid() or os.readlink(f"/proc/{pid}/fd/2").removesuffix(" (deleted)") != said:
             return False
-        # Or it is the dead supervisor's child, and has not yet become what it should.
+        # Or it is a dead supervisor's child, and has not yet become what it should.
         is_on_its_way = b"\0jupyter_agentwatch.supervisor\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
         return is_on_its_way or os.path.basename(os.readlink(f"/proc/{pid}/exe")) == "bwrap"
     except OSError:  # it has ended, or is somebody else's
