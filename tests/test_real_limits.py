@@ -276,7 +276,7 @@ def test_the_log_has_a_bound(tmp_path: Path, request: pytest.FixtureRequest) -> 
     assert watch.kill("full").survivors == 0
     assert set(running.wait(LONG_S).stdout.split()) == {"1"}  # EPERM
     assert bound <= sizes[0] < bound * 1.05
-    assert bound * 0.1 <= sizes[1] - sizes[0] < bound * 0.15
+    assert bound * 0.09 <= sizes[1] - sizes[0] < bound * 0.15  # the first size is a little over the bound
     (warning,) = recorded(watch, LimitHit)
     assert (warning.limit, warning.action) == ("audit.max_bytes", "warn")
     assert sum(gap.lost for gap in recorded(watch, Gap)) > 0
