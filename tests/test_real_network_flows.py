@@ -11,7 +11,7 @@ import pytest
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.events import Connect, Session
-from tests.outside import LONG_S, flows, follow, recorded, wait_for_line
+from tests.outside import LONG_S, NEVER_STOPPED, flows, follow, recorded, wait_for_line
 from tests.servers import (
     PRELUDE,
     Server,
@@ -211,7 +211,7 @@ with socket.create_connection((HOST, int(sys.argv[1]))) as s:
     s.settimeout(LONG_S)
     tell(attempt(s.recv, 1))
 """
-    with Server(read_all) as server, Watch(network(rule(server.port, protocol)), tmp_path) as watch:
+    with Server(read_all) as server, Watch(network(rule(server.port, protocol)) | NEVER_STOPPED, tmp_path) as watch:
         assert inside(watch, source, server.port, first.hex()) == "ECONNRESET"
         assert server.wait_said(1) == [b""]
         (refused,), (end,) = flows(watch, "named"), follow(watch, "closed")
