@@ -221,7 +221,8 @@ def _handshake(
     except OSError as error:
         msg = f"probe 'sandbox' failed: init did not answer ({error})"
         raise RungError(msg) from error
-    if not data:
+    # Init ends with bubblewrap from the moment before it answers; had that one ended earlier, init would live on.
+    if not data or process.poll() is not None:
         msg = "probe 'sandbox' failed: bubblewrap or init ended while starting; its own words are in the .stderr file"
         raise RungError(msg)
     ours.settimeout(None)

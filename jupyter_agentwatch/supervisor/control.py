@@ -86,8 +86,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: Any) -> None:
         """Queue a message; nothing happens when the client has gone. One that takes nothing is dropped at 64 MiB."""
-        if self._transport is None:
-            return
+        if self._transport is None or self._transport.is_closing():
+            return  # what is written to a connection that broke is a warning of asyncio's, from the fifth on
         self._transport.write(encode_frame(message))
         if self._transport.get_write_buffer_size() > _TOO_SLOW_BYTES:
             self._transport.abort()
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
     def send_events(self, bodies: list[bytes]) -> None:
         """Queue events for a subscriber; one that is too slow is told how many were left out."""
         for body in bodies:
-            if self._transport is None:
+            if self._transport is None or self._transport.is_closing():
                 return
             if self._transport.get_write_buffer_size() > _EVENT_BACKLOG:
                 self._left_out += 1
