@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jupyter_agentwatch.errors import AgentwatchError, ControlError
 from jupyter_agentwatch.events import Finding
 from jupyter_agentwatch.wire.framing import MAX_FRAME, FrameDecoder, encode_frame
-from jupyter_agentwatch.wire.messages import PROTOCOL, FromSupervisor, Hello, Kill, ToSupervisor
+from jupyter_agentwatch.wire.messages import PROTOCOL, FromSupervisor, Hello, Kill, Status, ToSupervisor
 from jupyter_agentwatch.wire.runtime import control_socket
 from tests.outside import LONG_S, recorded
 
@@ -105,8 +105,13 @@ def test_a_frame_that_announces_too_much_is_refused_at_once() -> None:
 def clients(closed: Watch) -> Iterator[Watch]:
     """A watch that hostile clients speak to; after them, it has said nothing on standard error."""
     yield closed
-    said = Path(f"{closed.log}.stderr")
-    assert not said.exists() or said.read_text() == ""
+    assert said_by(closed) == ""
+
+
+def said_by(watch: Watch) -> str:
+    """What a watch's supervisor has said on standard error."""
+    said = Path(f"{watch.log}.stderr")
+    return said.read_text() if said.exists() else ""
 
 
 def tell(watch: Watch, data: bytes, *, answer: int = 0) -> list[Any]:
@@ -149,6 +154,18 @@ def test_no_client_breaks_a_watch(clients: Watch, frames: list[bytes]) -> None:
     tell(clients, HELLO + b"".join(frames))
     assert still_works(clients)
     assert [finding for finding in recorded(clients, Finding) if finding.rule.startswith("agentwatch.monitor")] == []
+
+
+@pytest.mark.sandbox
+def test_a_client_that_hangs_up_at_once_is_no_matter(clients: Watch) -> None:
+    """Many requests whose answers nobody takes: the supervisor says nothing on standard error, and goes on."""
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(control_socket(clients.id)))
+            with contextlib.suppress(ConnectionError):
+                client.sendall(HELLO + b"".join(encode_frame(Status(id=number)) for number in range(1, 50)))
+    assert still_works(clients)
+    assert said_by(clients) == ""
 
 
 @pytest.mark.sandbox
