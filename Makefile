@@ -8,7 +8,7 @@ SETUP := pyproject.toml .ci/setup.sh hatch_build.py js/build.mjs js/package-lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test all browser lint bench clean
+.PHONY: help demo lab test browser lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,12 +38,9 @@ lint: .venv/.ready-test ## style, format, types and import contracts
 	.venv/bin/lint-imports --no-logo
 
 # Where user namespaces work, a skipped sandbox test is a failure (tests/conftest.py; AGENTWATCH_REQUIRE_SANDBOX=1
-# demands it everywhere).
-test: lint ## lint, then the tests that are settled and need no browser
-	$(PY) -m pytest -m "not browser and not unsettled"
-
-all: lint ## lint, then all tests but those in a browser
-	$(PY) -m pytest -m "not browser"
+# demands it everywhere). Two processes, a file's tests in one of them: most tests wait for something.
+test: lint ## lint, then all tests but those in a browser
+	$(PY) -m pytest -n 2 --dist loadfile -m "not browser"
 
 browser: .venv/.ready-test ## the tests that drive JupyterLab in Chromium, for some minutes
 	$(PY) -m pytest -m browser

@@ -28,16 +28,6 @@ REQUIRE = "AGENTWATCH_REQUIRE_SANDBOX"
 LEAK_PATIENCE_S = 5.0
 """Seconds that processes which are already dying at the end of the run get."""
 
-UNSETTLED = frozenset(
-    f"test_{name}.py"
-    for name in (
-        *("fuzz_init", "real_clients_tools", "real_detection", "real_docker_like", "real_escape_corpus"),
-        *("real_faults_killed", "real_network_flows", "real_network_inside", "real_rungs", "real_telemetry"),
-        *("real_telemetry_notebook", "real_traffic", "real_waiting"),
-    )
-)
-"""Files of which a test has failed on a loaded machine and not been understood yet: `make all` runs them, too."""
-
 _SCRATCH = pytest.StashKey[Path]()
 
 
@@ -142,13 +132,6 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a person run on one rung what can run there."""
     parser.addoption("--rung", choices=("A", "B", "C"), help="run on this rung what can run there")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not settled."""
-    for item in items:
-        if item.path.name in UNSETTLED:
-            item.add_marker(pytest.mark.unsettled)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

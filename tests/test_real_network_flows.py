@@ -239,7 +239,7 @@ with socket.create_connection((HOST, int(sys.argv[1]))) as s:
     policy = network(rule(0x7FFF), first_bytes={"wait_s": 0.02})
     with Server(serve) as server:
         policy["network"]["rules"] = [rule(server.port)]
-        with Watch(policy, tmp_path) as watch:
+        with Watch(policy | NEVER_STOPPED, tmp_path) as watch:
             assert inside(watch, source, server.port, LOGIN.hex()) == "ECONNRESET"
             assert server.wait_said(1) == [b" "]
             assert [(e.protocol, e.verdict) for e in flows(watch, "named")] == [
