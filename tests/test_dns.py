@@ -205,8 +205,8 @@ def with_bytes(wire: bytes, at: int, new: bytes) -> bytes:
     return wire[:at] + new + wire[at + len(new) :]
 
 
-QUERY = dns.message.make_query("api.example.org", "A", use_edns=False).to_wire()
-EDNS = dns.message.make_query("api.example.org", "A", use_edns=0, payload=1232).to_wire()
+QUERY = dns.message.make_query("api.example.org", "A", id=7, use_edns=False).to_wire()
+EDNS = dns.message.make_query("api.example.org", "A", id=8, use_edns=0, payload=1232).to_wire()
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from jupyter_agentwatch.sandbox import landlock
 from jupyter_agentwatch.sandbox.landlock import NEWEST_ABI, READ, WRITE, landlock_abi, make_ruleset, missing_rights
 
 ROOT: Final = Path(__file__).parent.parent
@@ -145,6 +147,20 @@ def test_a_confined_process_does_what_was_granted_and_nothing_else(abi: int, top
         *("make in other", "remove in read-only", "make device"),
     )
     assert {name: came[name] for name in held if came[name] not in DENIED} == {}
+
+
+def test_a_version_that_the_kernel_announces_and_cannot_do_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that announces a version and refuses its rights gives the newest version that it takes; 0 where none."""
+    plain = landlock._begin
+
+    def begin(known: int, abi: int) -> int:
+        if abi > known:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), "landlock")
+        return plain(abi)
+
+    for known in range(landlock_abi() + 1):
+        monkeypatch.setattr(landlock, "_begin", partial(begin, known))
+        assert landlock_abi() == known
 
 
 @pytest.mark.parametrize("abi", ABIS)

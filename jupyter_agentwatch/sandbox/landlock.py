@@ -67,9 +67,21 @@ _syscall.restype = ctypes.c_long
 
 
 def landlock_abi() -> int:
-    """Return the version of the kernel's Landlock interface, 0 where there is none or it is switched off."""
+    """Return the version of the kernel's Landlock interface, 0 where there is none or it is switched off.
+
+    What the kernel announces is tried: one that takes features back from a later version may know a part of them only.
+    """
     version = int(_syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION)))
-    return max(0, version)
+    while version > 0:
+        try:
+            os.close(_begin(version))
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.E2BIG}:
+                raise
+            version -= 1
+        else:
+            return version
+    return 0
 
 
 def missing_rights(abi: int) -> list[tuple[str, str]]:
@@ -95,15 +107,8 @@ def make_ruleset(grants: Iterable[tuple[str, int]], abi: int) -> int:
     Raises:
         OSError: The kernel refused the ruleset, or a rule.
     """
-    handled = 0
-    for since, rights in _BY_ABI.items():
-        handled |= rights if abi >= since else 0
-    attributes = struct.pack("=Q", handled)
-    if abi >= 4:
-        attributes += struct.pack("=Q", _NET)
-    if abi >= 6:
-        attributes += struct.pack("=Q", _SCOPES)
-    ruleset = _checked(_syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
+    handled = _handled(abi)
+    ruleset = _begin(abi)
     try:
         for path, rights in grants:
             with _held(path) as place:
@@ -115,6 +120,19 @@ def make_ruleset(grants: Iterable[tuple[str, int]], abi: int) -> int:
         os.close(ruleset)
         raise
     return ruleset
+
+
+def _handled(abi: int) -> int:
+    return sum(rights for since, rights in _BY_ABI.items() if abi >= since)
+
+
+def _begin(abi: int) -> int:
+    attributes = struct.pack("=Q", _handled(abi))
+    if abi >= 4:
+        attributes += struct.pack("=Q", _NET)
+    if abi >= 6:
+        attributes += struct.pack("=Q", _SCOPES)
+    return _checked(_syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
 
 
 def _checked(result: int) -> int:
