@@ -6,13 +6,13 @@ It knows grammars, not tools; what an option means is the business of the detect
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 __all__ = ["Grammar", "Options", "parse"]
 
 
-@dataclass(frozen=True, slots=True)
-class Grammar:
+class Grammar(msgspec.Struct, frozen=True):
     """How a tool reads its options.
 
     Attributes:
@@ -32,8 +32,7 @@ class Grammar:
     operands: int | None = None
 
 
-@dataclass(slots=True)
-class Options:
+class Options(msgspec.Struct):
     """What a tool would have understood.
 
     Attributes:
@@ -43,10 +42,10 @@ class Options:
         rest: Words after the operands that the grammar allows, not read as options.
     """
 
-    values: dict[str, list[str]] = field(default_factory=dict)
-    flags: set[str] = field(default_factory=set)
-    operands: list[str] = field(default_factory=list)
-    rest: list[str] = field(default_factory=list)
+    values: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    flags: set[str] = msgspec.field(default_factory=set)
+    operands: list[str] = msgspec.field(default_factory=list)
+    rest: list[str] = msgspec.field(default_factory=list)
 
     def all(self, *names: str) -> list[str]:
         """Return the values of options, in the order of `names`."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from jupyter_agentwatch.detect.decoding import MAX_TEXT
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
@@ -26,9 +27,9 @@ _SHORT: Final = 2048
 _Shape = tuple[tuple[str, ...], re.Pattern[str], Sequence[Check]]
 _READERS: Final = SHELLS | WRAPPERS | frozenset(CODE_FLAGS) | {"eval", "source", "."}
 _QUOTING: Final = str.maketrans("", "", "'\"\\")
-_PIECE: Final = re.compile(r"[a-z0-9_+]+")
+_PIECE: Final = lazy_pattern(r"[a-z0-9_+]+")
 # Text whose command names cannot be seen before it is expanded.
-_HIDING: Final = re.compile(
+_HIDING: Final = lazy_pattern(
     r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval\b|\\x[0-9a-fA-F]{2}|"
     r"\$\{?\w+(?::\d[^}]*)?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
     r"(?:\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b).{0,4096}\|\s*(?:\S*/)?(?:ba|da|z)?sh\b|(?:\$\(|`)\s*(?:echo|"
@@ -62,7 +63,7 @@ class CommandDetector:
             for name, checks in each.by_name.items():
                 self._by_name.setdefault(name, []).extend(checks)
             self._shapes.append(
-                (tuple(each.marks), re.compile(each.shape_pattern or "(?!)", re.IGNORECASE), each.shapes)
+                (tuple(each.marks), lazy_pattern(each.shape_pattern or "(?!)", re.IGNORECASE), each.shapes)
             )
         self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()

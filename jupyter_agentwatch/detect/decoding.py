@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Final
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
+
 __all__ = ["MAX_TEXT", "ansi_c", "braces", "decoded", "range_size"]
 
 MAX_TEXT: Final = 1 << 14
@@ -20,13 +22,13 @@ MAX_TEXT: Final = 1 << 14
 _MAX_LIST: Final = 64
 _MAX_WORD: Final = 512
 _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
-_ESCAPE: Final = re.compile(
+_ESCAPE: Final = lazy_pattern(
     r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|([0-7]{1,4})|(.))", re.DOTALL
 )
-_ANSI_END: Final = re.compile(r"(?:[^'\\]|\\.)*", re.DOTALL)
-_RANGE: Final = re.compile(r"\{(-?\d{1,9})\.\.(-?\d{1,9})(?:\.\.(-?\d{1,9}))?\}")
-_LIST: Final = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_FORMAT: Final = re.compile(r"%(?:-?\d*)?([sbdc%])")
+_ANSI_END: Final = lazy_pattern(r"(?:[^'\\]|\\.)*", re.DOTALL)
+_RANGE: Final = lazy_pattern(r"\{(-?\d{1,9})\.\.(-?\d{1,9})(?:\.\.(-?\d{1,9}))?\}")
+_LIST: Final = lazy_pattern(r"\{([^{}]*,[^{}]*)\}")
+_FORMAT: Final = lazy_pattern(r"%(?:-?\d*)?([sbdc%])")
 
 _Stage = tuple[Sequence[str], str | None]
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
@@ -64,7 +65,7 @@ _GPU_VARIABLES: Final = frozenset(
         "GPU_DEVICE_ORDINAL",
     }
 )
-_ENDLESS: Final = re.compile(r"/dev/(?:zero|urandom|random)$")
+_ENDLESS: Final = lazy_pattern(r"/dev/(?:zero|urandom|random)$")
 
 
 def _discards(run: Invocation) -> bool:

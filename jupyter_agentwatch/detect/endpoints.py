@@ -6,10 +6,13 @@ Pure: no name is looked up, and a name that says nothing about itself counts as 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final, Literal
+
+import msgspec
+
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 
 __all__ = ["Endpoint", "Zone", "is_address", "parse_endpoint", "remote_copy", "zone_of"]
 
@@ -23,22 +26,21 @@ _METADATA: Final = frozenset(
         *("metadata.azure.com", "metadata.tencentyun.com", "metadata.platformequinix.com"),
     }
 )
-_URL: Final = re.compile(
+_URL: Final = lazy_pattern(
     r"([a-z][a-z0-9+.-]{0,31})://(?:([^/@\s]{0,256})@)?(\[[0-9a-fA-F:.]+\]|[^:/?#\s]*)(?::(\d{1,5}))?(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_HOST_PORT: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,253}):(\d{1,5})")
-_COPY: Final = re.compile(
+_HOST_PORT: Final = lazy_pattern(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,253}):(\d{1,5})")
+_COPY: Final = lazy_pattern(
     r"(?:([\w.+-]{1,64})@)?(\[[0-9a-fA-F:.]+\]|[\w.-]{1,253}|\$\{\w+\}):(?!\d+$|//)(.*)",
     re.DOTALL,
 )
-_INNER_NAME: Final = re.compile(
+_INNER_NAME: Final = lazy_pattern(
     r"(?:^|\.)(?:internal|intranet|corp|lan|local|localdomain|home\.arpa|svc|cluster\.local)$"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """Where something goes: scheme ("" for none), user, host in lower case, port (0 for none) and what follows."""
 
     scheme: str

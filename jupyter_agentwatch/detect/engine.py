@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from jupyter_agentwatch.detect.model import Detector, Draft
-from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
-from jupyter_agentwatch.detect.sigma_form import CompiledRules
 from jupyter_agentwatch.events import AnyEvent
+
+if TYPE_CHECKING:
+    from jupyter_agentwatch.detect.sigma_form import CompiledRules
 
 __all__ = ["FAILED", "KINDS", "Engine"]
 
@@ -47,7 +48,12 @@ class Engine:
         limit_ns: int = 50_000_000,
         strikes: int = 3,
     ) -> None:
-        everyone = [*detectors, *([SigmaDetector(sigma_rules)] if sigma_rules is not None else [])]
+        everyone = list(detectors)
+        if sigma_rules is not None:
+            # Without such rules a watch need not wait for RE2 and what builds upon it.
+            from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
+
+            everyone.append(SigmaDetector(sigma_rules))
         _check(everyone)
         self._clock = clock
         self._limit_ns = limit_ns

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
+
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 
 __all__ = ["persistence_of"]
 
 _PERSISTENT: Final = (
-    (re.compile(r"/\.ssh/authorized_keys2?$|/etc/ssh/(?:authorized_keys|sshd_config)"), "authorized_keys"),
-    (re.compile(r"/etc/(?:cron\.\w+/|crontab$|anacrontab$)|/var/spool/cron/|/etc/at\.|/var/spool/at"), "cron"),
+    (lazy_pattern(r"/\.ssh/authorized_keys2?$|/etc/ssh/(?:authorized_keys|sshd_config)"), "authorized_keys"),
+    (lazy_pattern(r"/etc/(?:cron\.\w+/|crontab$|anacrontab$)|/var/spool/cron/|/etc/at\.|/var/spool/at"), "cron"),
     (
-        re.compile(
+        lazy_pattern(
             r"(?:/etc|/usr/lib|/lib|/run)/systemd/(?:system|user)/[^/]+\.(?:service|timer|path|socket)|"
             r"/\.config/systemd/user/|/etc/init\.d/|/etc/rc\.local$"
         ),
         "service",
     ),
-    (re.compile(r"/etc/ld\.so\.(?:preload|conf\.d/)"), "preload"),
+    (lazy_pattern(r"/etc/ld\.so\.(?:preload|conf\.d/)"), "preload"),
     (
-        re.compile(r"/etc/(?:sudoers(?:\.d/|$)|passwd$|shadow$|pam\.d/|security/)|/etc/(?:polkit-1|doas\.conf)"),
+        lazy_pattern(r"/etc/(?:sudoers(?:\.d/|$)|passwd$|shadow$|pam\.d/|security/)|/etc/(?:polkit-1|doas\.conf)"),
         "account",
     ),
     (
-        re.compile(
+        lazy_pattern(
             r"/\.(?:bashrc|bash_profile|bash_login|bash_logout|profile|zshrc|zprofile|zshenv|zlogin|kshrc|xprofile|"
             r"xinitrc|inputrc)$|/etc/(?:profile(?:\.d/|$)|bash\.bashrc|zsh/|environment$)|"
             r"/\.config/fish/config\.fish$"
@@ -31,20 +32,20 @@ _PERSISTENT: Final = (
         "start-up",
     ),
     (
-        re.compile(
+        lazy_pattern(
             r"/\.config/autostart/|/etc/xdg/autostart/|/etc/update-motd\.d/|/etc/udev/rules\.d/|"
             r"/etc/NetworkManager/dispatcher\.d/|/etc/apt/apt\.conf\.d/"
         ),
         "hook",
     ),
     (
-        re.compile(
+        lazy_pattern(
             r"/\.ipython/profile_\w+/startup/|/\.jupyter/\w*(?:config|custom)|/(?:site|user)customize\.py$|"
             r"/\.local/share/jupyter/kernels/"
         ),
         "notebook",
     ),
-    (re.compile(r"/\.git/hooks/(?!.*\.sample$)[\w-]+$"), "git hook"),
+    (lazy_pattern(r"/\.git/hooks/(?!.*\.sample$)[\w-]+$"), "git hook"),
 )
 
 

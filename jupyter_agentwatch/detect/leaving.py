@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from jupyter_agentwatch.detect.endpoints import Endpoint, is_address
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.rule import Rule
 from jupyter_agentwatch.detect.sensitive import is_archive, is_sensitive, is_sweeping
 from jupyter_agentwatch.detect.unwrap import Invocation
@@ -36,7 +36,7 @@ SECRET: Final = Rule(
     false_positives=("installing one's own key on a server by other means than ssh-copy-id",),
 )
 """Given wherever the source is known to be secret, whatever carries it."""
-DROPS: Final = re.compile(
+DROPS: Final = lazy_pattern(
     r"(?:^|\.)(?:transfer\.sh|file\.io|0x0\.st|bashupload\.com|temp\.sh|termbin\.com|ix\.io|sprunge\.us|paste(?:bin|"
     r"\.rs|\.ee|\.c-net\.org)(?:\.com)?|"
     r"dpaste\.(?:com|org)|hastebin\.com|catbox\.moe|litterbox\.catbox\.moe|gofile\.io|anonfiles\.com|oshi\.at|"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from jupyter_agentwatch.detect.endpoints import parse_endpoint
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.pools import pool_domain, pool_service
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
@@ -94,12 +95,12 @@ _MINERS: Final = frozenset(
         "peakminer"
     )
 ) - {"trex"}
-_SCHEME: Final = re.compile(
+_SCHEME: Final = lazy_pattern(
     r"(?:stratum[12]?|ethstratum|ethproxy|eth-proxy|stratums|daemon|zil|nicehash|ethash|kawpow|randomx|solo|raw)"
     r"(?:\+|2\+|1\+)?(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?)?://",
     re.IGNORECASE,
 )
-_STRATUM: Final = re.compile(
+_STRATUM: Final = lazy_pattern(
     r"stratum(?:[12]|s)?(?:\+(?:tcps?|ssl|tls\d{0,2}|udp|wss?|https?))?://|ethstratum",
     re.IGNORECASE,
 )
@@ -133,7 +134,7 @@ _LOGIN_OPTIONS: Final = frozenset(
 )
 _ALGORITHM_OPTIONS: Final = frozenset({"a", "algo", "algorithm", "coin", "c", "cipher", "mode", "pow"})
 _PASSWORD_OPTIONS: Final = frozenset({"p", "pass", "password", "epsw"})
-_ALGORITHM: Final = re.compile(
+_ALGORITHM: Final = lazy_pattern(
     r"(?:rx/\w+|cn(?:-\w+)?/\w+|cn-?(?:lite|heavy|pico|turtle|gpu)\w*|randomx?(?:hash2?|_\w+|[a-z]{1,8})?|"
     r"cryptonight\S{0,24}|"
     r"kawpow|progpow\w{0,12}|firopow|meowpow|evrprogpow|ethashb3|ethash|etchash|ubqhash|autolykos2?|octopus|"
@@ -205,12 +206,12 @@ _MINING_PORTS: Final = frozenset(
         6060,
     }
 )
-_LOGIN_TEXT: Final = re.compile(
+_LOGIN_TEXT: Final = lazy_pattern(
     r"mining\.(?:subscribe|authorize|submit)|eth_submit(?:Login|Work|Hashrate)|EthereumStratum/|"
     r"\"method\"\s*:\s*\"login\"[^}]{0,200}\"(?:pass|agent|rigid)\"",
     re.IGNORECASE,
 )
-_CONFIG_TEXT: Final = re.compile(
+_CONFIG_TEXT: Final = lazy_pattern(
     r"\"pools\"\s*:\s*\[.{0,2000}\"(?:url|pool_address)\"|\"(?:pool_address|wallet_address)\"\s*:.{0,400}\"(?:rig_id|"
     r"pool_password|use_tls)\"|"
     r"\"donate-level\"\s*:|\"url\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"user\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"(?:algo|"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.model import Draft
@@ -60,13 +61,12 @@ MINING_FLOW_RULES: Final = (STRATUM, POOL_NAME, POOL_FLOW, SLOW_FLOW)
 """Every rule of this detector."""
 
 
-@dataclass(slots=True)
-class _Work:
+class _Work(msgspec.Struct):
     """What one step has computed and how long its slow flows have lasted."""
 
     busy_s: float = 0.0
     gpu_s: float = 0.0
-    slow: list[int] = field(default_factory=list)
+    slow: list[int] = msgspec.field(default_factory=list)
     slow_s: float = 0.0
 
 

@@ -6,8 +6,9 @@ A draft knows no clock, no id and no position in the log; whoever records it giv
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 from jupyter_agentwatch.events import AnyEvent, Severity
 
@@ -32,8 +33,7 @@ the monitor itself (a detector that failed, records that were lost).
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """A finding before it is recorded. Everything that an agent could have chosen in it is hostile text.
 
     Attributes:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
@@ -48,15 +49,15 @@ KEY: Final = Rule(
     false_positives=("a test of wallet software",),
 )
 
-_METHODS: Final = re.compile(
+_METHODS: Final = lazy_pattern(
     r"\b(?:eth_send(?:Raw)?Transaction|eth_signTransaction|personal_(?:sendTransaction|unlockAccount|sign)|"
     r"wallet_sendCalls|send(?:toaddress|many|rawtransaction)|"
     r"walletprocesspsbt|sendTransaction|transfer_split|sweep_all|signAndSendTransaction)\b"
 )
-_HEADERS: Final = re.compile(
+_HEADERS: Final = lazy_pattern(
     r"^\s*(?:x-payment|payment-signature|payment-authorization|authorization:\s*(?:payment|l402|lsat)\b)", re.IGNORECASE
 )
-_LOCAL: Final = re.compile(r"localhost|127\.0\.0\.1|\[::1\]|devnet|testnet|regtest|sepolia|anvil|hardhat|signet")
+_LOCAL: Final = lazy_pattern(r"localhost|127\.0\.0\.1|\[::1\]|devnet|testnet|regtest|sepolia|anvil|hardhat|signet")
 
 
 def _local_severity(text: str) -> str:
@@ -74,7 +75,7 @@ def _web(run: Invocation) -> Iterable[Hit]:
         yield Hit(HEADER, severity="medium" if _LOCAL.search(text) else None)
 
 
-_MAKES_KEY: Final = re.compile(
+_MAKES_KEY: Final = lazy_pattern(
     r"\b(?:dumpprivkey|wallet new|keygen new|account new|^new|grind|generate-new-wallet|importprivkey|mnemonic)\b"
 )
 
@@ -110,7 +111,7 @@ def _tool(run: Invocation) -> Iterable[Hit]:
         yield Hit(KEY)
 
 
-_CODE: Final = re.compile(
+_CODE: Final = lazy_pattern(
     r"send_raw_transaction|sendTransaction|eth_account|Account\.from_key|send_transaction|sendRawTransaction|"
     r"signAndSubmit|transferSOL|x402"
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from jupyter_agentwatch.detect.bounded import Said
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.lasting import persistence_of
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import Rule, draft
@@ -50,11 +51,11 @@ MEMORY_WRITE: Final = Rule(
 )
 
 _KINDS: Final[dict[str, Severity]] = {"start-up": "medium", "notebook": "medium", "git hook": "low"}
-_MEMORY: Final = re.compile(
+_MEMORY: Final = lazy_pattern(
     r"/proc/(?:\d+)/(?:mem|task/\d+/mem|oom_score_adj|ns/)|/proc/sys/|/sys/kernel/|/proc/sysrq-trigger|"
     r"/sys/fs/cgroup/.*release_agent"
 )
-_VERSIONS: Final = re.compile(
+_VERSIONS: Final = lazy_pattern(
     r"/\.(?:venv|local|cargo|rustup|nvm|pyenv|conda|rbenv|asdf|sdkman|deno|bun|npm|volta|cache/(?:uv|pip|pre-commit|"
     r"bazel)|tox|nox|vscode\S*|pixi|"
     r"virtualenvs|poetry|pnpm|go|gradle|m2|julia|opam|ghcup|nix\S*|build|tmp\S*|git|hatch|direnv|eggs|cmdstan|env)/"

@@ -5,9 +5,9 @@ The list holds domains of pools alone; those of dynamic DNS services, under whic
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 
 __all__ = ["POOL_DOMAINS", "pool_domain", "pool_service"]
@@ -41,11 +41,11 @@ POOL_DOMAINS: Final = frozenset(
 )
 """Registered domains of pools and of miners' own donation servers."""
 
-_SERVICE: Final = re.compile(
+_SERVICE: Final = lazy_pattern(
     r"^(?:[\w-]*(?:stratum|xmr|monero|randomx|kawpow|ethash|etchash|cryptonight|pool|mine|mining|miner|solo|gulf|proxy)"
     r"[\w-]*|[a-z]{2,5}\d{0,2}|[a-z]{2,6}-[\w-]{2,20}|donate[\w-]*|rx)\."
 )
-_STRATUM: Final = re.compile(
+_STRATUM: Final = lazy_pattern(
     r"(?:^|[.-])stratum\d{0,2}[.-]|^(?:xmr|eth|etc|rvn|ergo|kas|zeph|ltc|btc|zec|alph|monero|randomx)[\w-]{0,16}"
     r"\.(?:[\w-]+\.)?[\w-]*(?:pool|mine|hash|miner)[\w-]*\."
 )

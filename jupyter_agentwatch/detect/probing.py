@@ -9,6 +9,7 @@ from typing import Final
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.decoding import range_size
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS
@@ -85,12 +86,12 @@ _WEB_SCANNERS: Final = listed(
     "evil-winrm linpeas "
     "linenum kube-hunter peirates cdk pacu scoutsuite impacket-secretsdump dirsearch whatweb"
 )
-_HOST_LIKE: Final = re.compile(r"[\w.-]+\.[\w-]+|\d+\.\d+\.\d+\.\d+")
-_RANGE: Final = re.compile(
+_HOST_LIKE: Final = lazy_pattern(r"[\w.-]+\.[\w-]+|\d+\.\d+\.\d+\.\d+")
+_RANGE: Final = lazy_pattern(
     r"\d+\.\d+\.\d+\.\d+/\d{1,2}|\d+\.\d+\.\d+\.(?:\d+-\d+|\*|\[)|\d+\.\d+\.(?:\d+-\d+|\*)\.|"
     r"\d+\.\d+\.\d+\.\d+-\d+\.\d+|[0-9a-f:]+::/\d+"
 )
-_METADATA_TEXT: Final = re.compile(
+_METADATA_TEXT: Final = lazy_pattern(
     r"169\.254\.(?:169\.254|170\.(?:2|23))|metadata\.google\.internal|100\.100\.100\.200|\bfd00:ec2::254|2852039166|"
     r"0xa9fea9fe|"
     r"metadata\.(?:azure\.com|tencentyun\.com)|/latest/(?:meta-data|api/token|dynamic)|computeMetadata/v1",
@@ -190,7 +191,7 @@ def _looped(run: Invocation) -> Iterable[Hit]:
         yield Hit(SWEEP)
 
 
-_RANGE_URL: Final = re.compile(r"://[^/]*\[\d+-\d+\]|://[^/]*:\[\d+-\d+\]|^\d+\.\d+\.\d+\.\[\d+-\d+\]")
+_RANGE_URL: Final = lazy_pattern(r"://[^/]*\[\d+-\d+\]|://[^/]*:\[\d+-\d+\]|^\d+\.\d+\.\d+\.\[\d+-\d+\]")
 
 
 def _is_loopback_url(word: str) -> bool:
@@ -229,14 +230,14 @@ def _discovers(run: Invocation) -> Iterable[Hit]:
         yield Hit(DISCOVERY)
 
 
-_LOOP_CODE: Final = re.compile(
+_LOOP_CODE: Final = lazy_pattern(
     r"range\(\s*\d*\s*,?\s*\d{2,5}|for\s*\(\s*\w+\s*=|\.\.|ip_network\(|\.hosts\(\)|\b(?:ports|hosts)\b", re.IGNORECASE
 )
-_CONNECT_CODE: Final = re.compile(
+_CONNECT_CODE: Final = lazy_pattern(
     r"connect_ex\s*\(|create_connection\s*\(|\.connect\s*\(|urlopen\s*\(|requests\.get\s*\(|TCPSocket\.new|fsockopen|"
     r"IO::Socket::INET|net\.connect"
 )
-_ADDRESS_CODE: Final = re.compile(r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.[\d{%$]")
+_ADDRESS_CODE: Final = lazy_pattern(r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.[\d{%$]")
 
 
 def _code(run: Invocation) -> Iterable[Hit]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.endpoints import Zone, is_address, zone_of
@@ -78,8 +79,7 @@ PROBING_WINDOW_RULES: Final = (METADATA, PORT_SCAN, HOST_SWEEP, FAILURES, INNER_
 """Every rule of this detector."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Try:
+class _Try(msgspec.Struct, frozen=True):
     t_ns: int
     seq: int
     addr: str
@@ -89,14 +89,13 @@ class _Try:
     failed: bool
 
 
-@dataclass(slots=True)
-class _Tries:
+class _Tries(msgspec.Struct):
     """Connections of one step: those of the last minute, and the private places that it was denied at any time."""
 
-    recent: deque[_Try] = field(default_factory=lambda: deque(maxlen=_MAX_TRIES))
-    ports: dict[str, dict[int, int]] = field(default_factory=dict)
-    hosts: dict[str, _Try] = field(default_factory=dict)
-    inner_denied: dict[str, int] = field(default_factory=dict)
+    recent: deque[_Try] = msgspec.field(default_factory=lambda: deque(maxlen=_MAX_TRIES))
+    ports: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
+    hosts: dict[str, _Try] = msgspec.field(default_factory=dict)
+    inner_denied: dict[str, int] = msgspec.field(default_factory=dict)
     since_ns: int = 0
 
 

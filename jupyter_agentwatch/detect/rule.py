@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
+import msgspec
+
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.model import Draft, Family
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.events import AnyEvent, Severity
@@ -16,8 +17,7 @@ SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
 """From the least to the greatest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """A rule of our own.
 
     Attributes:
@@ -42,8 +42,7 @@ class Rule:
         return self.id.partition(".")[0]  # type: ignore[return-value]
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True):
     """A rule that holds for a command.
 
     Attributes:
@@ -61,8 +60,7 @@ Check = Callable[[Invocation], Iterable[Hit]]
 """Looks at one program that is to run; pure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ruleset:
+class Ruleset(msgspec.Struct, frozen=True):
     """What one family knows about commands.
 
     Attributes:
@@ -76,7 +74,7 @@ class Ruleset:
     """
 
     rules: Sequence[Rule]
-    by_name: Mapping[str, Sequence[Check]] = field(default_factory=dict)
+    by_name: Mapping[str, Sequence[Check]] = msgspec.field(default_factory=dict)
     shapes: Sequence[Check] = ()
     shape_pattern: str = ""
     marks: Sequence[str] = ()
@@ -89,7 +87,7 @@ def by_pattern(table: Mapping[str, tuple[str, Rule, Severity | None]]) -> Check:
     Args:
         table: Program name to the expression, the rule, and the severity where it is not the rule's own.
     """
-    compiled = {name: (re.compile(pattern), rule, severity) for name, (pattern, rule, severity) in table.items()}
+    compiled = {name: (lazy_pattern(pattern), rule, severity) for name, (pattern, rule, severity) in table.items()}
 
     def check(run: Invocation) -> Iterable[Hit]:
         pattern, rule, severity = compiled[run.name]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
+
 __all__ = ["is_archive", "is_sensitive", "is_sweeping"]
 
-_SENSITIVE: Final = re.compile(
+_SENSITIVE: Final = lazy_pattern(
     r"(?:^|/|@|=)(?:\.ssh|\.aws|\.gnupg|\.kube|\.docker|\.azure|\.config/(?:gcloud|gh|rclone|op)|\.netrc|"
     r"\.git-credentials|"
     r"\.npmrc|\.pypirc|\.pgpass|\.my\.cnf|\.vault-token|\.terraform\.d|\.bash_history|\.zsh_history|\.python_history|"
@@ -22,11 +24,11 @@ _SENSITIVE: Final = re.compile(
     r"\.(?:pem|key|p12|pfx|kdbx|jks|keytab|ppk|ovpn)$|"
     r"(?:^|@)/proc/(?:\d+|self|\*)/environ|/var/run/secrets|/run/secrets|(?:^|/)root/\.|/\.git/config$"
 )
-_SWEEPING: Final = re.compile(
+_SWEEPING: Final = lazy_pattern(
     r"/(?:\*)?|/(?:etc|root|home|var|opt|srv|data|mnt|usr)/?\*?|~/?\*?|~\w*/\.\*?|\$\{HOME\}/?|/home/[\w.-]+/?|"
     r"~/\.\S+|/home/[\w.-]+/\.\S+"
 )
-_ARCHIVE: Final = re.compile(
+_ARCHIVE: Final = lazy_pattern(
     r"\.(?:tar|tgz|tbz2?|txz|tar\.\w{2,4}|zip|7z|rar|gz|bz2|xz|zst|gpg|enc|age|sql|dump|db|sqlite3?|bak|ckpt|"
     r"safetensors|pt|pth)$",
     re.IGNORECASE,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.endpoints import zone_of
@@ -41,8 +42,7 @@ SHELL_SOCKET_RULES: Final = (CONNECTS, AFTER_CONNECT)
 """Every rule of this detector."""
 
 
-@dataclass(slots=True)
-class _Process:
+class _Process(msgspec.Struct):
     """What is known of a process: what it runs, and the last connection or listening socket that it made."""
 
     program: str = ""

@@ -8,6 +8,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, program_name
@@ -113,8 +114,8 @@ NETCAT: Final = Grammar(
 _SHELL_PATH: Final = (
     r"(?:/(?:usr/(?:local/)?)?bin/|\b)(?:ba|da|z|k|a|mk|c|tc|fi|pdk)?sh\b|\bcmd\.exe\b|\bpowershell\b|\bpwsh\b"
 )
-_IS_SHELL: Final = re.compile(_SHELL_PATH)
-_NETWORK_CODE: Final = re.compile(
+_IS_SHELL: Final = lazy_pattern(_SHELL_PATH)
+_NETWORK_CODE: Final = lazy_pattern(
     r"socket\.(?:socket|create_connection|create_server|tcp)\b|\bsocket\s*\(|from socket import|TCPSocket|TCPServer|"
     r"UDPSocket|"
     r"IO::Socket|use Socket|\bp?fsockopen\b|stream_socket_(?:client|server)|socket_create|"
@@ -124,7 +125,7 @@ _NETWORK_CODE: Final = re.compile(
     r"socket\.connect|"
     r"Bun\.connect|Deno\.connect|TcpStream|\bsocket\s+-?\w|make_socket|socat|socketserver|paramiko",
 )
-_SPAWNING_CODE: Final = re.compile(
+_SPAWNING_CODE: Final = lazy_pattern(
     r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|"
     r"\bsystem\b|passthru|"
     r"proc_open|os\.execute|getline|\biex\b|Invoke-Expression|ProcessBuilder|getRuntime|IO\.popen|\bfork\b|reopen|"
@@ -132,16 +133,16 @@ _SPAWNING_CODE: Final = re.compile(
     r"exec\s*\{|open\s*\(\s*STD(?:IN|OUT)|STDIN->fdopen|fdopen",
     re.IGNORECASE,
 )
-_REMOTE_COMMAND: Final = re.compile(
+_REMOTE_COMMAND: Final = lazy_pattern(
     r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+\.)?"
     r"(?:recv|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)",
     re.IGNORECASE,
 )
-_PTY: Final = re.compile(
+_PTY: Final = lazy_pattern(
     r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.{0,200}\bexec\b.{0,200}sh|spawn\s+/bin/(?:ba)?sh.{0,200}interact",
     re.DOTALL,
 )
-_DEV_NET: Final = re.compile(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
+_DEV_NET: Final = lazy_pattern(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
 
 
 def _netcat(run: Invocation) -> Iterable[Hit]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded, range_size
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.shellwords import Scope, WordReader
 
 __all__ = ["Command", "Loop", "Pipeline", "Redirect", "read_script"]
@@ -20,18 +22,17 @@ _MAX_DEPTH: Final = 12
 _MAX_COMMANDS: Final = 500
 _MAX_FIELDS: Final = 512
 
-_OPERATOR: Final = re.compile(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
-_REDIRECT: Final = re.compile(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
-_ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-_ARITHMETIC: Final = re.compile(r"\(\(.{0,4096}?\)\)", re.DOTALL)
-_TEST: Final = re.compile(r"\[\[(?=\s).{0,4096}?(?<=\s)\]\]", re.DOTALL)
+_OPERATOR: Final = lazy_pattern(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
+_REDIRECT: Final = lazy_pattern(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
+_ASSIGNMENT: Final = lazy_pattern(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
+_ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,4096}?\)\)", re.DOTALL)
+_TEST: Final = lazy_pattern(r"\[\[(?=\s).{0,4096}?(?<=\s)\]\]", re.DOTALL)
 
 _SKIPPED: Final = frozenset({"if", "then", "else", "elif", "fi", "do", "{", "}", "!", "time", "coproc", "esac"})
 _DECLARING: Final = frozenset({"export", "declare", "local", "readonly", "typeset", "let"})
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
+class Redirect(msgspec.Struct, frozen=True):
     """`fd` is -1 where the operator's own is meant; `body` is the text of a here-document or here-string."""
 
     fd: int
@@ -40,16 +41,14 @@ class Redirect:
     body: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Loop:
+class Loop(msgspec.Struct, frozen=True):
     """What a `for` variable runs over: its first value and how many there are (0: the text does not tell)."""
 
     first: str
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(msgspec.Struct, frozen=True):
     """One simple command.
 
     Attributes:
@@ -64,8 +63,8 @@ class Command:
 
     words: tuple[str, ...]
     redirects: tuple[Redirect, ...] = ()
-    assigned: Mapping[str, str] = field(default_factory=dict)
-    loops: Mapping[str, Loop] = field(default_factory=dict)
+    assigned: Mapping[str, str] = msgspec.field(default_factory=dict)
+    loops: Mapping[str, Loop] = msgspec.field(default_factory=dict)
     inner: tuple[Pipeline, ...] = ()
     background: bool = False
 

@@ -7,19 +7,20 @@ from abc import ABC, abstractmethod
 from typing import Final
 
 from jupyter_agentwatch.detect.decoding import MAX_TEXT, ansi_c, braces
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 
 __all__ = ["Scope", "WordReader"]
 
 Scope = dict[str, str]
 """Variables with a value that the text alone tells."""
 
-_SPACE: Final = re.compile(r"(?:[ \t\r]|\\\r?\n)+")
-_COMMENT: Final = re.compile(r"#[^\n]*")
-_PLAIN: Final = re.compile(r"[^\s;&|<>()$`'\"\\]+")
-_IN_DOUBLE: Final = re.compile(r'[^"\\$`]+')
-_NAME: Final = re.compile(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
-_BRACED: Final = re.compile(r"\$\{([!#]?)(\w+|[@*])(?:(:?[-=+?])([^{}]*)|:(-?\d+)(?::(\d+))?|([^{}]*))\}")
-_ARITHMETIC: Final = re.compile(r"\(\(.{0,4096}?\)\)", re.DOTALL)
+_SPACE: Final = lazy_pattern(r"(?:[ \t\r]|\\\r?\n)+")
+_COMMENT: Final = lazy_pattern(r"#[^\n]*")
+_PLAIN: Final = lazy_pattern(r"[^\s;&|<>()$`'\"\\]+")
+_IN_DOUBLE: Final = lazy_pattern(r'[^"\\$`]+')
+_NAME: Final = lazy_pattern(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
+_BRACED: Final = lazy_pattern(r"\$\{([!#]?)(\w+|[@*])(?:(:?[-=+?])([^{}]*)|:(-?\d+)(?::(\d+))?|([^{}]*))\}")
+_ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,4096}?\)\)", re.DOTALL)
 
 
 class WordReader(ABC):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.sigma_fields import AFTER_EXEC
@@ -30,14 +31,13 @@ _QUIET_NS: Final = 1_000_000_000
 _KEPT: Final = 8192
 
 
-@dataclass(slots=True)
-class _Program:
+class _Program(msgspec.Struct):
     """What runs, or was asked to run, under a process id. `seen` are numbers of the rules that the claim has met."""
 
     image: str
     command_line: str
     argv: tuple[str, ...] = ()
-    seen: set[int] = field(default_factory=set)
+    seen: set[int] = msgspec.field(default_factory=set)
 
 
 class _Rules:

@@ -6,7 +6,6 @@ A fact is the name of a field of an event, of something derived from it (`DERIVE
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, get_args
 
@@ -28,9 +27,7 @@ __all__ = [
 
 _MAX_ARGS: Final = 64
 
-_EVENT_FIELDS: Final = {
-    kind.__struct_config__.tag: tuple(each.name for each in msgspec.structs.fields(kind)) for kind in get_args(AnyEvent)
-}
+_EVENT_FIELDS: Final = {kind.__struct_config__.tag: kind.__struct_fields__ for kind in get_args(AnyEvent)}
 
 COMMON: Final[Mapping[str, str]] = MappingProxyType(
     {name: name for name in ("cell", "step", "pid", "verdict", "basis", "watch")}
@@ -136,8 +133,7 @@ _RENAMED: Final = _NAMED[:3]
 _REMOVED: Final = ("unlink", "unlinkat", "rmdir")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True):
     """What a log source means here.
 
     Attributes:
@@ -148,7 +144,7 @@ class Source:
 
     kinds: tuple[str, ...]
     fields: Mapping[str, str]
-    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    only: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
 
     def fact(self, name: str) -> str | None:
         """Return the fact that a field of a rule means, or None where there is none."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from jupyter_agentwatch.detect.sigma_form import Member, Window
 from jupyter_agentwatch.detect.sigma_view import View
@@ -25,8 +26,7 @@ _EVIDENCE: Final = 16
 _Group = tuple[tuple[str, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Fired:
+class Fired(msgspec.Struct, frozen=True):
     """A window whose condition came true.
 
     Attributes:

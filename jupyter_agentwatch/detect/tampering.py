@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.lasting import persistence_of
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset, by_pattern
@@ -91,16 +92,16 @@ ACCOUNT: Final = Rule(
     false_positives=("building an image with an account of its own",),
 )
 
-_MONITOR_NAMES: Final = re.compile(r"agentwatch|\bbwrap\b|bubblewrap|jupyter_agentwatch", re.IGNORECASE)
-_DEFENDERS: Final = re.compile(
+_MONITOR_NAMES: Final = lazy_pattern(r"agentwatch|\bbwrap\b|bubblewrap|jupyter_agentwatch", re.IGNORECASE)
+_DEFENDERS: Final = lazy_pattern(
     r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|"
     r"syslog-ng|agentwatch|firewalld|ufw|selinux"
 )
-_SUSPICIOUS_JOB: Final = re.compile(
+_SUSPICIOUS_JOB: Final = lazy_pattern(
     r"curl|wget|/dev/tcp|\bnc\b|ncat|base64|@reboot|/tmp/|/dev/shm|/\.\w|ssh\b.*-[RDN]|\bsh -i|\bbash -[ic]|"
     r"python\S* -c|xmrig|stratum|>\s*/dev/null|socat"
 )
-_THREAD_NAME: Final = re.compile(
+_THREAD_NAME: Final = lazy_pattern(
     r"\[[\w/:+-]{2,40}\]|(?:kworker|kthreadd|ksoftirqd|rcu_sched|migration|kswapd\d?)[/\w:-]*"
 )
 
@@ -250,7 +251,7 @@ def _masquerades(run: Invocation) -> Iterable[Hit]:
         yield Hit(MASQUERADE)
 
 
-_ODD_PLACE: Final = re.compile(r"^/(?:var/)?tmp/|^/dev/shm/|/\.|^\./")
+_ODD_PLACE: Final = lazy_pattern(r"^/(?:var/)?tmp/|^/dev/shm/|/\.|^\./")
 
 
 def _renames(run: Invocation) -> Iterable[Hit]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.endpoints import is_address, zone_of
@@ -103,9 +104,8 @@ def label_entropy(text: str) -> float:
     return -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
 
 
-@dataclass(slots=True)
-class _Domain:
-    names: dict[str, int] = field(default_factory=dict)
+class _Domain(msgspec.Struct):
+    names: dict[str, int] = msgspec.field(default_factory=dict)
     carried: int = 0
 
 

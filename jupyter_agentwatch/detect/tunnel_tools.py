@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.events import Severity
@@ -12,8 +13,7 @@ from jupyter_agentwatch.events import Severity
 __all__ = ["TOOLS", "Tool"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(msgspec.Struct, frozen=True):
     """When the start of a program counts.
 
     Attributes:

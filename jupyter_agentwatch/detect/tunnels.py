@@ -11,6 +11,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, Options, parse
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS, SOCKET_CLIENTS, renamed_netcat
@@ -94,10 +95,10 @@ SSH: Final = Grammar(valued="BbcDEeFIiJLlmOoPpQRSWw", operands=1)
 _FORWARDING: Final = {"r": "remoteforward", "l": "localforward", "d": "dynamicforward"}
 _SSH_KEYS: Final = frozenset({"remoteforward", "localforward", "dynamicforward", "tunnel", "tunneldevice"})
 _VIA_KEYS: Final = frozenset({"proxycommand", "proxyjump"})
-_CONFIG_TEXT: Final = re.compile(
+_CONFIG_TEXT: Final = lazy_pattern(
     r"^[ \t]*(?:(?:Remote|Local|Dynamic)Forward|Tunnel(?:Device)?)[ \t=]+\S", re.IGNORECASE | re.MULTILINE
 )
-_FORWARD_SPEC: Final = re.compile(
+_FORWARD_SPEC: Final = lazy_pattern(
     r"(?:(?:\[?[\w.:*-]*\]?):)?\d{1,5}:(?:\[[0-9a-f:]+\]|[\w.-]+):\d{1,5}(?:/(?:tcp|udp))?|\d{1,5}:/[\w./-]+|"
     r"/[\w./-]+:[\w.-]+:\d+"
 )

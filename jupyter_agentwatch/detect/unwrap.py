@@ -5,15 +5,16 @@ It knows how nohup, sudo, xargs, docker run and the like name what they start; i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from typing import Final
 
+import msgspec
+
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.shellscript import Command, Loop, Redirect, read_script
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS, wrapped
 
@@ -34,23 +35,22 @@ _MAX_CODE: Final = 8192
 _SHELL: Final = Grammar(
     valued="oO", long_valued=frozenset({"rcfile", "init-file"}), long_flags=frozenset({"norc"}), operands=0
 )
-_BUILD: Final = re.compile(
+_BUILD: Final = lazy_pattern(
     r"(?:[-_.](?:v?[0-9][\w.]*|linux|darwin|x86|x64|x86_64|amd64|arm64|aarch64|static|musl|gnu|multi))+$"
 )
-_SUFFIX: Final = re.compile(r"\.(?:exe|py|sh|bin|elf|run|pl|rb|js|x86_64|appimage)$")
-_VERSIONED: Final = re.compile(r"(python|pypy|perl|ruby|php|lua|node|gawk|tclsh)[0-9][0-9.]*$")
-_CALL: Final = re.compile(
+_SUFFIX: Final = lazy_pattern(r"\.(?:exe|py|sh|bin|elf|run|pl|rb|js|x86_64|appimage)$")
+_VERSIONED: Final = lazy_pattern(r"(python|pypy|perl|ruby|php|lua|node|gawk|tclsh)[0-9][0-9.]*$")
+_CALL: Final = lazy_pattern(
     r"(?:system|popen[23]?|exec[lv]?p?e?|execSync|spawnSync|spawnl?v?p?e?|call|check_call|check_output|run|getoutput|"
     r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
     r"\\.){1,512}?)\1"
 )
-_LIST_CALL: Final = re.compile(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,256}'|\"[^\"\\]{0,256}\")\s*,?\s*){2,48})[\])]")
-_LITERAL: Final = re.compile(r"'([^']*)'|\"([^\"]*)\"")
-_B64: Final = re.compile(r"b64decode\(\s*[rbu]?['\"]([A-Za-z0-9+/=\\n]{16,65536})['\"]")
+_LIST_CALL: Final = lazy_pattern(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,256}'|\"[^\"\\]{0,256}\")\s*,?\s*){2,48})[\])]")
+_LITERAL: Final = lazy_pattern(r"'([^']*)'|\"([^\"]*)\"")
+_B64: Final = lazy_pattern(r"b64decode\(\s*[rbu]?['\"]([A-Za-z0-9+/=\\n]{16,65536})['\"]")
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(msgspec.Struct, frozen=True):
     """One program as it would be started.
 
     Attributes:
@@ -72,8 +72,8 @@ class Invocation:
     name: str
     from_script: bool = False
     redirects: tuple[Redirect, ...] = ()
-    assigned: Mapping[str, str] = field(default_factory=dict)
-    loops: Mapping[str, Loop] = field(default_factory=dict)
+    assigned: Mapping[str, str] = msgspec.field(default_factory=dict)
+    loops: Mapping[str, Loop] = msgspec.field(default_factory=dict)
     before: tuple[Invocation, ...] = ()
     inner: tuple[Invocation, ...] = ()
     stdin: str = ""
@@ -144,7 +144,7 @@ class _Found:
         for peeled in _peeled(invocation):
             if len(self.items) >= _MAX_FOUND:
                 return
-            self.items.append(replace(peeled, argv=_cut(peeled.argv)))
+            self.items.append(msgspec.structs.replace(peeled, argv=_cut(peeled.argv)))
             if depth < _MAX_DEPTH:
                 self._follow(peeled, depth + 1)
 
@@ -291,7 +291,7 @@ def _with_code(run: Invocation) -> Invocation:
         return run
     for match in list(_B64.finditer(code))[:4]:
         code += "\n" + (decoded([(("base64", "-d"), match[1])]) or "")
-    return replace(run, code=code)
+    return msgspec.structs.replace(run, code=code)
 
 
 def _code_argument(run: Invocation, flags: str) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, Options, parse
 from jupyter_agentwatch.detect.endpoints import Endpoint, is_address, parse_endpoint, zone_of
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.leaving import (
     DROPS,
     ENCODING,
@@ -46,7 +47,7 @@ _WGET: Final = Grammar(
         )
     ),
 )
-_DATA_FILE: Final = re.compile(r"\.(?:json|ya?ml|xml|graphql|gql|ndjson|txt|toml|md|csv|html?)$", re.IGNORECASE)
+_DATA_FILE: Final = lazy_pattern(r"\.(?:json|ya?ml|xml|graphql|gql|ndjson|txt|toml|md|csv|html?)$", re.IGNORECASE)
 _IDENTIFYING: Final = frozenset({"whoami", "hostname", "id", "uname", "ifconfig", "ip", "ps", "w", "last", "cat"})
 
 
@@ -91,7 +92,7 @@ def _curl_files(options: Options) -> tuple[list[str], list[str]]:
     return files, bodies
 
 
-_API: Final = re.compile(r"(?:^|\.)(?:hooks\.slack\.com|discord(?:app)?\.com|api\.telegram\.org)$")
+_API: Final = lazy_pattern(r"(?:^|\.)(?:hooks\.slack\.com|discord(?:app)?\.com|api\.telegram\.org)$")
 
 
 def _substituted(run: Invocation, where: Endpoint | None) -> Iterable[Hit]:
@@ -134,16 +135,16 @@ def httpie_sends(run: Invocation) -> Iterable[Hit]:
         yield Hit(SECRET if any(is_sensitive(path) for path in paths) else UPLOAD, severity=severity)
 
 
-_CODE_SENDS: Final = re.compile(
+_CODE_SENDS: Final = lazy_pattern(
     r"requests\.(?:post|put)\s*\(|urlopen\s*\(|http\.client|httpx\.(?:post|put)|aiohttp|ftplib|smtplib|socket|"
     r"fetch\s*\(|Net::HTTP|"
     r"file_get_contents\s*\(\s*['\"]https?|LWP|axios|https?\.request|paramiko|storbinary|sendall|HTTP::Tiny"
 )
-_CODE_READS: Final = re.compile(
+_CODE_READS: Final = lazy_pattern(
     r"(?:open|read_text|read_bytes|readFileSync|File\.read|file_get_contents|Path|expanduser|createReadStream|slurp|"
     r"glob)\s*\(?\s*[rbf]?['\"]([^'\"]{2,200})['\"]"
 )
-_CODE_HOST: Final = re.compile(r"https?://([\w.\[\]:-]+)|['\"](\d+\.\d+\.\d+\.\d+)['\"]")
+_CODE_HOST: Final = lazy_pattern(r"https?://([\w.\[\]:-]+)|['\"](\d+\.\d+\.\d+\.\d+)['\"]")
 
 
 def code_sends(run: Invocation) -> Iterable[Hit]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.endpoints import is_address, zone_of
@@ -44,11 +45,10 @@ VOLUME_RULES: Final = (VOLUME, STAGED)
 """Every rule of this detector."""
 
 
-@dataclass(slots=True)
-class _Sum:
+class _Sum(msgspec.Struct):
     out: int = 0
     back: int = 0
-    seqs: list[int] = field(default_factory=list)
+    seqs: list[int] = msgspec.field(default_factory=list)
 
 
 class VolumeDetector:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
+
 __all__ = ["wallet_kind"]
 
 _B58: Final = "[1-9A-HJ-NP-Za-km-z]"
 _SHAPES: Final = tuple(
-    (kind, re.compile(pattern))
+    (kind, lazy_pattern(pattern))
     for kind, pattern in (
         ("Monero", rf"[48]{_B58}{{94}}(?:{_B58}{{11}})?"),
         ("Bitcoin", r"(?:bc1|tb1)[ac-hj-np-z02-9]{11,71}"),
@@ -31,7 +33,7 @@ _SHAPES: Final = tuple(
         ("Solana", rf"{_B58}{{43,44}}"),
     )
 )
-_SEPARATOR: Final = re.compile(r"[./+@,]|:(?!q)")
+_SEPARATOR: Final = lazy_pattern(r"[./+@,]|:(?!q)")
 
 
 def wallet_kind(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 
 __all__ = ["CODE_FLAGS", "WRAPPERS", "wrapped"]
@@ -46,8 +47,8 @@ CODE_FLAGS: Final[Mapping[str, str]] = {
 }
 """Interpreters, and the letters after which a program text stands ("": the first operand is one)."""
 
-_ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=")
-_NUMBERED: Final = re.compile(r"-\d+$")
+_ASSIGNMENT: Final = lazy_pattern(r"[A-Za-z_]\w*=")
+_NUMBERED: Final = lazy_pattern(r"-\d+$")
 
 _PREFIX: Final[Mapping[str, tuple[Grammar, int]]] = {
     # (grammar up to the first operand, how many operands come before the command)

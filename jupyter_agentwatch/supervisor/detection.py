@@ -30,7 +30,7 @@ _STRIKES: Final = 3
 class Detectors:
     """Our own detectors and compiled Sigma rules, without what the policy has disabled.
 
-    Loading takes tens of milliseconds: the expressions of some hundred rules are compiled.
+    Loading takes some ten milliseconds: expressions are compiled when they are first used.
 
     Args:
         rules: Compiled Sigma rules as bytes, b"" for none.
@@ -43,9 +43,12 @@ class Detectors:
     def __init__(self, rules: bytes, disabled: Collection[str]) -> None:
         from jupyter_agentwatch.detect.engine import Engine
         from jupyter_agentwatch.detect.own import own_detectors
-        from jupyter_agentwatch.detect.sigma_form import decode_rules
 
-        sigma = decode_rules(rules) if rules else None
+        sigma = None
+        if rules:
+            from jupyter_agentwatch.detect.sigma_form import decode_rules
+
+            sigma = decode_rules(rules)
         clock = time.thread_time_ns
         self._engine = Engine(own_detectors(), sigma, clock=clock, limit_ns=_LIMIT_NS, strikes=_STRIKES)
         self._disabled = frozenset(disabled)
