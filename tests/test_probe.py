@@ -53,13 +53,14 @@ SHARED: Final = (
 REQUIRED: Final = {
     "A": {
         "machine",
+        "own /proc",
         "seccomp notification",
         *NAMESPACES,
         "caller's memory",
         "caller's /proc",
     },
-    "B": {"machine", "seccomp notification", *SHARED, "landlock"},
-    "C": {"machine", "seccomp notification", *SHARED},
+    "B": {"machine", "own /proc", "seccomp notification", *SHARED, "landlock"},
+    "C": {"machine", "own /proc", "seccomp notification", *SHARED},
 }
 
 AS_ROOT: Final = ":"
@@ -324,6 +325,18 @@ left = [] if delegation is None else list(delegation.path.glob(f"agentwatch-prob
 assert left == []
 """
     )
+
+
+def test_where_proc_is_not_ours_that_is_the_one_thing_to_mend() -> None:
+    """In a PID namespace that sees another one's /proc, doctor names that, and a watch refuses for it at once."""
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", sys.executable, "-c"]
+    done = subprocess.run([*inside, PRINT_REPORT], cwd=ROOT, capture_output=True, timeout=LIMIT_S, check=False)
+    report = msgspec.json.decode(done.stdout, type=Report)
+    for rung in ("A", "B", "C"):
+        assert first_missing(report, rung, left="").name == "own /proc"
+    start = "from jupyter_agentwatch import Watch\nWatch().__enter__()"
+    done = subprocess.run([*inside, start], cwd=ROOT, capture_output=True, timeout=LIMIT_S, check=False)
+    assert b"probe 'own /proc' failed" in done.stderr.splitlines()[-1]
 
 
 def test_without_bubblewrap_the_package_is_named() -> None:

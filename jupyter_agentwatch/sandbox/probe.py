@@ -44,6 +44,14 @@ _PLANS: Final = (
         required_for=RUNGS,
     ),
     _Plan(
+        "own /proc",
+        "find this process in /proc",
+        trials.try_own_proc,
+        "Mount this PID namespace's own: mount -t proc proc /proc (where unshare made it: unshare --mount-proc).",
+        required_for=RUNGS,
+        needs=("machine",),
+    ),
+    _Plan(
         "bubblewrap",
         "bwrap --version",
         trials.try_bwrap,
@@ -81,7 +89,7 @@ _PLANS: Final = (
         "Where ::1 fails, boot without ipv6.disable=1. Where port 53 or mapping root is denied, unload AppArmor's "
         "profile that takes capabilities away: sudo apparmor_parser -R /etc/apparmor.d/bwrap-userns-restrict",
         required_for=("A",),
-        needs=("machine", "pid namespace"),
+        needs=("own /proc", "pid namespace"),
     ),
     _Plan(
         "socket broker",
@@ -113,7 +121,7 @@ _PLANS: Final = (
         shared.try_rights,
         _ALLOW_CALLS.format("capset and prctl"),
         _SHARED,
-        needs=("machine",),
+        needs=("own /proc",),
     ),
     _Plan(
         "loopback",

@@ -40,6 +40,7 @@ from jupyter_agentwatch.sandbox.probe_child import (
     started,
 )
 from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
+from jupyter_agentwatch.sandbox.tasks import is_proc_ours
 
 __all__ = [
     "LAUNCH_OPTIONS",
@@ -54,6 +55,7 @@ __all__ = [
     "try_machine",
     "try_network",
     "try_notification",
+    "try_own_proc",
     "try_parent_death",
     "try_pid_namespace",
     "try_user_namespace",
@@ -150,6 +152,14 @@ def try_machine(bench: Bench) -> str:
     if sys.platform != "linux" or bench.machine is None or bits != 64:
         raise FailedTrialError(found)
     return found
+
+
+def try_own_proc(_: Bench) -> str:
+    """See whether `/proc` shows the processes of this PID namespace."""
+    if not is_proc_ours():
+        msg = "/proc shows another PID namespace than this process's, or nothing"
+        raise FailedTrialError(msg)
+    return f"/proc/self is process {os.getpid()}"
 
 
 def try_bwrap(bench: Bench) -> str:

@@ -17,6 +17,7 @@ from jupyter_agentwatch.policy import Policy
 from jupyter_agentwatch.sandbox.launch import Starting
 from jupyter_agentwatch.sandbox.mounts import HOME, plan_layout
 from jupyter_agentwatch.sandbox.places import clean_environment
+from jupyter_agentwatch.sandbox.tasks import is_proc_ours
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.sandbox.cgroup import Leaf
@@ -111,6 +112,12 @@ def begin(site: Site) -> tuple[Ground, Callable[[RungError], Ground]]:
         note = f"rung A cannot be had here: {refusal}; what would change that: jupyter agentwatch doctor"
         return _on_landlock(site, "B", note)
 
+    if not is_proc_ours():
+        msg = (
+            "probe 'own /proc' failed: /proc does not show the processes of this PID namespace; mount it: "
+            "mount -t proc proc /proc"
+        )
+        raise RungError(msg)
     wanted = site.policy.isolation
     if wanted == "required":
         try:
