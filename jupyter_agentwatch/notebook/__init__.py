@@ -13,15 +13,17 @@ _NAME = "agentwatch"
 
 
 def load(shell: InteractiveShell) -> None:
-    """Register the magics and their completion; a second call changes nothing.
+    """Register the magics and their completion, and let the kernel answer kills; a second call changes nothing.
 
     Args:
         shell: The shell that loads the extension.
     """
+    from jupyter_agentwatch.notebook.kill_routes import listen
     from jupyter_agentwatch.notebook.magics import AgentwatchMagics, complete
 
     if AgentwatchMagics.__name__ in shell.magics_manager.registry:
         return
+    listen(shell)  # now, so that a kill from the page never waits for the first widget
     shell.register_magics(AgentwatchMagics(shell))
     shell.Completer.custom_matchers.append(complete)
 

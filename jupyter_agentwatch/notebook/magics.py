@@ -35,11 +35,13 @@ from jupyter_agentwatch.notebook.arguments import (
     parse_cell,
     parse_line,
 )
+from jupyter_agentwatch.notebook.front_end import FrontEndMissingError
 from jupyter_agentwatch.notebook.summary import summary
 from jupyter_agentwatch.policy import Policy, policy_to_yaml
 from jupyter_agentwatch.watch import CommandResult, ImportableWorkspaceWarning, Watch
 from jupyter_agentwatch.watch.command import shell_program
 from jupyter_agentwatch.watch.opening import load_policy, with_simulated_gpus
+from jupyter_agentwatch.watch.views import has_kernel
 
 __all__ = ["AgentwatchMagics", "complete"]
 
@@ -144,6 +146,21 @@ class AgentwatchMagics(Magics):
             _show("\n".join([started, *filter(None, [_notes_text(watch)])]))
         if options.out is not None:
             self._put(options.out, watch)
+        if has_kernel() and not options.no_dashboard:
+            try:
+                _draw(watch.dashboard())
+            except FrontEndMissingError as error:  # the watch stands, and is watched without it
+                _show(f"note: no dashboard: {safe_text(str(error))}")
+
+    def _do_dashboard(self, options: argparse.Namespace) -> None:
+        if options.run is None:
+            _draw(self._current().dashboard())
+            return
+        if not has_kernel():
+            _refuse(f"a dashboard needs a notebook; here: jupyter agentwatch tail {safe_text(options.run)}")
+        from jupyter_agentwatch.notebook.dashboard import Dashboard
+
+        _draw(Dashboard(options.run))
 
     def _do_use(self, options: argparse.Namespace) -> None:
         names = self.shell.user_ns if self.shell is not None else {}
@@ -288,6 +305,10 @@ def _notes_text(watch: Watch) -> str:
 
 def _show(text: str) -> None:
     display({"text/plain": text}, raw=True)  # type: ignore[no-untyped-call]
+
+
+def _draw(widget: object) -> None:
+    display(widget)  # type: ignore[no-untyped-call]
 
 
 def _refuse(text: str) -> NoReturn:

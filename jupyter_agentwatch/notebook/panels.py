@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final, get_args
 
 from jupyter_agentwatch.errors import ControlError
 from jupyter_agentwatch.notebook.view import View
 from jupyter_agentwatch.watch import Watch
+from jupyter_agentwatch.watch.views import PanelName
 
-__all__ = ["PANELS", "Panel", "PanelName"]
-
-PanelName = Literal["findings", "connections", "timeline", "processes", "gpu", "resources", "audit"]
-"""What there is a panel for."""
+__all__ = ["PANELS", "Panel"]
 
 PANELS: Final[tuple[str, ...]] = get_args(PanelName)
 """The names of all panels."""

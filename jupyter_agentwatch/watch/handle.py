@@ -23,6 +23,7 @@ from jupyter_agentwatch.watch.running import Interrupts, OnOutput, Running
 from jupyter_agentwatch.watch.shell import Shell, Terminal, shell_command, terminal_command
 from jupyter_agentwatch.watch.table import event_columns, event_table
 from jupyter_agentwatch.watch.telemetry import WatchTelemetry
+from jupyter_agentwatch.watch.views import WatchViews
 from jupyter_agentwatch.wire.messages import (
     Ack,
     Answer,
@@ -46,7 +47,7 @@ _NAME = "kernel"
 _ANSWER_S = 10.0
 
 
-class Watch(WatchTelemetry, WatchFindings):
+class Watch(WatchTelemetry, WatchFindings, WatchViews):
     """A sandbox under supervision. It begins when it is made and ends with `close`, `kill`, or this process.
 
     Any number of threads may use one watch at once; each command is a step of its own.
