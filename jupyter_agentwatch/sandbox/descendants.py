@@ -12,6 +12,8 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from jupyter_agentwatch.sandbox.children import listed_offspring
+
 __all__ = ["Descendant", "descendants", "is_descendant", "kill_descendants", "offspring"]
 
 
@@ -63,40 +65,8 @@ def offspring(root: int) -> list[int]:
     It costs by the number of these processes and not by the machine's, and may miss one that is just being made or
     moved: what has to be complete, such as an end, asks `descendants`.
     """
-    found: list[int] = []
-    waiting = [root]
-    while waiting:
-        parent = waiting.pop()
-        try:
-            threads = os.listdir(f"/proc/{parent}/task")
-        except OSError:
-            continue
-        for thread in threads:
-            children = _children(f"/proc/{parent}/task/{thread}/children")
-            if children is None:
-                return [each.pid for each in descendants(root)]
-            found += children
-            waiting += children
-    return found
-
-
-def _children(file: str) -> list[int] | None:
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        # Gone meanwhile, or a kernel without CONFIG_PROC_CHILDREN.
-        return [] if os.path.exists(f"/proc/self/task/{os.getpid()}/children") else None
-    except OSError:
-        return []
-    try:
-        text = b""
-        while piece := os.read(fd, 1 << 16):
-            text += piece
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
-    return [int(word) for word in text.split()]
+    found = listed_offspring(root)
+    return [each.pid for each in descendants(root)] if found is None else found
 
 
 def is_descendant(pid: int, root: int) -> bool:

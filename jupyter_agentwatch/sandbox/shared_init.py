@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jupyter_agentwatch.sandbox import init
+from jupyter_agentwatch.sandbox.children import listed_offspring
 
 __all__ = ["main"]
 
@@ -92,6 +93,14 @@ def _look_at_the_unreadable() -> None:
     _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
     if hidden:
         raise OSError(errno.EACCES, "/proc hides processes")
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False
 
 
 def _end_everything() -> None:
@@ -241,6 +250,31 @@ class _SharedServer(init.Server):
 
     def _members(self, sessions: set[int] | None = None) -> list[tuple[int, str]]:
         return _descendants(sessions)
+
+    def _do_freeze(self, request: dict[str, Any], fds: list[int]) -> None:
+        """Stop everybody whom the kernel's lists show, say so, and only then look through all of /proc for the rest.
+
+        On a machine with a thousand processes three looks at /proc are 40 ms, in which a miner would go on. What the
+        lists miss is on its way to another parent.
+        """
+        stopped: list[int] = []
+        reached: set[int] = set()
+        self._frozen = True
+        for _ in range(_MAX_ROUNDS):
+            listed = listed_offspring(os.getpid())
+            if listed is None:
+                super()._do_freeze(request, fds)
+                return
+            new = [pid for pid in listed if pid not in reached]
+            if not new:
+                break
+            for pid in new:
+                if _is_stopped(pid):
+                    stopped.append(pid)
+                init.kill_one(pid, signal.SIGSTOP)
+            reached.update(new)
+        init.send(self._control, {"frozen": stopped})
+        self._signal_all(signal.SIGSTOP)
 
     def _signal_all(self, sign: int) -> None:
         """Signal whoever is there, until nobody new is: forks wait meanwhile, so the rounds come to an end."""
