@@ -209,7 +209,7 @@ class Server:
             return
 
     def _answer(self) -> bool:
-        data, ancillary, _, _ = self._control.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(3 * 4), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = self._control.recvmsg(_MAX_MESSAGE, socket.CMSG_SPACE(4 * 4), socket.MSG_CMSG_CLOEXEC)
         if not data:
             return False
         fds = array.array("i")
@@ -217,6 +217,9 @@ class Server:
             fds.frombytes(rights)
         try:
             request = marshal.loads(data)  # noqa: S302 -- as in `main`
+            if request["op"] == "in_file":
+                with open(fds.pop(), "rb") as file:
+                    request = marshal.load(file)  # noqa: S302 -- as in `main`
             getattr(self, "_do_" + request["op"])(request, list(fds))
         finally:
             for fd in fds:

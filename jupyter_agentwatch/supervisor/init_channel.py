@@ -22,6 +22,8 @@ from jupyter_agentwatch.errors import SessionEndedError
 __all__ = ["InitChannel"]
 
 _MAX_MESSAGE: Final = 1 << 16
+_MAX_SENT: Final = 1 << 17
+"""A longer request goes in a file: Linux's default bound of a message is 208 KiB, and of arguments 2 MiB."""
 _MAX_FDS: Final = 64
 _MAX_AT_ONCE: Final = 32
 _PATIENCE_S: Final = 10.0
@@ -127,8 +129,18 @@ class InitChannel:
 
     def tell(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a request that init does not answer."""
+        message = marshal.dumps(request)
+        if len(message) <= _MAX_SENT:
+            self._send(message, fds)
+            return
+        with open(os.memfd_create("request"), "w+b") as file:
+            file.write(message)
+            file.seek(0)  # flushes, too; init reads from where this descriptor stands
+            self._send(marshal.dumps({"op": "in_file"}), [*fds, file.fileno()])
+
+    def _send(self, message: bytes, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._control.sendmsg([marshal.dumps(request)], rights)
+        self._control.sendmsg([message], rights)
 
     def close(self) -> None:
         """Stop listening to init; whoever waits is told that the session ended."""
