@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Final
 
 from jupyter_agentwatch.errors import AgentwatchError
-from tests.bench import crowds, events, kill, latency, network, overhead
+from tests.bench import crowds, engine, events, freezes, judged, kill, latency, network, overhead
 from tests.bench.figures import FIGURES
 from tests.bench.ground import Ground, MeasureError, load, machine
 from tests.bench.table import Row, as_json, as_markdown
 
-__all__ = ["GROUPS", "main"]
+__all__ = ["GROUPS", "ONCE", "main"]
 
 GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] = {
     "session": (latency.session, ("session.",)),
@@ -33,8 +33,14 @@ GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] 
     "throughput": (events.throughput, ("events.",)),
     "resting": (events.resting, ("supervisor.",)),
     "memory": (crowds.memory, ("memory.",)),
+    "engine": (engine.engine, ("engine.",)),
+    "freezes": (freezes.freezes, ("freeze.",)),
+    "judged": (judged.judged, ("detection.",)),
 }
 """Name → what measures a group, and how the names of its figures begin."""
+
+ONCE: Final = frozenset({"engine", "judged"})
+"""Groups on which the rung has no influence: a run on rung B leaves them out unless they are asked for."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         for name in GROUPS:
             sys.stdout.write(f"{name:12}{', '.join(_figures(name))}\n")
         return 0
-    chosen = options.only or list(GROUPS)
+    chosen = options.only or [name for name in GROUPS if options.rung == "A" or name not in ONCE]
     facts, begun = machine(), time.monotonic()
     rows: list[Row] = []
     try:

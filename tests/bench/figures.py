@@ -68,5 +68,19 @@ FIGURES: Final = {
     "supervisor.idle_cpu": Figure("supervisor's CPU while idle", "%", "mean", 0.3),
     "memory.connections": Figure("supervisor's growth over 10,000 connections", "MiB", "after a tenth of them", 4),
     "memory.events": Figure("supervisor's growth over 1,000,000 events", "MiB", "after a tenth of them", 4),
+    "engine.median": Figure("detectors on one event, own rules and 210 Sigma rules", "µs", target=25),
+    "engine.p99": Figure("detectors on one event, own rules and 210 Sigma rules", "µs", "p99", 60),
+    "engine.new_text": Figure("detectors on shell text seen for the first time", "µs", "p99", 60),
+    "engine.vs_azuma": Figure("the same Sigma rules on the same execs: azuma / ours", "x", "ratio of means", 20, ">="),
+    "engine.load": Figure("Sigma rules loaded from the cache in a fresh process", "ms", target=30),
+    "freeze.p50": Figure("record of an attack → last sign of life inside", "ms"),
+    "freeze.p99": Figure("record of an attack → last sign of life inside", "ms", "p99", 20),
+    "freeze.pool_bytes": Figure("payload bytes of Stratum logins that reached the pool", "bytes", "sum", 0),
+    "detection.attack_lines": Figure("attack command lines found at high or above", "%", "share"),
+    "detection.attack_flows": Figure("attack flows found at high or above", "%", "share"),
+    "detection.attack_share": Figure("attacks of both sets found at high or above", "%", "share", 90, ">="),
+    "detection.lines": Figure("honest one-liners that give a finding of high or above", "%", "share", 0.1),
+    "detection.tools": Figure("real tool runs that give a finding of high or above", "runs", "sum", 0),
+    "detection.frozen": Figure("honest trajectories that the breaker would freeze", "%", "share", 1),
 }
-"""Name → figure, in the order of the table. The targets are those of the issue that began the project's core."""
+"""Name → figure, in the order of the table. The targets are those of the issues that began the project's parts."""

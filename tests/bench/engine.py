@@ -1,0 +1,137 @@
+"""What the detectors cost on each record, beside an independent evaluator, and how fast rules come from the cache.
+
+Times are of the thread's own CPU, as the engine's own limit is: what else the machine does is no property of a rule.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from azuma import Rule  # type: ignore[import-untyped]
+
+from jupyter_agentwatch.events import AnyEvent, Exec
+from jupyter_agentwatch.supervisor.detection import Detectors
+from jupyter_agentwatch.testing import event
+from jupyter_agentwatch.watch.rules import compile_files
+from tests.bench.ground import INSIDE, PYTHON, Ground, MeasureError
+from tests.bench.honest import KINDS, honest_lines, recorded_tools, trajectory
+from tests.bench.judged import attack_lines
+from tests.bench.table import Row, median, p99, spread
+from tests.sigma_corpus import exec_pair, random_commands, synthetic_rules
+
+__all__ = ["engine"]
+
+_RULES: Final = 210
+"""As many as SigmaHQ has for Linux; ours are generated, of the same shapes."""
+
+_NOTE: Final = f"all own rules and {_RULES} generated Sigma rules of the shapes of SigmaHQ's for Linux; CPU time"
+
+
+def engine(ground: Ground) -> list[Row]:
+    """Feed composed trajectories, shell text that was never seen, and the execs that azuma gets, too."""
+    folder = ground.folder("sigma")
+    texts = synthetic_rules(_RULES, seed=5)
+    for name, text in texts.items():
+        (folder / Path(name).name).write_text(text, "utf-8")
+    cache = ground.folder("sigma-cache")
+    compiled = compile_files([folder], cache=cache)
+    return [
+        *_live(ground, compiled.data),
+        _new_text(ground, compiled.data),
+        _beside_azuma(ground, compiled.data, list(texts.values())),
+        _load(ground, folder, cache, len(compiled.problems)),
+    ]
+
+
+def _live(ground: Ground, rules: bytes) -> list[Row]:
+    tools, lines = recorded_tools(ground), honest_lines(ground.n(3000, 300), seed=1)
+    taken: list[float] = []
+    for number in range(ground.n(12, 2)):
+        detectors = Detectors(rules, ())
+        taken += _each(detectors, trajectory(list(KINDS)[number % len(KINDS)], number, tools, lines))
+    beside = {"mean": f"{sum(taken) / len(taken):.3g} µs", "maximum": f"{max(taken):.4g} µs"}
+    note = f"{_NOTE}; the records of composed trajectories, as tests/bench/honest.py says"
+    return [
+        Row("engine.median", median(taken), len(taken), {"spread": spread(taken, "µs")}, note),
+        Row("engine.p99", p99(taken), len(taken), beside),
+    ]
+
+
+def _new_text(ground: Ground, rules: bytes) -> Row:
+    honest = honest_lines(ground.n(3000, 300), seed=2)
+    hostile = [line for _, line in attack_lines()]
+    taken = {name: _each(Detectors(rules, ()), map(_claim, lines)) for name, lines in
+             {"honest": honest, "attacks": hostile}.items()}
+    beside = {f"{name} lines": f"{spread(times, 'µs')}, p99 {p99(times):.3g} µs" for name, times in taken.items()}
+    every = taken["honest"] + taken["attacks"]
+    return Row("engine.new_text", p99(every), len(every), beside, "the claim of `bash -c` with a text never seen before")
+
+
+def _claim(line: str) -> AnyEvent:
+    return event("exec", basis="claimed", step=1, pid=9, path="/usr/bin/bash", argv=["bash", "-c", line])
+
+
+def _each(detectors: Detectors, events: Iterable[AnyEvent]) -> list[float]:
+    """Return what each record cost, in µs of CPU."""
+    clock, taken = time.thread_time_ns, []
+    for each in events:
+        begun = clock()
+        detectors.feed(each)
+        taken.append((clock() - begun) / 1000)
+    return taken
+
+
+def _beside_azuma(ground: Ground, rules: bytes, texts: Sequence[str]) -> Row:
+    theirs = [Rule.model_validate(document) for document in map(yaml.safe_load, texts) if _is_about_processes(document)]
+    pairs = [exec_pair(command, 2 * number) for number, command in enumerate(random_commands(ground.n(600, 60), 11))]
+    detectors = Detectors(rules, ())
+    ours_us: list[float] = []
+    azuma_us: list[float] = []
+    for number, (claim, truth) in enumerate(pairs):
+        fields = _fields(claim)
+        turns = [lambda c=claim, t=truth: (detectors.feed(c), detectors.feed(t)), lambda f=fields: _matches(theirs, f)]
+        taken = {}
+        for which in (0, 1) if number % 2 else (1, 0):
+            begun = time.thread_time_ns()
+            turns[which]()
+            taken[which] = (time.thread_time_ns() - begun) / 1000
+        ours_us.append(taken[0])
+        azuma_us.append(taken[1])
+    beside = {"ours": spread(ours_us, "µs"), "azuma": spread(azuma_us, "µs")}
+    note = (
+        f"one exec each; ours: both of its records, with all own rules and {_RULES} Sigma rules; azuma: the "
+        f"{len(theirs)} of them that are about processes"
+    )
+    return Row("engine.vs_azuma", sum(azuma_us) / sum(ours_us), len(pairs), beside, note)
+
+
+def _is_about_processes(document: dict[str, Any]) -> bool:
+    return document["logsource"].get("category") == "process_creation"
+
+
+def _fields(claim: Exec) -> dict[str, str]:
+    return {"Image": claim.path, "CommandLine": " ".join(claim.argv)}
+
+
+def _matches(rules: Sequence[Any], fields: dict[str, str]) -> int:
+    return sum(rule.match(fields) for rule in rules)
+
+
+def _load(ground: Ground, folder: Path, cache: Path, problems: int) -> Row:
+    argv = [PYTHON, str(INSIDE.parent / "outside" / "load_rules.py"), str(folder), str(cache)]
+    taken = []
+    for _ in range(ground.n(21, 3)):
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            msg = f"load_rules.py ended with {done.returncode}: {done.stderr[-200:]}"
+            raise MeasureError(msg)
+        taken.append(json.loads(done.stdout))
+    whole = [each["rules_ms"] for each in taken]
+    beside = {"spread": spread(whole, "ms"), "own detectors after it": spread([e["own_ms"] for e in taken], "ms")}
+    return Row("engine.load", median(whole), len(taken), beside, f"wall time; {_RULES} rules, {problems} of them not in use")
