@@ -50,7 +50,7 @@ def engine(ground: Ground) -> list[Row]:
 
 
 def _live(ground: Ground, rules: bytes) -> list[Row]:
-    tools, lines = recorded_tools(ground), honest_lines(ground.n(3000, 300), seed=1)
+    tools, lines = recorded_tools(ground), honest_lines(ground.n(2400, 300), seed=1)
     taken: list[float] = []
     for number in range(ground.n(12, 2)):
         detectors = Detectors(rules, ())
@@ -64,7 +64,7 @@ def _live(ground: Ground, rules: bytes) -> list[Row]:
 
 
 def _new_text(ground: Ground, rules: bytes) -> Row:
-    honest = honest_lines(ground.n(3000, 300), seed=2)
+    honest = honest_lines(ground.n(2400, 300), seed=2)
     hostile = [line for _, line in attack_lines()]
     taken = {name: _each(Detectors(rules, ()), map(_claim, lines)) for name, lines in
              {"honest": honest, "attacks": hostile}.items()}

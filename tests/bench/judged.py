@@ -31,7 +31,7 @@ _SHOWN = 60
 
 def judged(ground: Ground) -> list[Row]:
     """Judge attacks and honest work."""
-    lines = honest_lines(ground.n(3000, 300), seed=1)
+    lines = honest_lines(ground.n(2400, 300), seed=1)
     tools = recorded_tools(ground)
     alarms = [line for line in lines if _is_severe(_commanded(line))]
     stopped = [name for name, events in tools.items() if _is_severe(events)]
