@@ -30,11 +30,13 @@ _QUOTING: Final = str.maketrans("", "", "'\"\\")
 _PIECE: Final = lazy_pattern(r"[a-z0-9_+]+")
 # Text whose command names cannot be seen before it is expanded.
 _HIDING: Final = lazy_pattern(
-    r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval\b|\\x[0-9a-fA-F]{2}|"
+    r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval[\s(]|\\x[0-9a-fA-F]{2}|"
     r"\$\{?\w+(?::\d[^}]*)?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
     r"(?:\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b).{0,4096}\|\s*(?:\S*/)?(?:ba|da|z)?sh\b|(?:\$\(|`)\s*(?:echo|"
     r"printf|rev)\b"
 )
+# One of these stands in each text in which `_HIDING` can be found.
+_HIDING_MARKS: Final = ("$", "|", "{", "base", "eval", "`", "xxd", "b64decode", "\\x")
 # Their arguments are text to look for, to write or to fetch, not something that they do.
 _TEXT_TOOLS: Final = frozenset(
     listed(
@@ -101,6 +103,8 @@ class CommandDetector:
 
     def _known_hits(self, path: str, argv: tuple[str, ...]) -> list[tuple[Invocation, Hit]]:
         """Return what the rules say, from memory where the same command was seen lately, as in every build."""
+        if path == argv[0]:
+            path = ""  # then it tells nothing, and a step and the exec that it asks for are one command
         key = (path, argv)
         known = self._analysed.get(key)
         if known is None:
@@ -127,7 +131,7 @@ class CommandDetector:
             if name in self._by_name:
                 return shapes
             return shapes if shapes and name not in _TEXT_TOOLS else None
-        if _HIDING.search(text):
+        if _has_mark(_HIDING_MARKS, text) and _HIDING.search(text):
             return self._shapes
         return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 

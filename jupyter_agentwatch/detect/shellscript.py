@@ -24,6 +24,7 @@ _MAX_FIELDS: Final = 512
 
 _OPERATOR: Final = lazy_pattern(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
 _REDIRECT: Final = lazy_pattern(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
+_ARGUMENT: Final = lazy_pattern(r"[^\s;&|<>()$`'\"\\{]+(?=[\s;|)]|\Z)")
 _ASSIGNMENT: Final = lazy_pattern(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,4096}?\)\)", re.DOTALL)
 _TEST: Final = lazy_pattern(r"\[\[(?=\s).{0,4096}?(?<=\s)\]\]", re.DOTALL)
@@ -129,6 +130,14 @@ class _Reader(WordReader):
         parens = 0
         while self.at < len(text) and len(self.pipelines) < _MAX_COMMANDS:
             self.skip_space()
+            if command.words:
+                # Most of a text is arguments without anything to expand: one look instead of four.
+                argument = _ARGUMENT.match(text, self.at)
+                if argument:
+                    if len(command.words) < _MAX_FIELDS:
+                        command.words.append(argument[0])
+                    self.at = argument.end()
+                    continue
             operator = _OPERATOR.match(text, self.at)
             if operator is None:
                 if self.at < len(text):

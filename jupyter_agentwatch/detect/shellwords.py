@@ -14,8 +14,7 @@ __all__ = ["Scope", "WordReader"]
 Scope = dict[str, str]
 """Variables with a value that the text alone tells."""
 
-_SPACE: Final = lazy_pattern(r"(?:[ \t\r]|\\\r?\n)+")
-_COMMENT: Final = lazy_pattern(r"#[^\n]*")
+_GAP: Final = lazy_pattern(r"(?:[ \t\r]+|\\\r?\n|#[^\n]*)*")
 _PLAIN: Final = lazy_pattern(r"[^\s;&|<>()$`'\"\\]+")
 _IN_DOUBLE: Final = lazy_pattern(r'[^"\\$`]+')
 _NAME: Final = lazy_pattern(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
@@ -49,10 +48,8 @@ class WordReader(ABC):
 
     def skip_space(self) -> None:
         """Go past blanks, line continuations and comments."""
-        while self.at < len(self.text):
-            found = _SPACE.match(self.text, self.at) or _COMMENT.match(self.text, self.at)
-            if found is None:
-                return
+        found = _GAP.match(self.text, self.at)
+        if found:
             self.at = found.end()
 
     def word(self) -> list[str]:

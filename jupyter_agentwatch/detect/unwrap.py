@@ -5,7 +5,7 @@ It knows how nohup, sudo, xargs, docker run and the like name what they start; i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Final
@@ -141,10 +141,14 @@ class _Found:
 
     def add(self, invocation: Invocation, depth: int) -> None:
         """Take wrappers off one invocation, and add it and what it starts."""
-        for peeled in _peeled(invocation):
+        self._add_peeled(_peeled(invocation), depth)
+
+    def _add_peeled(self, found: Iterable[Invocation], depth: int) -> None:
+        for peeled in found:
             if len(self.items) >= _MAX_FOUND:
                 return
-            self.items.append(msgspec.structs.replace(peeled, argv=_cut(peeled.argv)))
+            argv = _cut(peeled.argv)
+            self.items.append(peeled if argv is peeled.argv else msgspec.structs.replace(peeled, argv=argv))
             if depth < _MAX_DEPTH:
                 self._follow(peeled, depth + 1)
 
@@ -185,7 +189,7 @@ class _Found:
                 peeled = list(_peeled(run))
                 earlier += [*run.inner, *peeled] if run.argv[0] == "(" else peeled
                 if run.argv[0] != "(":
-                    self.add(run, depth)
+                    self._add_peeled(peeled, depth)
 
 
 def _cut(argv: tuple[str, ...]) -> tuple[str, ...]:

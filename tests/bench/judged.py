@@ -69,10 +69,10 @@ def _attacks() -> list[Row]:
 
 
 def _commanded(line: str) -> list[AnyEvent]:
-    argv = ["bash", "-c", line]
+    argv = ["/bin/bash", "-c", line]
     return [
         event("step", op="start", step=1, argv=argv),
-        event("exec", basis="claimed", seq=1, t_mono_ns=1_000_000, step=1, pid=9, path="/usr/bin/bash", argv=argv),
+        event("exec", basis="claimed", seq=1, t_mono_ns=1_000_000, step=1, pid=9, path="/bin/bash", argv=argv),
     ]
 
 
@@ -101,8 +101,8 @@ def _trajectories(ground: Ground, tools: dict[str, list[AnyEvent]], lines: list[
     beside = _interval(frozen, count) | {"with a finding of high": f"{warned}", "steps": f"{steps}"}
     causes = "; ".join(f"{number} by {cause[:80].replace('|', '¦')}" for cause, number in stopped.most_common(5))
     note = (
-        f"{count} composed trajectories of {STEPS} steps or more, of the kinds {', '.join(kinds)}: {len(TOOLS)} recorded "
-        f"tool runs and {len(lines)} honest lines, as tests/bench/honest.py says; stopped: {causes or 'none'}"
+        f"{count} composed trajectories of {STEPS} steps or more, of the kinds {', '.join(kinds)}: {len(TOOLS)} "
+        f"recorded tool runs and {len(lines)} honest lines, as tests/bench/honest.py says; stopped: {causes or 'none'}"
     )
     return Row("detection.frozen", 100 * frozen / count, count, beside, note)
 

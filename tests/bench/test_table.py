@@ -6,9 +6,13 @@ import json
 
 import pytest
 
+from jupyter_agentwatch.testing import event
+from tests.bench.attack_flows import attack_flows
 from tests.bench.command import GROUPS
 from tests.bench.figures import FIGURES
 from tests.bench.ground import alternate
+from tests.bench.honest import STEPS, TOOLS, honest_lines, trajectory
+from tests.bench.judged import attack_lines, clopper_pearson
 from tests.bench.table import Row, as_json, as_markdown, p99
 
 
@@ -63,3 +67,34 @@ def test_both_forms_say_the_same() -> None:
     page = as_markdown(rows, {"kernel": "Linux"}, quick=False, seconds=1.0)
     assert "| 1.04 x (ratio of medians) | ≤ 1.05 x | yes | 31 | native 90 ms |" in page
     assert "not runnable here" in page
+
+
+@pytest.mark.parametrize(
+    ("seen", "count", "low", "high"), [(0, 300, 0.0, 0.012221), (5, 49, 0.03399, 0.22228), (49, 49, 0.92748, 1.0)]
+)
+def test_the_exact_interval_of_a_share(seen: int, count: int, low: float, high: float) -> None:
+    """Clopper and Pearson's bounds are those that published tables give."""
+    assert clopper_pearson(seen, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_a_trajectory_is_long_in_order_and_the_same_again() -> None:
+    """A composed trajectory has at least the promised steps, one order, ids of its own in each step, and no chance."""
+    lines = honest_lines(200, seed=1)
+    tools = {name: [event("step", seq=7, step=2), event("exec", seq=9, step=2, pid=44, claim_seq=8)] for name in TOOLS}
+    events = list(trajectory("web", 3, tools, lines))
+    assert events == list(trajectory("web", 3, tools, lines))
+    seqs, times = [each.seq for each in events], [each.t_mono_ns for each in events]
+    assert seqs == sorted(set(seqs))
+    assert times == sorted(times)
+    assert max(each.step for each in events) >= STEPS
+    assert len({(each.pid, each.step) for each in events if each.pid}) == len({e.pid for e in events if e.pid})
+
+
+def test_the_attacks_are_read_whole() -> None:
+    """Each attack has a family and a text, each flow at least one record, and none stands there twice."""
+    lines = attack_lines()
+    assert len(lines) == len({line for _, line in lines}) >= 150
+    assert {family for family, _ in lines} >= {"mining", "tunnel", "shell", "probing", "exfiltration", "tampering"}
+    flows = attack_flows()
+    assert all(events for _, _, events in flows)
+    assert len(flows) == len({name for _, name, _ in flows}) >= 60
