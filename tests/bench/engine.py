@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from azuma import Rule  # type: ignore[import-untyped]
 
+from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
+from jupyter_agentwatch.detect.sigma_form import decode_rules
 from jupyter_agentwatch.events import AnyEvent, Exec
 from jupyter_agentwatch.supervisor.detection import Detectors
 from jupyter_agentwatch.testing import event
@@ -41,6 +43,8 @@ def engine(ground: Ground) -> list[Row]:
         (folder / Path(name).name).write_text(text, "utf-8")
     cache = ground.folder("sigma-cache")
     compiled = compile_files([folder], cache=cache)
+    # Expressions are compiled at their first use, once in a process: that is no cost of the event that comes first.
+    _each(Detectors(compiled.data, ()), [*map(_claim, honest_lines(300, seed=9)), *_hostile()])
     return [
         *_live(ground, compiled.data),
         _new_text(ground, compiled.data),
@@ -65,16 +69,19 @@ def _live(ground: Ground, rules: bytes) -> list[Row]:
 
 def _new_text(ground: Ground, rules: bytes) -> Row:
     honest = honest_lines(ground.n(2400, 300), seed=2)
-    hostile = [line for _, line in attack_lines()]
     taken = {
-        name: _each(Detectors(rules, ()), map(_claim, lines))
-        for name, lines in {"honest": honest, "attacks": hostile}.items()
+        name: _each(Detectors(rules, ()), events)
+        for name, events in {"honest lines": list(map(_claim, honest)), "attacks": _hostile()}.items()
     }
-    beside = {f"{name} lines": f"{spread(times, 'µs')}, p99 {p99(times):.3g} µs" for name, times in taken.items()}
-    every = taken["honest"] + taken["attacks"]
+    beside = {name: f"{spread(times, 'µs')}, p99 {p99(times):.3g} µs" for name, times in taken.items()}
+    every = taken["honest lines"] + taken["attacks"]
     return Row(
         "engine.new_text", p99(every), len(every), beside, "the claim of `bash -c` with a text never seen before"
     )
+
+
+def _hostile() -> list[AnyEvent]:
+    return [_claim(line) for _, line in attack_lines()]
 
 
 def _claim(line: str) -> AnyEvent:
@@ -94,28 +101,25 @@ def _each(detectors: Detectors, events: Iterable[AnyEvent]) -> list[float]:
 def _beside_azuma(ground: Ground, rules: bytes, texts: Sequence[str]) -> Row:
     theirs = [Rule.model_validate(document) for document in map(yaml.safe_load, texts) if _is_about_processes(document)]
     pairs = [exec_pair(command, 2 * number) for number, command in enumerate(random_commands(ground.n(600, 60), 11))]
-    detectors = Detectors(rules, ())
-    ours_us: list[float] = []
-    azuma_us: list[float] = []
+    sigma, whole = SigmaDetector(decode_rules(rules)), Detectors(rules, ())
+    taken: dict[str, list[float]] = {"ours": [], "azuma": [], "ours with all own rules": []}
     for number, (claim, truth) in enumerate(pairs):
         fields = _fields(claim)
-        taken = {}
-        for which in ("ours", "azuma") if number % 2 else ("azuma", "ours"):
+        ways: dict[str, Callable[[], object]] = {
+            "ours": lambda c=claim, t=truth: [list(sigma.feed(c)), list(sigma.feed(t))],  # type: ignore[misc]
+            "azuma": lambda f=fields: _matches(theirs, f),  # type: ignore[misc]
+            "ours with all own rules": lambda c=claim, t=truth: [whole.feed(c), whole.feed(t)],  # type: ignore[misc]
+        }
+        turn = number % len(ways)
+        for name in (*list(ways)[turn:], *list(ways)[:turn]):
             begun = time.thread_time_ns()
-            if which == "ours":
-                detectors.feed(claim)
-                detectors.feed(truth)
-            else:
-                _matches(theirs, fields)
-            taken[which] = (time.thread_time_ns() - begun) / 1000
-        ours_us.append(taken["ours"])
-        azuma_us.append(taken["azuma"])
-    beside = {"ours": spread(ours_us, "µs"), "azuma": spread(azuma_us, "µs")}
+            ways[name]()
+            taken[name].append((time.thread_time_ns() - begun) / 1000)
+    beside = {name: spread(times, "µs") for name, times in taken.items()}
     note = (
-        f"one exec each; ours: both of its records, with all own rules and {_RULES} Sigma rules; azuma: the "
-        f"{len(theirs)} of them that are about processes"
+        f"one exec each, ours: both records of it; {_RULES} rules, of which azuma gets the {len(theirs)} on processes"
     )
-    return Row("engine.vs_azuma", sum(azuma_us) / sum(ours_us), len(pairs), beside, note)
+    return Row("engine.vs_azuma", sum(taken["azuma"]) / sum(taken["ours"]), len(pairs), beside, note)
 
 
 def _is_about_processes(document: dict[str, Any]) -> bool:
