@@ -13,11 +13,13 @@ __all__ = [
     "CommandFailedError",
     "ControlError",
     "LogError",
+    "ModelError",
     "PolicyError",
     "RefusedError",
     "RungError",
     "SessionEndedError",
     "ShellEndedError",
+    "TrajectoryError",
     "UndoConflictError",
     "WorkspaceError",
 ]
@@ -73,6 +75,14 @@ class RefusedError(ControlError):
 
 class LogError(AgentwatchError):
     """An audit log cannot be read, or is not one of ours."""
+
+
+class ModelError(AgentwatchError):
+    """The model behind an agent cannot be reached, or refuses; the text says what it answered and what to check."""
+
+
+class TrajectoryError(AgentwatchError):
+    """A recorded trajectory cannot be read, or is of a form that is not known; the text names file, line and field."""
 
 
 class UndoConflictError(AgentwatchError):

@@ -136,6 +136,8 @@ def _value(annotation: Any) -> st.SearchStrategy[Any]:
     arguments = get_args(annotation)
     if getattr(annotation, "__origin__", None) is list:
         return st.lists(_value(arguments[0]), max_size=3)
+    if getattr(annotation, "__origin__", None) is dict:
+        return st.dictionaries(_value(arguments[0]), _value(arguments[1]), max_size=3)
     if all(isinstance(word, str) for word in arguments):
         return st.sampled_from(arguments)
     return st.one_of([_value(part) for part in arguments])

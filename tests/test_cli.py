@@ -261,6 +261,8 @@ def test_tally_counts_calls_once_and_by_what_became_of_them() -> None:
         ("flow", {"op": "closed", "addr": HOSTILE}),
         ("file", {"path": HOSTILE, "path2": HOSTILE}),
         ("limit", {"limit": HOSTILE, "action": HOSTILE}),
+        ("agent", {"op": "begin", "agent": HOSTILE, "text": HOSTILE, "outcome": HOSTILE, "tokens_out": 1}),
+        ("reward", {"terms": {HOSTILE: 1.0}}),
         ("finding", {"title": HOSTILE, "rule": HOSTILE}),
         ("breaker", {"cause": HOSTILE}),
         ("control", {"by": HOSTILE, "detail": HOSTILE}),

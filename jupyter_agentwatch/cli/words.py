@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from jupyter_agentwatch.cli.tally import Tally
 from jupyter_agentwatch.events import (
+    AgentNote,
     AnyEvent,
     BreakerChanged,
     Connect,
@@ -25,6 +26,7 @@ from jupyter_agentwatch.events import (
     LimitHit,
     Listen,
     Resources,
+    Reward,
     Session,
     Step,
     printable,
@@ -187,8 +189,20 @@ def _telemetry(event: Gpu | Resources) -> str:
     return f"{told}{whose}: {event.gpu_seconds:.2f} GPU s in {event.interval_s:.1f} s{outside}"
 
 
-def _remark(event: LimitHit | Finding | BreakerChanged | Control | Gap) -> str:
+def _agent(event: AgentNote | Reward) -> str:
+    whose = f"run {printable(event.run)}" + (f" turn {event.turn}" if event.turn else "")
+    if isinstance(event, Reward):
+        terms = ", ".join(f"{printable(name, _SHOWN)} {value:+g}" for name, value in event.terms.items())
+        return f"{whose}: {event.total:+g} = {terms or 'nothing'}"
+    what = " ".join(printable(text, _SHOWN) for text in (event.agent, event.action, event.outcome, event.text) if text)
+    cost = f" ({event.tokens_in}+{event.tokens_out} tokens, {event.cost_usd:.4f} USD)" if event.tokens_out else ""
+    return f"{whose} {event.op} {what}{cost}".rstrip()
+
+
+def _remark(event: AgentNote | Reward | LimitHit | Finding | BreakerChanged | Control | Gap) -> str:
     match event:
+        case AgentNote() | Reward():
+            return _agent(event)
         case LimitHit():
             return f"{printable(event.limit)}: {event.value:g} of {event.maximum:g}, {printable(event.action)}"
         case Finding():

@@ -2,6 +2,7 @@
 
 from jupyter_agentwatch.events.codec import AnyEvent, decode_event, encode_event
 from jupyter_agentwatch.events.model import (
+    AgentNote,
     Basis,
     BreakerChanged,
     Connect,
@@ -18,6 +19,7 @@ from jupyter_agentwatch.events.model import (
     LimitHit,
     Listen,
     Resources,
+    Reward,
     Session,
     Severity,
     Step,
@@ -26,6 +28,7 @@ from jupyter_agentwatch.events.model import (
 from jupyter_agentwatch.events.text import from_bytes, from_path, printable
 
 __all__ = [
+    "AgentNote",
     "AnyEvent",
     "Basis",
     "BreakerChanged",
@@ -43,6 +46,7 @@ __all__ = [
     "LimitHit",
     "Listen",
     "Resources",
+    "Reward",
     "Session",
     "Severity",
     "Step",

@@ -21,6 +21,8 @@ AnyEvent = (
     | model.LimitHit
     | model.Gpu
     | model.Resources
+    | model.AgentNote
+    | model.Reward
     | model.Finding
     | model.BreakerChanged
     | model.Control

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 __all__ = [
+    "AgentNote",
     "Basis",
     "BreakerChanged",
     "Connect",
@@ -28,6 +29,7 @@ __all__ = [
     "LimitHit",
     "Listen",
     "Resources",
+    "Reward",
     "Session",
     "Severity",
     "Step",
@@ -98,9 +100,14 @@ class Session(Event, frozen=True, kw_only=True, tag="session"):
 
 
 class Step(Event, frozen=True, kw_only=True, tag="step"):
-    """A command began or ended. `argv` is what the user asked for; times in seconds, memory in bytes."""
+    """A command began or ended. `argv` is what the user asked for; times in seconds, memory in bytes.
+
+    `run` and `turn`, at the start of a command that an agent asked for, say in which run and at which turn of it.
+    """
 
     op: Literal["start", "end"]
+    run: str = ""
+    turn: int = 0
     argv: list[str] = []
     cwd: str = ""
     outcome: str = ""
@@ -232,6 +239,52 @@ class FileOp(Event, frozen=True, kw_only=True, tag="file"):
     resolved: str = ""
     resolved2: str = ""
     mode: int | None = None
+
+
+class AgentNote(Event, frozen=True, kw_only=True, tag="agent"):
+    """A run of an agent began, took a turn, or ended, as the process that drives the agent says it: always `claimed`.
+
+    Attributes:
+        op: Which of the three.
+        run: Id of the run in its watch.
+        turn: Number of the turn, from 1; at the end that of the last one.
+        agent: Name of the agent, at the beginning.
+        action: What it chose: "shell", "edit", "patch", "say", "finish", "unclear".
+        text: The task, what the action says, or the answer; cut.
+        outcome: What came of the action, or how the run ended.
+        model: Model that chose the action, "" for none.
+        tokens_in: Tokens that the model read for it.
+        tokens_out: Tokens that it wrote.
+        cost_usd: What it cost, US dollars.
+    """
+
+    op: Literal["begin", "turn", "end"]
+    run: str
+    turn: int = 0
+    agent: str = ""
+    action: str = ""
+    text: str = ""
+    outcome: str = ""
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+
+
+class Reward(Event, frozen=True, kw_only=True, tag="reward"):
+    """What a turn of an agent's run earned, as a sum of named terms; always `claimed`.
+
+    Attributes:
+        run: Id of the run.
+        turn: The turn that is paid.
+        total: Sum of the terms.
+        terms: Each part by its name; a price paid is negative.
+    """
+
+    run: str
+    turn: int = 0
+    total: float = 0.0
+    terms: dict[str, float] = {}
 
 
 class LimitHit(Event, frozen=True, kw_only=True, tag="limit"):

@@ -141,7 +141,8 @@ class Commands:
         cwd = os.path.join(self._workspace, request.cwd)
         argv = [from_path(arg)[:_RECORDED_ARG] for arg in request.argv[:_RECORDED_ARGS]]
         self._recorder.step_belongs_to(step, request.cell)
-        self._recorder.record(Step, op="start", step=step, argv=argv, cwd=from_path(cwd))
+        asked: dict[str, Any] = {"argv": argv, "cwd": from_path(cwd), "run": request.run, "turn": request.turn}
+        self._recorder.record(Step, op="start", step=step, **asked)
         command, theirs = self._prepare(step, request, client)
         client.send(Started(id=request.id, step=step))
         spawn = {

@@ -16,6 +16,7 @@ from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import ControlError, SessionEndedError
 from jupyter_agentwatch.events import Control, printable
 from jupyter_agentwatch.sandbox.comparison import StepChange
+from jupyter_agentwatch.supervisor.agent_notes import check_turn, note_agent, note_reward
 from jupyter_agentwatch.supervisor.control import Connection
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import FromSupervisor, ToSupervisor
@@ -38,6 +39,8 @@ class Requests:
         self._handlers: dict[type[Any], Callable[[Any, Connection], Any]] = {
             messages.Hello: self._hello,
             messages.RunCommand: self._run_command,
+            messages.NoteAgent: self._note_agent,
+            messages.NoteReward: self._note_reward,
             messages.StdinData: self._stdin,
             messages.Resize: self._resize,
             messages.SignalStep: self._signal,
@@ -107,6 +110,14 @@ class Requests:
             measuring.step_ended(step)
             raise
 
+    def _note_agent(self, request: messages.NoteAgent, _connection: Connection) -> FromSupervisor:
+        note_agent(self._watch.recorder, request)
+        return messages.Ack()
+
+    def _note_reward(self, request: messages.NoteReward, _connection: Connection) -> FromSupervisor:
+        note_reward(self._watch.recorder, request)
+        return messages.Ack()
+
     def _stdin(self, request: messages.StdinData, _connection: Connection) -> FromSupervisor:
         self._watch.commands.write(request.step, request.data, eof=request.eof)
         return messages.Ack()
@@ -143,7 +154,8 @@ class Requests:
         return messages.WatchStatus(
             watch=self._watch.launch.watch,
             rung=self._watch.host.rung,
-            state=self._watch.state,
+            # The breaker moves when nothing is left; who asks meanwhile should not start anything more.
+            state="killed" if self._watch.is_ending else self._watch.state,
             workspace=self._watch.launch.workspace,
             log=self._watch.launch.log,
             head=self._watch.recorder.head,
@@ -215,6 +227,7 @@ class Requests:
 def _check_command(request: messages.RunCommand) -> None:
     """Refuse what no call takes: init would not survive it."""
     _check_size(request.rows, request.columns)
+    check_turn(request.run, request.turn)
     if not 0 <= request.timeout_s < math.inf:
         msg = f"timeout_s is {request.timeout_s}; give seconds, or 0 for the policy's limit"
         raise ControlError(msg)

@@ -19,6 +19,8 @@ _REQUIRED: dict[str, dict[str, Any]] = {
     "file": {"op": "open", "path": "/project/file.txt"},
     "gpu": {"op": "device", "device": "GPU-1", "index": 0},
     "limit": {"limit": "processes", "value": 1025.0, "maximum": 1024.0, "action": "refused"},
+    "agent": {"op": "turn", "run": "1", "turn": 1, "action": "shell"},
+    "reward": {"run": "1", "turn": 1, "total": 1.0, "terms": {"task": 1.0}},
     "finding": {"rule": "example", "title": "An example", "severity": "low"},
     "breaker": {"before": "closed", "after": "frozen", "cause": "example"},
     "control": {"op": "kill"},

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jupyter_agentwatch.errors import CommandFailedError
+from jupyter_agentwatch.watch.turn import Turn
 from jupyter_agentwatch.wire.messages import CommandEnded, RunCommand
 
 __all__ = [
@@ -121,6 +122,7 @@ def build_request(
     stdin: bool = False,
     pty: bool = False,
     gpu: int | str | None = None,
+    turn: Turn | None = None,
 ) -> RunCommand:
     """Check what a caller asks for and make the message of it.
 
@@ -133,13 +135,15 @@ def build_request(
         raise ValueError(msg)
     return RunCommand(
         argv=_arguments(command),
-        cell=cell,
+        cell=cell if turn is None else turn.cell,
         cwd="" if cwd is None else _text(os.path.join(workspace, os.fspath(cwd)), "cwd"),
         env=_variables(env or {}),
         timeout_s=timeout or 0.0,
         stdin=stdin,
         pty=pty,
         gpu=_gpu(gpu),
+        run="" if turn is None else turn.run,
+        turn=0 if turn is None else turn.number,
     )
 
 

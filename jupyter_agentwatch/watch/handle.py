@@ -12,6 +12,7 @@ from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.errors import ControlError
 from jupyter_agentwatch.policy import Policy
 from jupyter_agentwatch.sandbox.places import check_workspace
+from jupyter_agentwatch.watch.agent_runs import WatchAgents
 from jupyter_agentwatch.watch.cell import current_cell
 from jupyter_agentwatch.watch.command import Command, CommandResult, build_request, checked_result, input_bytes
 from jupyter_agentwatch.watch.importable import guard_imports
@@ -23,6 +24,7 @@ from jupyter_agentwatch.watch.running import Interrupts, OnOutput, Running
 from jupyter_agentwatch.watch.shell import Shell, Terminal, shell_command, terminal_command
 from jupyter_agentwatch.watch.table import event_columns, event_table
 from jupyter_agentwatch.watch.telemetry import WatchTelemetry
+from jupyter_agentwatch.watch.turn import current_turn
 from jupyter_agentwatch.watch.views import WatchViews
 from jupyter_agentwatch.wire.messages import (
     Ack,
@@ -47,7 +49,7 @@ _NAME = "kernel"
 _ANSWER_S = 10.0
 
 
-class Watch(WatchTelemetry, WatchFindings, WatchViews):
+class Watch(WatchTelemetry, WatchFindings, WatchViews, WatchAgents):
     """A sandbox under supervision. It begins when it is made and ends with `close`, `kill`, or this process.
 
     Any number of threads may use one watch at once; each command is a step of its own.
@@ -420,6 +422,7 @@ class Watch(WatchTelemetry, WatchFindings, WatchViews):
             stdin=stdin not in {None, False},
             pty=pty,
             gpu=gpu,
+            turn=current_turn(),
         )
         return Running(
             self._client,

@@ -137,6 +137,7 @@ class Client:
         self._sinks: dict[int, Sink] = {}
         self._receive: Callable[[bytes], None] | None = None
         self._receive_sample: Callable[[bytes, int], None] | None = None
+        self._at_end: list[Callable[[], None]] = []
         self._end: tuple[type[AgentwatchError], str] | None = None
         self._reader = threading.Thread(target=self._read, name=f"agentwatch-{welcome.watch}", daemon=True)
         _CLIENTS.add(self)
@@ -227,6 +228,26 @@ class Client:
         except AgentwatchError:
             self._starting.pop(number, None)
             raise
+
+    def call_at_end(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Have a function called when the connection is gone; at once where it is gone already.
+
+        Args:
+            listener: Called in the reader thread as a rule: it must neither block nor raise.
+
+        Returns:
+            A function that takes it back.
+        """
+
+        def forget() -> None:
+            with contextlib.suppress(ValueError):
+                self._at_end.remove(listener)
+
+        self._at_end.append(listener)
+        if self._end is not None:
+            # The end may have swept the list just before; a listener must stand being called twice for that.
+            listener()
+        return forget
 
     def subscribe(self, receive: Callable[[bytes], None]) -> None:
         """Have every further event, as JSON, handed to `receive`.
@@ -372,6 +393,8 @@ class Client:
         self._sinks.clear()
         for sink in sinks:
             sink.failed(self._ended())
+        for listener in tuple(self._at_end):
+            listener()
 
     def _ended(self) -> AgentwatchError:
         kind, text = self._end or (SessionEndedError, GONE.format("closed"))

@@ -29,6 +29,8 @@ __all__ = [
     "LeaseGpu",
     "Leased",
     "Message",
+    "NoteAgent",
+    "NoteReward",
     "Output",
     "ReleaseGpu",
     "Request",
@@ -112,7 +114,8 @@ class Hello(Request, frozen=True, kw_only=True, tag="hello"):
 class RunCommand(Request, frozen=True, kw_only=True, tag="run"):
     """Start a command. `argv` is executed as it is, searched in PATH; `timeout_s` 0 means the policy's wall limit.
 
-    `gpu`, an index or UUID, leases that GPU to the command until its first process ends.
+    `gpu`, an index or UUID, leases that GPU to the command until its first process ends. `run` and `turn` say for which
+    turn of which run of an agent it is.
     """
 
     argv: list[str]
@@ -125,6 +128,39 @@ class RunCommand(Request, frozen=True, kw_only=True, tag="run"):
     rows: int = 24
     columns: int = 80
     gpu: int | str | None = None
+    run: str = ""
+    turn: int = 0
+
+
+class NoteAgent(Request, frozen=True, kw_only=True, tag="note-agent"):
+    """Put on record what a run of an agent did; the fields are those of `events.AgentNote`.
+
+    `step` is the command that the turn was carried out by, 0 for none.
+    """
+
+    op: str
+    run: str
+    turn: int = 0
+    step: int = 0
+    cell: str = ""
+    agent: str = ""
+    action: str = ""
+    text: str = ""
+    outcome: str = ""
+    model: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+
+
+class NoteReward(Request, frozen=True, kw_only=True, tag="note-reward"):
+    """Put on record what a turn of an agent's run earned; the fields are those of `events.Reward`."""
+
+    run: str
+    turn: int = 0
+    step: int = 0
+    cell: str = ""
+    terms: dict[str, float] = {}
 
 
 class StdinData(Request, frozen=True, kw_only=True, tag="stdin"):
@@ -220,6 +256,8 @@ class Answer(Request, frozen=True, kw_only=True, tag="answer"):
 ToSupervisor = (
     Hello
     | RunCommand
+    | NoteAgent
+    | NoteReward
     | StdinData
     | Resize
     | SignalStep
