@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "JUPYTER_CONFIG_DIR": "jupyter-config",
         "JUPYTER_DATA_DIR": "jupyter-data",
         "JUPYTER_RUNTIME_DIR": "jupyter-run",
+        "MSWEA_GLOBAL_CONFIG_DIR": "mini-swe-agent",
     }.items():
         folder = scratch / name
         folder.mkdir(mode=0o700)
