@@ -148,7 +148,7 @@ def test_a_follower_tells_state_records_and_end(tmp_path: Path) -> None:
     """A page without a server gets the state, every record once and in order, and the end."""
     told: list[dict[str, Any]] = []
     with Watch(workspace=tmp_path) as watch:
-        follower = Follower(watch.id, told.append)
+        follower = Follower(watch.id, lambda message, _buffers: told.append(message))
         watch.run("true")
         while not any(each["type"] == "state" for each in told):
             time.sleep(0.01)

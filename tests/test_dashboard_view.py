@@ -176,6 +176,25 @@ def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, w
     assert "\x1b" not in text
 
 
+def test_the_charts_move(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+    """While a program computes, each chart gets further points, and what is simulated says so where it is drawn."""
+    watch = start({"version": 1, "telemetry": {"simulate_gpus": 2}})
+    watch.start("while :; do :; done")
+    show(desk, lab, watch)
+    wait_for_text(desk, ".aw-panel-gpu .aw-empty", "SIMULATED: these GPUs are not real")
+    for panel, names in {"resources": ["CPU"], "gpu": ["GPU 0 SIMULATED", "GPU 1 SIMULATED"]}.items():
+        chart = f"{DASHBOARD} .aw-panel-{panel} .aw-strip.js-plotly-plot"
+        plot = desk.locator(chart).first
+        plot.scroll_into_view_if_needed()
+        grown = "([selector, least]) => (document.querySelector(selector).data?.[0].x.length ?? 0) >= least"
+        desk.wait_for_function(grown, arg=[chart, 5], timeout=LONG_MS)
+        points = desk.evaluate("selector => document.querySelector(selector).data[0].x.length", chart)
+        desk.wait_for_function(grown, arg=[chart, points + 10], timeout=LONG_MS)
+        shown = desk.evaluate("selector => document.querySelector(selector).data.map(trace => trace.name)", chart)
+        assert [name for name in shown if "sandbox" not in name] == names
+        assert plot.is_visible()
+
+
 def test_a_call_that_is_held_is_decided_by_a_button(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
     """A held connection appears as two buttons; after Deny the program gets its refusal and the question goes."""
     rule = {"cidr": "192.0.2.0/24", "ports": [443], "verdict": "ask"}

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { readEvents, readMessage, type AuditEvent } from "../src/core/events";
 import { graphOf, MOST_NODES, network, type Edge } from "../src/view/connections";
+import { Curves } from "../src/view/curves";
 import { gist } from "../src/view/audit";
 import { tripOf } from "../src/lab/runs";
 import { readState } from "../src/core/events";
@@ -57,14 +58,14 @@ describe("the store", () => {
 
   it("reads measurements, simulated ones as such, and unknown numbers as none", () => {
     const store = filled(
-      event("resources", { pid: 0, interval_s: 2, cpu_s: 1, rss_bytes: 5e6 }),
+      event("resources", { pid: 0, interval_s: 2, cpu_s: 1, rss_bytes: 5 * 2 ** 20 }),
       event("gpu", { op: "device", device: "GPU-1", index: 0, utilization: 50, simulated: true, interval_s: 1 }),
-      event("gpu", { op: "state", device: "GPU-1", state: "error", reason: "fell off the bus" }),
+      event("gpu", { op: "state", device: "GPU-1", simulated: false, state: "error", reason: "fell off the bus" }),
     );
-    expect(store.resources[0]?.values).toMatchObject({ cpu: 50, memory: 5 });
-    const device = store.devices.get("GPU-1")!;
-    expect(device).toMatchObject({ simulated: true, error: "error: fell off the bus" });
-    expect(device.samples[0]?.values).toMatchObject({ utilization: 50, power: null });
+    const values = store.curves.of("resources").map((curve) => [curve.group, curve.y]);
+    expect(Object.fromEntries(values)).toMatchObject({ CPU: [50], "resident memory": [5] });
+    expect(store.curves.notes("gpu")).toEqual(["SIMULATED", "GPU 0: error fell off the bus"]);
+    expect(store.curves.of("gpu").map((curve) => [curve.panel, curve.y])).toEqual([[0, [50]], [1, [null]], [2, [null]], [3, [null]]]);
   });
 
   it("stays within its bounds", () => {
@@ -75,6 +76,67 @@ describe("the store", () => {
     expect(store.rows.length).toBeLessThanOrEqual(25_000);
     expect(store.processes.size).toBe(5000);
     expect(store.rows.at(-1)?.seq).toBe(29_999);
+  });
+});
+
+/** Pack points as the server does. */
+function packed(base: number, ...runs: [number, number[], (number | null)[]][]): ArrayBuffer {
+  const size = runs.reduce((sum, [, t]) => sum + 8 + 8 * t.length, 16);
+  const view = new DataView(new ArrayBuffer(size));
+  view.setUint32(0, 1, true);
+  view.setUint32(4, runs.length, true);
+  view.setFloat64(8, base, true);
+  let at = 16;
+  for (const [line, t, y] of runs) {
+    view.setUint32(at, line, true);
+    view.setUint32(at + 4, t.length, true);
+    t.forEach((each, i) => {
+      view.setFloat32(at + 8 + 4 * i, each, true);
+    });
+    y.forEach((each, i) => {
+      view.setFloat32(at + 8 + 4 * (t.length + i), each ?? NaN, true);
+    });
+    at += 8 + 8 * t.length;
+  }
+  return view.buffer;
+}
+
+describe("live samples", () => {
+  const cpu = { chart: "resources", panel: 0, group: "CPU", part: "" };
+  const ours = { chart: "gpu", panel: 0, group: "GPU 0", part: "sandbox" };
+
+  it("take over from the records of the log, without a seam and without a point twice", () => {
+    const curves = new Curves();
+    curves.record(cpu, 1000, 1);
+    curves.record(cpu, 2000, 2);
+    curves.name([ours, cpu], { gpu: ["No GPU: none"] });
+    curves.unpack(packed(1500, [1, [0, 100], [7, null]], [0, [50], [9]]));
+    curves.record(cpu, 3000, 3);
+    curves.unpack(packed(1500, [1, [100, 200], [8, 8]]));
+    expect(curves.of("resources")).toMatchObject([{ t: [1000, 1500, 1600, 1700], y: [1, 7, null, 8] }]);
+    expect(curves.of("gpu")).toMatchObject([{ part: "sandbox", t: [1550], y: [9] }]);
+    expect(curves.notes("gpu")).toEqual(["No GPU: none"]);
+  });
+
+  it("are passed over where they are not understood", () => {
+    const curves = new Curves();
+    curves.name([cpu], {});
+    const whole = packed(0, [0, [1], [1]], [5, [1], [1]]);
+    curves.unpack(new ArrayBuffer(3));
+    curves.unpack(new Uint8Array(32).buffer);
+    curves.unpack(whole.slice(0, 44));
+    expect(curves.of("resources")).toMatchObject([{ t: [1], y: [1] }]);
+  });
+
+  it("stay within their bounds", () => {
+    const curves = new Curves();
+    curves.name(Array.from({ length: 2000 }, (_, i) => ({ ...cpu, group: `CPU ${i}` })), {});
+    expect(curves.of("resources").length).toBe(512);
+    for (let i = 0; i < 2000; i += 1) {
+      curves.unpack(packed(i, [0, [0], [i]]));
+    }
+    expect(curves.of("resources")[0]!.t.length).toBeLessThanOrEqual(750);
+    expect(curves.of("resources")[0]!.y.at(-1)).toBe(1999);
   });
 });
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final
 
 from jupyter_agentwatch.errors import ControlError
+from jupyter_agentwatch.server.curves import Curves, News
 from jupyter_agentwatch.server.runs import Runs
 from jupyter_agentwatch.server.viewers import Viewer
 from jupyter_agentwatch.wire.framing import FrameDecoder, encode_frame
@@ -22,8 +24,10 @@ from jupyter_agentwatch.wire.messages import (
     EventNotice,
     FromSupervisor,
     Hello,
+    SampleNotice,
     Status,
     Subscribe,
+    SubscribeSamples,
     WatchStatus,
 )
 from jupyter_agentwatch.wire.peer import GONE, answer_to, expect, open_socket, shake_hands, talk
@@ -35,16 +39,19 @@ __all__ = ["Feed", "Feeds"]
 _NAME = "jupyter server"
 _EVERY_S = 1.0
 _SOON_S = 0.05
+_DRAW_S = 0.3
+_SAMPLES = 256
 _CHANGES_THE_PICTURE: Final = (b'{"kind":"breaker"', b'{"kind":"control"', b'{"kind":"step"', b'{"kind":"finding"')
 _VOLATILE: Final = frozenset({"elapsed_s", "head"})
 
 
 class Feed(asyncio.Protocol):
-    """One connection to a supervisor that has been greeted and has been asked for every event.
+    """One connection to a supervisor that has been greeted and has been asked for every event and sample.
 
     Args:
         frames: The decoder, which may hold events already.
         picture: Turns a status into what browsers get.
+        threads: Where samples are turned into what browsers draw.
         ended: Called when the connection has gone.
     """
 
@@ -52,12 +59,18 @@ class Feed(asyncio.Protocol):
         self,
         frames: FrameDecoder[FromSupervisor],
         picture: Callable[[WatchStatus], dict[str, Any]],
+        threads: Executor,
         ended: Callable[[], None],
     ) -> None:
         self.has_ended = False
         self._frames = frames
         self._picture = picture
+        self._threads = threads
         self._ended = ended
+        self._curves = Curves()
+        self._samples: deque[bytes] = deque(maxlen=_SAMPLES)
+        self._newcomers: set[Viewer] = set()
+        self._drawing: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._viewers: set[Viewer] = set()
         self._transport: asyncio.Transport | None = None
@@ -73,8 +86,10 @@ class Feed(asyncio.Protocol):
         return bool(self._viewers)
 
     def add(self, viewer: Viewer) -> None:
-        """Give a browser every further event, beginning with a picture."""
+        """Give a browser every further event, beginning with a picture, and the lines that were drawn so far."""
         self._viewers.add(viewer)
+        self._newcomers.add(viewer)
+        self._draw_soon(0)
         if self._latest is not None:
             viewer.show(self._latest)
             self._ask()
@@ -82,6 +97,7 @@ class Feed(asyncio.Protocol):
     def remove(self, viewer: Viewer) -> None:
         """Forget a browser."""
         self._viewers.discard(viewer)
+        self._newcomers.discard(viewer)
 
     def close(self) -> None:
         """Hang up."""
@@ -101,6 +117,9 @@ class Feed(asyncio.Protocol):
             for message in self._frames.feed(data):
                 if isinstance(message, EventNotice):
                     self._pass_on(message.event)
+                elif isinstance(message, SampleNotice):
+                    self._samples.append(message.sample)
+                    self._draw_soon(_DRAW_S)
                 elif isinstance(message, WatchStatus):
                     self._asked_at = None
                     self._show(self._picture(message))
@@ -112,8 +131,9 @@ class Feed(asyncio.Protocol):
         """Tell every browser."""
         self.has_ended = True
         self._transport = None
-        if self._timer is not None:
-            self._timer.cancel()
+        for waiting in (self._timer, self._drawing):
+            if waiting is not None:
+                waiting.cancel()
         why = self._why or GONE.format(exc or "end of stream")
         for viewer in self._viewers:
             viewer.finish(why)
@@ -125,6 +145,30 @@ class Feed(asyncio.Protocol):
         if not self._asks_soon and (body.startswith(_CHANGES_THE_PICTURE) or b'"verdict":"ask"' in body):
             self._asks_soon = True
             self._loop.call_later(_SOON_S, self._ask)
+
+    def _draw_soon(self, after_s: float) -> None:
+        if self._drawing is None and not self.has_ended:
+            self._drawing = self._loop.call_later(after_s, self._begin_drawing)
+
+    def _begin_drawing(self) -> None:
+        self._drawing = self._loop.create_task(self._draw())
+
+    async def _draw(self) -> None:
+        """Turn the samples that came into what browsers draw, once for all of them, and never on the loop."""
+        samples, newcomers = list(self._samples), self._newcomers
+        self._samples.clear()
+        self._newcomers = set()
+        try:
+            new, whole = await self._loop.run_in_executor(self._threads, _news, self._curves, samples, bool(newcomers))
+        except ControlError as error:
+            self._why = str(error)
+            self.close()
+            return
+        for viewer in self._viewers - self._newcomers:  # who came meanwhile gets all of it next time
+            viewer.draw((whole if viewer in newcomers else new).messages)
+        self._drawing = None
+        if self._samples or self._newcomers:
+            self._draw_soon(_DRAW_S)
 
     def _tick(self) -> None:
         if self._asked_at is not None and self._latest is not None and self._loop.time() - self._asked_at > ANSWER_S:
@@ -202,7 +246,7 @@ class Feeds:
         loop = asyncio.get_running_loop()
 
         def make() -> Feed:
-            return Feed(frames, self._runs.picture, lambda: self._forget(watch, task))
+            return Feed(frames, self._runs.picture, self.threads, lambda: self._forget(watch, task))
 
         try:
             _, feed = await loop.create_unix_connection(make, sock=sock)
@@ -216,12 +260,18 @@ class Feeds:
             del self._feeds[watch]
 
 
+def _news(curves: Curves, samples: list[bytes], with_all: bool) -> tuple[News, News]:
+    new = curves.take(samples)
+    return new, curves.whole() if with_all else new
+
+
 def _subscribe(watch: str) -> tuple[socket.socket, FrameDecoder[FromSupervisor]]:
     sock, frames = open_socket(control_socket(watch), ANSWER_S)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(sock.close)
         shake_hands(sock, frames, Hello(id=1, protocol=PROTOCOL, client=_NAME))
         expect(answer_to(talk(sock, frames, Subscribe(id=2)), 2), Ack)
+        sock.sendall(encode_frame(SubscribeSamples(id=4)))
         sock.setblocking(False)
         on_failure.pop_all()
     return sock, frames

@@ -12,6 +12,7 @@ from tornado import web
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
+from jupyter_agentwatch.server.curves import Packed
 from jupyter_agentwatch.server.handlers import RESOURCE, SETTING, Relay
 from jupyter_agentwatch.server.render import encode, safe
 from jupyter_agentwatch.server.runs import UnknownRunError
@@ -76,11 +77,14 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         raise NotImplementedError
 
     async def send(self, message: bytes) -> None:
-        await self.write_message(message)
+        await self.write_message(message, binary=isinstance(message, Packed))
 
 
 class RunSocket(_Socket):
-    """`stream?run=ID`: first a `state`, then `state`, `events` and `gap` as they come, last `ended` or `lost`."""
+    """`stream?run=ID`: first a `state`, then `state`, `lines`, `events`, `gap` as they come, last `ended` or `lost`.
+
+    What is not text is points of the lines (`curves.Packed`).
+    """
 
     @ws_authenticated
     @authorized

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -20,6 +20,7 @@ _TAKEN = 256
 _TAKEN_BYTES = 256 * 1024
 _PACE_S = 0.05
 _SHARE = 4
+_DRAWINGS = 64
 
 
 class Backlog:
@@ -75,12 +76,19 @@ class Viewer:
         self.backlog = Backlog()
         self.end: str | None = None
         self._picture: Any = None
+        self._drawings: deque[bytes] = deque(maxlen=_DRAWINGS)
         self._news = asyncio.Event()
 
     def show(self, picture: Any) -> None:
         """Leave a picture of how things are; it replaces one that was not taken yet."""
         self._picture = picture
         self._news.set()
+
+    def draw(self, messages: Iterable[bytes]) -> None:
+        """Leave messages about telemetry, as they are to be sent; the oldest ones go where there are too many."""
+        self._drawings.extend(messages)
+        if self._drawings:
+            self._news.set()
 
     def put(self, body: bytes) -> None:
         """Leave a record."""
@@ -104,9 +112,15 @@ class Viewer:
         picture, self._picture = self._picture, None
         return picture
 
+    def take_drawings(self) -> list[bytes]:
+        """Remove and return the messages about telemetry."""
+        taken = list(self._drawings)
+        self._drawings.clear()
+        return taken
+
 
 async def pump(viewer: Viewer, send: Callable[[bytes], Awaitable[None]], threads: Executor) -> str:
-    """Send a browser what comes: first a picture, then pictures and records, until nothing more comes.
+    """Send a browser what comes: first a picture, then pictures, telemetry and records, until nothing more comes.
 
     Making records safe takes time, which hostile texts can stretch: a thread does it, for a fifth of the time at most.
 
@@ -133,6 +147,8 @@ async def pump(viewer: Viewer, send: Callable[[bytes], Awaitable[None]], threads
         elif not has_begun and viewer.end is None:
             await asyncio.sleep(_PACE_S)
             continue
+        for drawing in viewer.take_drawings():
+            await send(drawing)
         bodies = viewer.backlog.take()
         if bodies:
             if last is None:

@@ -47,12 +47,12 @@ class Stream:
         self.connection = connection
 
     async def next(self) -> Any:
-        """Return the next message, or None when the server has closed."""
+        """Return the next message, or None when the server has closed; one that is not text has the type "points"."""
         text = await asyncio.wait_for(self.connection.read_message(), LONG_S)
         if text is None:
             self.connection.close()  # tornado wants to hear it from both sides
             return None
-        return json.loads(text)
+        return {"type": "points", "data": text} if isinstance(text, bytes) else json.loads(text)
 
     async def until(self, kind: str, fits: Callable[[Any], bool] = lambda _: True) -> Any:
         """Return the next message of a type that fits; others before it are passed over."""

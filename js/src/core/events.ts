@@ -43,8 +43,17 @@ export interface RunState {
   readonly note: string;
 }
 
+/** A line of a chart: what it is about, and which part of that ("" for the whole, "sandbox" for what is the run's own). */
+export interface LineName {
+  readonly chart: string;
+  readonly panel: number;
+  readonly group: string;
+  readonly part: string;
+}
+
 /** A message of a run's stream. */
 export type StreamMessage =
+  | { readonly type: "lines"; readonly lines: readonly LineName[]; readonly notes: Readonly<Record<string, readonly string[]>> }
   | { readonly type: "state"; readonly run: RunState }
   | { readonly type: "events"; readonly events: readonly AuditEvent[] }
   | { readonly type: "gap"; readonly lost: number }
@@ -80,6 +89,8 @@ export function readMessage(data: unknown): StreamMessage | null {
       return isObject(data.run) ? { type: data.type, run: readState(data.run) } : null;
     case "events":
       return Array.isArray(data.events) ? { type: "events", events: readEvents(data.events) } : null;
+    case "lines":
+      return readLines(data);
     case "gap":
       return { type: "gap", lost: number(data, "lost") };
     case "lost":
@@ -87,6 +98,21 @@ export function readMessage(data: unknown): StreamMessage | null {
     default:
       return null;
   }
+}
+
+function readLines(data: Record<string, unknown>): StreamMessage {
+  const lines = Array.isArray(data.lines) ? data.lines.filter(isObject) : [];
+  const notes = isObject(data.notes) ? data.notes : {};
+  return {
+    type: "lines",
+    lines: lines.map((line) => ({
+      chart: text(line, "chart"),
+      panel: number(line, "panel"),
+      group: text(line, "group"),
+      part: text(line, "part"),
+    })),
+    notes: Object.fromEntries(Object.keys(notes).map((chart) => [chart, texts(notes, chart)])),
+  };
 }
 
 /** Read a picture of a run. */

@@ -3,27 +3,21 @@
 import Plotly, { type Trace } from "plotly.js-basic-dist-min";
 import { element, fill, say } from "../core/dom";
 import { plotted } from "../core/text";
+import { CHARTS, POINTS, type Curve } from "./curves";
 import type { Feed } from "./feed";
 import { Panel } from "./panel";
-import type { Device, Sample } from "./store";
 import { LINES, onTheme, PLOT_CONFIG, plotLayout, themeOf } from "./theme";
 
-const POINTS = 600;
 const SUMMARY_MS = 5000;
-
-/** Lines of one chart: which samples, which of their values, and what to call them. */
-export interface Line {
-  readonly name: string;
-  readonly samples: readonly Sample[];
-  readonly value: string;
-}
+const LEGEND = 6;
+const HEIGHT = 140;
 
 /** One chart. */
 export class Strip {
   readonly node: HTMLElement;
   #drawn: number[] = [];
   #names = "";
-  #latest = 0;
+  #width = 0;
   #saidAt = -Infinity;
   readonly #stop: () => void;
 
@@ -34,14 +28,15 @@ export class Strip {
     });
   }
 
-  /** Show lines. */
-  draw(lines: readonly Line[]): void {
-    const names = lines.map((line) => line.name).join("\n");
-    if (names !== this.#names || this.node.clientWidth !== this.#latest) {
+  /** Show lines; `groups` are all that the panels beside it show, so that each has one colour in all of them. */
+  draw(lines: readonly Curve[], groups: readonly string[]): void {
+    const names = JSON.stringify(lines.map(nameOf));
+    if (names !== this.#names || this.node.clientWidth !== this.#width) {
       this.#names = names;
-      this.#latest = this.node.clientWidth;
-      void Plotly.react(this.node, lines.map(trace), this.#layout(), PLOT_CONFIG);
-      this.#drawn = lines.map((line) => line.samples.at(-1)?.t ?? -Infinity);
+      this.#width = this.node.clientWidth;
+      const traces = lines.map((line) => trace(line, Math.max(0, groups.indexOf(line.group))));
+      void Plotly.react(this.node, traces, this.#layout(lines.length), PLOT_CONFIG);
+      this.#drawn = lines.map(latest);
     } else {
       this.#extend(lines);
     }
@@ -54,150 +49,130 @@ export class Strip {
     Plotly.purge(this.node);
   }
 
-  #extend(lines: readonly Line[]): void {
-    const fresh = lines.map((line, i) => newer(line.samples, this.#drawn[i] ?? -Infinity));
-    const indices = fresh.flatMap((samples, i) => (samples.length > 0 ? [i] : []));
+  #extend(lines: readonly Curve[]): void {
+    const from = lines.map((line, i) => firstAfter(line.t, this.#drawn[i] ?? -Infinity));
+    const indices = lines.flatMap((line, i) => ((from[i] ?? 0) < line.t.length ? [i] : []));
     if (indices.length === 0) {
       return;
     }
-    const x = indices.map((i) => (fresh[i] ?? []).map((sample) => sample.t));
-    const y = indices.map((i) => (fresh[i] ?? []).map((sample) => sample.values[lines[i]?.value ?? ""] ?? null));
+    const x = indices.map((i) => lines[i]?.t.slice(from[i]) ?? []);
+    const y = indices.map((i) => lines[i]?.y.slice(from[i]) ?? []);
     void Plotly.extendTraces(this.node, { x, y }, indices, POINTS);
-    for (const i of indices) {
-      this.#drawn[i] = fresh[i]?.at(-1)?.t ?? -Infinity;
-    }
+    this.#drawn = lines.map(latest);
   }
 
-  #layout(): Record<string, unknown> {
+  #layout(lines: number): Record<string, unknown> {
     const common = plotLayout(themeOf(this.node));
     return {
       ...common,
       title: { text: plotted(this.title), x: 0.01, y: 0.97, font: { size: 12 } },
-      height: 140,
+      height: HEIGHT,
       width: this.node.clientWidth || 300,
+      showlegend: lines > 1 && lines <= LEGEND,
+      legend: { orientation: "h", x: 1, xanchor: "right", y: 1.02, yanchor: "bottom", font: { size: 10 } },
       xaxis: { ...(common.xaxis as object), type: "date", nticks: 4, tickformat: "%H:%M:%S" },
       yaxis: { ...(common.yaxis as object), rangemode: "tozero", nticks: 4 },
     };
   }
 
-  #describe(lines: readonly Line[]): void {
+  #describe(lines: readonly Curve[]): void {
     const now = performance.now();
     if (now - this.#saidAt < SUMMARY_MS) {
       return; // a screen reader must not be told ten times a second
     }
     this.#saidAt = now;
-    const values = lines.map((line) => `${line.name} ${round(line.samples.at(-1)?.values[line.value])}`);
+    const values = lines.map((line) => `${nameOf(line)} ${round(line.y.at(-1))}`);
     this.node.setAttribute("aria-label", plotted(`${this.title}: ${values.join(", ") || "no data"}`, 400));
   }
 }
 
+/** Charts one below the other, and what must be said beside them. */
+abstract class ChartPanel extends Panel {
+  readonly #strips: Strip[];
+  readonly #notice = element("p", { class: "aw-empty" });
+
+  constructor(
+    private readonly chart: "gpu" | "resources",
+    title: string,
+    feed: Feed,
+  ) {
+    super(chart, title, feed);
+    this.#strips = (CHARTS[chart] ?? []).map(([name, unit]) => new Strip(`${name}, ${unit}`));
+    fill(this.body, this.#notice, ...this.#strips.map((strip) => strip.node));
+    this.touch();
+  }
+
+  override close(): void {
+    super.close();
+    this.#strips.forEach((strip) => {
+      strip.close();
+    });
+  }
+
+  protected override draw(): void {
+    const lines = this.feed.store.curves.of(this.chart);
+    const notes = this.feed.store.curves.notes(this.chart);
+    const notice = notes.join(" · ") || (lines.length === 0 ? this.nothing : "");
+    say(this.#notice, notice.startsWith("SIMULATED") ? `SIMULATED: these GPUs are not real${notice.slice(9)}` : notice);
+    this.#notice.hidden = notice === "";
+    const groups = [...new Set(lines.map((line) => line.group))];
+    this.#strips.forEach((strip, panel) => {
+      const own = lines.filter((line) => line.panel === panel);
+      strip.node.hidden = own.length === 0;
+      if (own.length > 0) {
+        strip.draw(own, groups);
+      }
+    });
+  }
+
+  /** What is said where nothing was measured. */
+  protected abstract readonly nothing: string;
+}
+
 /** What the sandbox as a whole uses. */
-export class ResourcesPanel extends Panel {
-  readonly #strips = {
-    cpu: new Strip("CPU, % of one core"),
-    memory: new Strip("memory, MB"),
-    io: new Strip("storage, MB/s"),
-  };
-  readonly #empty = element("p", { class: "aw-empty" });
+export class ResourcesPanel extends ChartPanel {
+  protected override readonly nothing = "no measurements yet";
 
   constructor(feed: Feed) {
     super("resources", "CPU, memory, storage", feed);
-    fill(this.body, this.#empty, ...Object.values(this.#strips).map((strip) => strip.node));
-    this.touch();
-  }
-
-  override close(): void {
-    super.close();
-    Object.values(this.#strips).forEach((strip) => {
-      strip.close();
-    });
-  }
-
-  protected override draw(): void {
-    const samples = this.feed.store.resources;
-    const hasAny = samples.length > 0;
-    say(this.#empty, hasAny ? "" : "no measurements yet");
-    this.#empty.hidden = hasAny;
-    Object.values(this.#strips).forEach((strip) => {
-      strip.node.hidden = !hasAny;
-    });
-    if (hasAny) {
-      this.#strips.cpu.draw([{ name: "CPU", samples, value: "cpu" }]);
-      this.#strips.memory.draw([{ name: "memory", samples, value: "memory" }]);
-      const read = { name: "read", samples, value: "read" };
-      this.#strips.io.draw([read, { name: "written", samples, value: "write" }]);
-    }
   }
 }
 
-/** What each GPU does. */
-export class GpuPanel extends Panel {
-  readonly #strips = {
-    utilization: new Strip("utilisation, %"),
-    memory: new Strip("memory, GB"),
-    power: new Strip("power, W"),
-    temperature: new Strip("temperature, °C"),
-  };
-  readonly #notice = element("p", { class: "aw-empty" });
+/** What each GPU does, and what of it is the sandbox's. */
+export class GpuPanel extends ChartPanel {
+  protected override readonly nothing = "no GPU was measured in this run";
 
   constructor(feed: Feed) {
     super("gpu", "GPU", feed);
-    fill(this.body, this.#notice, ...Object.values(this.#strips).map((strip) => strip.node));
-    this.touch();
-  }
-
-  override close(): void {
-    super.close();
-    Object.values(this.#strips).forEach((strip) => {
-      strip.close();
-    });
-  }
-
-  protected override draw(): void {
-    const devices = [...this.feed.store.devices.values()];
-    const notice = noticeOf(devices);
-    say(this.#notice, notice);
-    this.#notice.hidden = notice === "";
-    for (const [value, strip] of Object.entries(this.#strips)) {
-      strip.node.hidden = devices.length === 0;
-      if (devices.length > 0) {
-        strip.draw(devices.map((device) => ({ name: label(device), samples: device.samples, value })));
-      }
-    }
   }
 }
 
-function noticeOf(devices: readonly Device[]): string {
-  if (devices.length === 0) {
-    return "no GPU was measured in this run";
-  }
-  const simulated = devices.some((device) => device.simulated) ? ["SIMULATED: these GPUs are not real"] : [];
-  const broken = devices.filter((device) => device.error !== "").map((device) => `${device.label}: ${device.error}`);
-  return [...simulated, ...broken].join(" · ");
+function nameOf(line: Curve): string {
+  return line.part === "" ? line.group : `${line.group}, ${line.part}`;
 }
 
-function label(device: Device): string {
-  return device.simulated ? `${device.label} (SIMULATED)` : device.label;
-}
-
-function trace(line: Line, index: number): Trace {
+function trace(line: Curve, colour: number): Trace {
   return {
     type: "scatter",
     mode: "lines",
-    name: plotted(line.name),
-    x: line.samples.map((sample) => sample.t),
-    y: line.samples.map((sample) => sample.values[line.value] ?? null),
-    line: { color: LINES[index % LINES.length], width: 1.5 },
+    name: plotted(nameOf(line)),
+    x: [...line.t],
+    y: [...line.y],
+    line: { color: LINES[colour % LINES.length], width: 1.5, dash: line.part === "" ? "solid" : "dot" },
     hoverinfo: "x+y+name",
   };
 }
 
-function newer(samples: readonly Sample[], than: number): Sample[] {
-  let first = samples.length;
-  while (first > 0 && (samples[first - 1]?.t ?? 0) > than) {
+function latest(line: Curve): number {
+  return line.t.at(-1) ?? -Infinity;
+}
+
+function firstAfter(times: readonly number[], t: number): number {
+  let first = times.length;
+  while (first > 0 && (times[first - 1] ?? 0) > t) {
     first -= 1;
   }
-  return samples.slice(first);
+  return first;
 }
 
 function round(value: number | null | undefined): string {

@@ -59,13 +59,24 @@ export class Feed {
     this.#tell();
   }
 
+  /** Take points of lines. */
+  takePoints(points: ArrayBuffer | DataView): void {
+    this.store.curves.unpack(points);
+    this.#tell();
+  }
+
   #connect(server: Server): void {
     const socket = new WebSocket(socketUrl(server, `stream?run=${encodeURIComponent(this.run)}`));
     this.#socket = socket;
+    socket.binaryType = "arraybuffer";
     this.#held = [];
     this.#hasRecalled = false;
     socket.onmessage = (event: MessageEvent<unknown>) => {
       this.#pause = FIRST_PAUSE_MS;
+      if (event.data instanceof ArrayBuffer) {
+        this.takePoints(event.data);
+        return;
+      }
       this.take(parsed(event.data));
       if (!this.#hasRecalled) {
         // Only now: the first message says that the stream has begun, so that nothing falls between it and history.
@@ -105,8 +116,14 @@ export class Feed {
   }
 
   #follow(model: Messages): void {
-    const listen = (message: unknown): void => {
-      if (isObject(message) && message.run_id === this.run) {
+    const listen = (message: unknown, buffers: DataView[]): void => {
+      if (!isObject(message) || message.run_id !== this.run) {
+        return;
+      }
+      const [points] = buffers;
+      if (message.type === "points" && points !== undefined) {
+        this.takePoints(points);
+      } else {
         this.take(message);
       }
     };

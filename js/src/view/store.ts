@@ -2,6 +2,7 @@
 
 import { number, text, texts, type AuditEvent, type RunState, type StreamMessage } from "../core/events";
 import { Connections } from "./connections";
+import { Curves } from "./curves";
 
 /** A command of the run; times in milliseconds since 1970, `end` null while it runs. */
 export interface Step {
@@ -22,27 +23,12 @@ export interface Process {
   ended: boolean;
 }
 
-/** One measurement: time in milliseconds since 1970, and a value for each line of a chart. */
-export interface Sample {
-  readonly t: number;
-  readonly values: Readonly<Record<string, number | null>>;
-}
-
-/** A GPU's state beside its samples. */
-export interface Device {
-  readonly id: string;
-  readonly label: string;
-  simulated: boolean;
-  error: string;
-  readonly samples: Sample[];
-}
-
 const ROWS = 20_000;
 const PROCESSES = 5000;
 const FINDINGS = 500;
 const STEPS = 2000;
-const SAMPLES = 600;
-const DEVICES = 64;
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
 
 /** All that a dashboard shows of one run. */
 export class Store {
@@ -52,8 +38,7 @@ export class Store {
   readonly processes = new Map<number, Process>();
   readonly findings: AuditEvent[] = [];
   readonly connections = new Connections();
-  readonly devices = new Map<string, Device>();
-  readonly resources: Sample[] = [];
+  readonly curves = new Curves();
   state: RunState | null = null;
   /** Clock of the page, milliseconds, when `state` came. */
   stateAt = 0;
@@ -85,6 +70,9 @@ export class Store {
         this.lost = "";
         break;
       case "gap":
+        break;
+      case "lines":
+        this.curves.name(message.lines, message.notes);
         break;
       case "lost":
         this.lost = message.message;
@@ -185,49 +173,46 @@ export class Store {
     if (event.pid !== 0 || interval <= 0) {
       return;
     }
-    const values = {
-      cpu: (100 * number(event, "cpu_s")) / interval,
-      memory: number(event, "rss_bytes") / 1e6,
-      read: number(event, "read_bytes") / interval / 1e6,
-      write: number(event, "write_bytes") / interval / 1e6,
+    const t = time(event);
+    const record = (panel: number, group: string, value: number): void => {
+      this.curves.record({ chart: "resources", panel, group, part: "" }, t, value);
     };
-    keep(this.resources, { t: time(event), values }, SAMPLES);
+    record(0, "CPU", (100 * number(event, "cpu_s")) / interval);
+    record(1, "resident memory", number(event, "rss_bytes") / MIB);
+    record(2, "processes", number(event, "processes"));
+    record(3, "read", number(event, "read_bytes") / interval / 1e6);
+    record(3, "written", number(event, "write_bytes") / interval / 1e6);
   }
 
   #gpu(event: AuditEvent): void {
     const op = text(event, "op");
-    if (op !== "device" && op !== "state") {
+    const group = `GPU ${number(event, "index")}${event.simulated === true ? " SIMULATED" : ""}`;
+    if (op === "state") {
+      const state = text(event, "state");
+      this.curves.note(group, state === "ok" ? "" : `${group}: ${state} ${text(event, "reason")}`);
+    }
+    if (op !== "device") {
       return;
     }
-    const id = text(event, "device");
-    const device = this.devices.get(id) ?? newDevice(id, event);
-    this.devices.set(id, device);
-    forget(this.devices, DEVICES);
-    device.simulated ||= event.simulated === true;
-    if (op === "state") {
-      device.error = text(event, "state") === "ok" ? "" : `${text(event, "state")}: ${text(event, "reason")}`;
-      return;
+    if (event.simulated === true) {
+      this.curves.note("", "SIMULATED");
     }
     const memory = optional(event, "memory_bytes");
-    const values = {
-      utilization: optional(event, "utilization"),
-      memory: memory === null ? null : memory / 1e9,
-      power: optional(event, "power_w"),
-      temperature: optional(event, "temperature_c"),
-    };
-    keep(device.samples, { t: time(event), values }, SAMPLES);
+    const values = [
+      optional(event, "utilization"),
+      memory === null ? null : memory / GIB,
+      optional(event, "power_w"),
+      optional(event, "temperature_c"),
+    ];
+    values.forEach((value, panel) => {
+      this.curves.record({ chart: "gpu", panel, group, part: "" }, time(event), value);
+    });
   }
 }
 
 /** Return when a record was made, in milliseconds since 1970. */
 export function time(event: AuditEvent): number {
   return event.t_wall_ns / 1e6;
-}
-
-function newDevice(id: string, event: AuditEvent): Device {
-  const index = typeof event.index === "number" ? event.index : 0;
-  const name = text(event, "name");
-  return { id, label: `GPU ${index}${name === "" ? "" : ` ${name}`}`, simulated: false, error: "", samples: [] };
 }
 
 function optional(event: AuditEvent, field: string): number | null {
