@@ -142,7 +142,7 @@ def test_every_record_of_a_step_leads_to_its_turn_and_cell(tmp_path: Path, rung:
         assert [(each.turn, each.terms, each.total) for each in rewards] == [
             (turn, {"task": 0.5, "price": -0.25 * turn}, 0.5 - 0.25 * turn) for turn in (1, 2, 3)
         ]
-        assert run.reward == pytest.approx(sum(each.total for each in rewards))
+        assert run.ledger.total == pytest.approx(sum(each.total for each in rewards))
 
 
 def test_long_output_is_cut_in_the_middle(closed: Watch) -> None:

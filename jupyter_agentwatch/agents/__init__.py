@@ -21,6 +21,9 @@ from jupyter_agentwatch.agents.model import (
     Unclear,
     kind_of_action,
 )
+from jupyter_agentwatch.agents.replay import ReplayAgent
+from jupyter_agentwatch.agents.rewards import PenalisedReward, RewardLedger, priced_amounts
+from jupyter_agentwatch.agents.trajectory import Trajectory, read_trajectory, write_trajectory
 
 __all__ = [
     "Action",
@@ -34,9 +37,16 @@ __all__ = [
     "OnStep",
     "Outcome",
     "Patch",
+    "PenalisedReward",
+    "ReplayAgent",
     "RewardFunction",
+    "RewardLedger",
     "Say",
     "Shell",
+    "Trajectory",
     "Unclear",
     "kind_of_action",
+    "priced_amounts",
+    "read_trajectory",
+    "write_trajectory",
 ]

@@ -29,6 +29,7 @@ from jupyter_agentwatch.agents.model import (
     Unclear,
     kind_of_action,
 )
+from jupyter_agentwatch.agents.rewards import RewardLedger
 from jupyter_agentwatch.errors import ModelError, SessionEndedError
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.watch.episode import Usage
@@ -138,6 +139,7 @@ class AgentRun:
         self._on_step = on_step
         self._steps: list[AgentStep] = []
         self._usage = Usage()
+        self._ledger = RewardLedger()
         self._outcome: Outcome | None = None
         self._reason = self._answer = ""
         self._lock = threading.Lock()
@@ -177,9 +179,9 @@ class AgentRun:
         return self._usage
 
     @property
-    def reward(self) -> float:
-        """Sum of everything that it has earned so far."""
-        return sum(value for step in self.steps for value in step.reward.values())
+    def ledger(self) -> RewardLedger:
+        """What it has earned so far, turn by turn and part by part."""
+        return self._ledger
 
     @property
     def state(self) -> str:
@@ -325,6 +327,7 @@ class AgentRun:
         if self._reward is not None:
             terms = dict(self._reward(step))
             self._episode.reward(turn, terms, step=carried.step)
+            self._ledger.add(turn.number, terms)
             step = replace(step, reward=terms)
         self._steps.append(step)
         self._ring()

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from jupyter_agentwatch.telemetry.model import GpuSample, Resources, Snapshot
 
-__all__ = ["Chart", "GpuChart", "Line", "ResourcesChart"]
+__all__ = ["Chart", "GpuChart", "Line", "ResourcesChart", "SampleChart"]
 
 _MIB: Final = 2**20
 _GIB: Final = 2**30
@@ -38,7 +38,7 @@ class Line:
 
 
 class Chart(Protocol):
-    """Lines that grow with each sample."""
+    """Lines over time, in panels below each other."""
 
     @property
     def title(self) -> str:
@@ -55,6 +55,10 @@ class Chart(Protocol):
     @property
     def notes(self) -> list[str]:
         """What must be said beside the lines: errors, that there is no GPU, that nothing of it is real."""
+
+
+class SampleChart(Chart, Protocol):
+    """Lines that grow with each sample."""
 
     def feed(self, snapshot: Snapshot) -> None:
         """Take the next sample."""

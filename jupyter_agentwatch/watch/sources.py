@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, get_args
 
 from jupyter_agentwatch.audit.reader import LogTail
-from jupyter_agentwatch.watch.charts import Chart, GpuChart, ResourcesChart
+from jupyter_agentwatch.watch.charts import GpuChart, ResourcesChart, SampleChart
 from jupyter_agentwatch.watch.connections import ConnectionGrapher
 from jupyter_agentwatch.watch.figures import FigureSpec, chart_spec, graph_spec
+from jupyter_agentwatch.watch.reward_chart import RewardChart
 from jupyter_agentwatch.watch.samples import Samples
 
 __all__ = ["FigureName", "Source", "open_source"]
 
-FigureName = Literal["gpu", "resources", "connections"]
+FigureName = Literal["gpu", "resources", "connections", "reward"]
 """What a figure shows."""
 
 _BATCH: Final = 4096
@@ -46,13 +47,15 @@ def open_source(name: FigureName, samples: Samples, log: Path, keep: int | None 
         raise ValueError(msg)
     if name == "connections":
         return _Recorded(log)
+    if name == "reward":
+        return _Rewarded(log)
     return _Sampled(samples, GpuChart(keep) if name == "gpu" else ResourcesChart(keep))
 
 
 class _Sampled:
     """Lines over time, from samples."""
 
-    def __init__(self, samples: Samples, chart: Chart) -> None:
+    def __init__(self, samples: Samples, chart: SampleChart) -> None:
         self._samples = samples
         self._chart = chart
         self._taken = 0
@@ -83,3 +86,21 @@ class _Recorded:
 
     def spec(self) -> FigureSpec:
         return graph_spec(self._grapher.graph())
+
+
+class _Rewarded:
+    """What runs of agents earned, from the log."""
+
+    def __init__(self, log: Path) -> None:
+        self._tail = LogTail(log)
+        self._chart = RewardChart()
+
+    def update(self) -> bool:
+        has_changed = False
+        while events := self._tail.read_new(_BATCH):
+            for event in events:
+                has_changed |= self._chart.feed(event)
+        return has_changed
+
+    def spec(self) -> FigureSpec:
+        return chart_spec(self._chart)

@@ -92,8 +92,8 @@ class WatchTelemetry:
         """Return a figure of what was measured or is on record, to be shown, styled or saved.
 
         Args:
-            name: "gpu" (utilisation, memory, power, temperature), "resources" (CPU, memory, processes, storage) or
-                "connections" (who talked to whom).
+            name: "gpu" (utilisation, memory, power, temperature), "resources" (CPU, memory, processes, storage),
+                "connections" (who talked to whom) or "reward" (what agents' runs earned, by the parts of the reward).
 
         Raises:
             ValueError: There is no such figure.
