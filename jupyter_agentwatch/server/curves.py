@@ -18,7 +18,7 @@ import msgspec
 from jupyter_agentwatch.errors import ControlError
 from jupyter_agentwatch.server.render import encode, safe
 from jupyter_agentwatch.telemetry.model import Snapshot
-from jupyter_agentwatch.watch.charts import Chart, GpuChart, Line, ResourcesChart
+from jupyter_agentwatch.watch.charts import GpuChart, Line, ResourcesChart, SampleChart
 
 __all__ = ["POINTS", "Curves", "News", "Packed"]
 
@@ -63,7 +63,7 @@ class Curves:
 
     def __init__(self) -> None:
         """Begin without any line."""
-        self._charts: dict[str, Chart] = {"gpu": GpuChart(POINTS), "resources": ResourcesChart(POINTS)}
+        self._charts: dict[str, SampleChart] = {"gpu": GpuChart(POINTS), "resources": ResourcesChart(POINTS)}
         self._numbers: dict[tuple[str, int, str, str], int] = {}
         self._sent_ns: list[int] = []
         self._said = b""
