@@ -60,6 +60,10 @@ def _handler(command: str) -> Callable[[argparse.Namespace], int]:
         from jupyter_agentwatch.cli import hunting
 
         return hunting.hunt if command == "hunt" else hunting.replay
+    if command == "report":
+        from jupyter_agentwatch.cli.documents import report
+
+        return report
     if command in {"tail", "verify"}:
         from jupyter_agentwatch.cli import logs
 

@@ -40,7 +40,12 @@ def _lines(incident: Incident) -> Iterator[str]:
     yield f"  records: {', '.join(str(event.seq) for event in incident.evidence[: 2 * _FEW])}"
     yield from (f"  prevented: {printable(each, _SHOWN)}" for each in incident.prevented[:_FEW])
     yield from (f"  breaker: {printable(each.before)} -> {printable(each.after)}" for each in incident.breaker)
-    cost = incident.cost
+    leaked, cost = incident.leaked, incident.cost
+    if leaked.bytes_out or leaked.bytes_in:
+        where = ", ".join(printable(each, _SHOWN) for each in leaked.destinations[:_FEW])
+        yield f"  leaked: {leaked.bytes_out} bytes out, {leaked.bytes_in} in, in {leaked.seconds:.1f} s: {where}"
+    if cost.slowdown is not None:
+        yield f"  the leased job was slowed down by {cost.slowdown:.0%}"
     money = f", {cost.money:.2f} in money" if cost.money else ""
     used = f"{cost.bytes_out} bytes out, {cost.cpu_s:.1f} s CPU, {cost.gpu_s:.1f} s GPU{money}"
     yield f"  {count(len(incident.findings), 'finding')} in {incident.duration_s:.1f} s; used: {used}"

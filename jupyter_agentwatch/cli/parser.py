@@ -45,6 +45,9 @@ _EXAMPLES = {
   jupyter agentwatch hunt
   jupyter agentwatch hunt --rule mining --severity high --days 7
   jupyter agentwatch hunt --text pool.example --json""",
+    "report": """examples:
+  jupyter agentwatch report 3f > run.md
+  jupyter agentwatch report 3f --output run.html""",
     "policy": """examples:
   jupyter agentwatch policy show > lab.yaml
   jupyter agentwatch policy check lab.yaml
@@ -109,6 +112,7 @@ def build_parser() -> Parser:
     _add_verify(_subparser(commands, "verify", "check that no record of a log was changed, removed or cut off"))
     _add_replay(_subparser(commands, "replay", "run the detectors over a recorded log"))
     _add_hunt(_subparser(commands, "hunt", "show the findings of all logs, by what they have in common"))
+    _add_report(_subparser(commands, "report", "write a run as one document"))
     _add_doctor(_subparser(commands, "doctor", "try each mechanism of the sandbox on this machine"))
     _add_policy(_subparser(commands, "policy", "show, check or suggest a policy"))
     return parser
@@ -184,6 +188,14 @@ def _add_hunt(parser: Parser) -> None:
     parser.add_argument("--text", metavar="T", help="only findings with this text")
     parser.add_argument("--days", metavar="D", type=seconds, help="only those of the last D days")
     parser.add_argument("--json", action="store_true", help="print one JSON array")
+
+
+def _add_report(parser: Parser) -> None:
+    parser.add_argument("log", metavar="LOG", nargs="?", help="log file, or id of a watch (default: the newest)")
+    parser.add_argument(
+        "--format", choices=["markdown", "html"], help="default: as the file's name ends, else markdown"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="file to write, replaced if there (default: print it)")
 
 
 def _add_doctor(parser: Parser) -> None:

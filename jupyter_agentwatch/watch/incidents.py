@@ -21,14 +21,14 @@ from jupyter_agentwatch.events import (
     Finding,
     Flow,
     Gpu,
-    Resources,
     Session,
     Severity,
     Step,
 )
 from jupyter_agentwatch.policy import Budgets, Policy
+from jupyter_agentwatch.watch.harm import Cost, Harm, Leak
 
-__all__ = ["Cost", "Incident", "Process", "find_incidents", "shape_of"]
+__all__ = ["Incident", "Process", "find_incidents", "shape_of"]
 
 _RANK: Final = {severity: rank for rank, severity in enumerate(get_args(Severity))}
 _WORTH: Final = _RANK["medium"]
@@ -43,16 +43,6 @@ class Process:
     pid: int
     exe: str
     argv: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a step used from the first sign of an incident on: seconds, bytes, and money at the policy's prices."""
-
-    cpu_s: float = 0.0
-    gpu_s: float = 0.0
-    bytes_out: int = 0
-    money: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +65,7 @@ class Incident:
         evidence: The records that the findings rest on, the first 64.
         prevented: What was denied or did not run, in words, the first 64.
         breaker: Moves of the breaker that it caused.
+        leaked: What passed between its step and the outside all the same.
         cost: What its step used from its beginning on.
         duration_s: Seconds from its beginning to its end, or to the last record.
     """
@@ -94,6 +85,7 @@ class Incident:
     evidence: tuple[AnyEvent, ...]
     prevented: tuple[str, ...]
     breaker: tuple[BreakerChanged, ...]
+    leaked: Leak
     cost: Cost
     duration_s: float
 
@@ -105,15 +97,13 @@ class _Draft:
     findings: list[Finding]
     wanted: set[int]
     first: int
+    harm: Harm
     evidence: list[AnyEvent] = field(default_factory=list)
     prevented: list[str] = field(default_factory=list)
     breaker: list[BreakerChanged] = field(default_factory=list)
     ancestry: tuple[Process, ...] = ()
     began: AnyEvent | None = None
     ended: AnyEvent | None = None
-    cpu_s: float = 0.0
-    gpu_s: float = 0.0
-    bytes_out: int = 0
 
 
 def find_incidents(log: Path) -> list[Incident]:
@@ -135,7 +125,7 @@ def find_incidents(log: Path) -> list[Incident]:
     for findings in groups.values():
         if any(_RANK[each.severity] >= _WORTH for each in findings):
             wanted = {seq for each in findings for seq in (*each.evidence, each.seq)}
-            drafts.append(_Draft(findings, wanted, min(wanted)))
+            drafts.append(_Draft(findings, wanted, min(wanted), Harm(findings[0].step)))
     if not drafts:
         return []
     story = _Story(drafts)
@@ -180,6 +170,10 @@ class _Story:
                 self._exec(event)
             case BreakerChanged():
                 self._breaker(event)
+            case Gpu():
+                for draft in self._drafts[:_MOST]:
+                    if draft.ended is None:
+                        draft.harm.beside(event, since=event.seq >= draft.first)
         for draft in self._wanting.get(event.seq, ()):
             self._evidence(draft, event)
         for draft in self._by_step.get(event.step, ()) if event.step else ():
@@ -192,12 +186,6 @@ class _Story:
         first = draft.findings[0]
         began = draft.began or first
         end = draft.ended or self._last or began
-        prices = self._prices
-        money = (
-            draft.cpu_s / 3600 * prices.price_cpu_hour
-            + draft.gpu_s / 3600 * prices.price_gpu_hour
-            + draft.bytes_out / 1e9 * prices.price_gb_out
-        )
         return Incident(
             watch=first.watch,
             step=first.step,
@@ -214,7 +202,8 @@ class _Story:
             evidence=tuple(draft.evidence),
             prevented=tuple(draft.prevented),
             breaker=tuple(draft.breaker),
-            cost=Cost(cpu_s=draft.cpu_s, gpu_s=draft.gpu_s, bytes_out=draft.bytes_out, money=money),
+            leaked=draft.harm.leak(began.t_mono_ns),
+            cost=draft.harm.cost(self._prices),
             duration_s=max(0.0, (end.t_mono_ns - began.t_mono_ns) / 1e9),
         )
 
@@ -235,6 +224,7 @@ class _Story:
             if not draft.wanted.isdisjoint(event.evidence):
                 draft.breaker.append(event)
                 draft.ended = draft.ended or event
+                draft.harm.stopped(event.flows, event.t_mono_ns)
                 if not draft.ancestry:
                     draft.ancestry = _ancestry_at_trip(event.processes, draft.findings[-1].pid)
             elif event.after == "killed" and event.seq > draft.first:
@@ -256,19 +246,13 @@ class _Story:
         return tuple(chain)
 
     def _of_step(self, draft: _Draft, event: AnyEvent) -> None:
+        draft.harm.use(event)
         match event:
             case Connect() if event.verdict == "deny":
                 _tell(draft, f"connect to {event.host or event.addr}:{event.port} denied [{event.rule}]")
-            case Flow():
-                if event.op == "named" and event.verdict == "deny":
-                    where = f"{event.host or event.addr}:{event.port}"
-                    _tell(draft, f"{event.protocol} to {where} denied [{event.rule}], no byte of it passed")
-                elif event.op == "closed":
-                    draft.bytes_out += event.bytes_out
-            case Resources() if event.pid:
-                draft.cpu_s += event.cpu_s
-            case Gpu() if event.op == "process":
-                draft.gpu_s += event.gpu_seconds
+            case Flow() if event.op == "named" and event.verdict == "deny":
+                where = f"{event.host or event.addr}:{event.port}"
+                _tell(draft, f"{event.protocol} to {where} denied [{event.rule}], no byte of it passed")
             case Step() if event.op == "end":
                 draft.ended = draft.ended or event
 

@@ -9,6 +9,7 @@ from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.detect.sigma_form import Problem
 from jupyter_agentwatch.events import Finding, Severity
 from jupyter_agentwatch.watch.incidents import Incident, find_incidents
+from jupyter_agentwatch.watch.report import Report, make_report
 from jupyter_agentwatch.watch.rules import CompiledFiles, problem_notes
 from jupyter_agentwatch.watch.table import event_table
 
@@ -58,6 +59,17 @@ class WatchFindings:
             LogError: The log cannot be read.
         """
         return find_incidents(self.log)
+
+    def report(self) -> Report:
+        """Return this run as one document: in a notebook it shows itself, `save` writes it as HTML or Markdown.
+
+        Raises:
+            LogError: The log cannot be read.
+
+        Example:
+            >>> watch.report().save("run.html")  # doctest: +SKIP
+        """
+        return make_report(self.log)
 
     def _rule_notes(self) -> list[str]:
         return problem_notes(self._rules.problems)
