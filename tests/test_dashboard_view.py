@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,6 +204,7 @@ def test_a_call_that_is_held_is_decided_by_a_button(desk: Page, lab: Lab, start:
     running = watch.start(["python3", "-c", code])
     show(desk, lab, watch)
     wait_for_text(desk, ".aw-ask", "192.0.2.9")
+    wait_for_text(desk, ".aw-ask [role=timer]", "denied in 0:0")
     desk.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
     assert running.wait().stdout.strip() == "13"
     desk.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
@@ -217,6 +219,21 @@ def test_a_run_is_suspended_and_resumed_from_the_dashboard(desk: Page, lab: Lab,
     desk.locator(f"{DASHBOARD} button[data-action=resume]").click()
     wait_for_text(desk, ".aw-state", "running")
     assert watch.status().state == "closed"
+
+
+def test_a_trip_says_why_until_when_and_what_was_prevented(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+    """What looks like a miner is held; the head says why and until when, the incident what it was."""
+    watch = start({"version": 1, "breaker": {"frozen_s": 600}})
+    shutil.copy(shutil.which("true") or "/bin/true", watch.workspace / HOSTILE)
+    miner = [f"./{HOSTILE}", "-o", "stratum+tcp://pool.example:3333", "-u", "4" + "A" * 94, "--donate-level", "1"]
+    show(desk, lab, watch)
+    wait_for_text(desk, ".aw-state", "running")
+    watch.start(miner)
+    wait_for_text(desk, ".aw-state", "FROZEN")
+    wait_for_text(desk, ".aw-why", "trip: critical:")
+    wait_for_text(desk, ".aw-left", "will be killed in 0:")
+    wait_for_text(desk, ".aw-incident", "refused before it ran: ./<img src=x")
+    assert desk.locator(f"{DASHBOARD} img").count() == 0
 
 
 def test_after_a_reload_the_dashboard_finds_its_run_again(page: Page, lab: Lab, watch: Watch) -> None:

@@ -5,6 +5,7 @@ import { Curves } from "../src/view/curves";
 import { gist } from "../src/view/audit";
 import { tripOf } from "../src/lab/runs";
 import { readState } from "../src/core/events";
+import { leftOf } from "../src/view/header";
 import { Store } from "../src/view/store";
 
 let seq = 0;
@@ -192,6 +193,24 @@ describe("a line of the audit table", () => {
     [event("connect", { transport: "tcp", addr: "192.0.2.1", port: 22, rule: "r" }), "tcp 192.0.2.1 port 22 r"],
   ])("says what happened", (found, words) => {
     expect(gist(found)).toBe(words);
+  });
+});
+
+describe("what a person must decide", () => {
+  it("comes with the time that is left, and unknown times as none", () => {
+    const run = { asks: [{ ask: 1, text: "a" }, { ask: 2, text: "b" }], asks_left_s: { 1: 9.5 }, state: "frozen" };
+    expect(readState(run).asks).toEqual([{ ask: 1, text: "a", left: 9.5 }, { ask: 2, text: "b", left: null }]);
+    expect(leftOf(readState(run), 0)).toBe("");
+    const frozen = readState({ ...run, frozen_left_s: 75, on_expiry: "kill" });
+    expect(leftOf(frozen, 5)).toBe("will be killed in 0:01:10 unless a person resumes or kills it");
+    expect(leftOf({ ...frozen, onExpiry: "resume" }, 100)).toBe("goes on by itself in 0:00:00 unless a person resumes or kills it");
+  });
+
+  it("is put together as incidents, whatever else the server may send", () => {
+    const store = new Store();
+    const message = readMessage({ type: "incidents", incidents: [null, { severity: "high", ended_ms: "x", prevented: [1, "p"] }] });
+    store.take(message!, 0);
+    expect(store.incidents).toMatchObject([{ severity: "high", ended: null, prevented: ["p"], title: "" }]);
   });
 });
 

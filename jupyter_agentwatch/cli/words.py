@@ -87,9 +87,19 @@ def status_text(status: WatchStatus) -> str:
         f"log {printable(status.log)}",
         f"head {printable(status.head)}",
     ]
-    lines += [f"held for an answer: {ask}: {printable(what)}" for ask, what in sorted(status.asks.items())]
+    lines += [
+        f"held for an answer: {ask}: {printable(what)}{_left(status.asks_left_s.get(ask), 'denied')}"
+        for ask, what in sorted(status.asks.items())
+    ]
+    if status.frozen_left_s is not None:
+        follows = "killed" if status.on_expiry == "kill" else "let go on"
+        lines.append(f"frozen{_left(status.frozen_left_s, follows)}")
     lines += [f"note: {printable(note)}" for note in status.notes]
     return "\n".join(lines)
+
+
+def _left(seconds: float | None, what: str) -> str:
+    return "" if seconds is None else f" ({what} in {seconds:.0f} s unless a person decides)"
 
 
 def changes_text(changes: Sequence[Change]) -> str:

@@ -6,6 +6,7 @@ A kill never travels in a trait: the front-end holds traits back while a cell ru
 from __future__ import annotations
 
 import html
+import threading
 from typing import Any
 
 import anywidget
@@ -16,6 +17,7 @@ from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.notebook.follower import Follower
 from jupyter_agentwatch.notebook.front_end import bundle_hash, view_bundle, widget_source
 from jupyter_agentwatch.notebook.kill_routes import answer_kill, listen
+from jupyter_agentwatch.server.incidents import recent_incidents
 from jupyter_agentwatch.server.render import kill_command
 from jupyter_agentwatch.watch import Watch
 from jupyter_agentwatch.wire.messages import Answer, Request, Resume, Suspend
@@ -96,12 +98,22 @@ class View(anywidget.AnyWidget):
             case {"type": "follow", "after": int(after)}:
                 self._unfollow()
                 self._follower = Follower(self.run, self.send, after)
+            case {"type": "incidents"}:
+                # In a thread: a long log takes seconds to read, and the page's other messages must not wait.
+                threading.Thread(target=self._tell_incidents, name="agentwatch-incidents", daemon=True).start()
             case {"type": "unfollow"}:
                 self._unfollow()
             case {"type": "act", "action": str(action)}:
                 self._act(action, content.get("decision"))
             case _:
                 return
+
+    def _tell_incidents(self) -> None:
+        try:
+            told: dict[str, Any] = {"incidents": recent_incidents(audit_log(self.run))}
+        except AgentwatchError as error:
+            told = {"incidents": [], "message": printable(str(error), 4096)}
+        self.send({"type": "incidents", "run_id": self.run, **told})
 
     def _act(self, action: str, decision: object) -> None:
         kind, _, number = action.partition("/")

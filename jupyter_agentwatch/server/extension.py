@@ -23,6 +23,7 @@ _ROUTES: list[tuple[str, type[Any]]] = [
     ("api/kill-all", handlers.KillAllHandler),
     (_RUN, handlers.RunHandler),
     (f"{_RUN}/events", handlers.EventsHandler),
+    (f"{_RUN}/incidents", handlers.IncidentsHandler),
     (f"{_RUN}/kill", handlers.KillHandler),
     (f"{_RUN}/suspend", handlers.SuspendHandler),
     (f"{_RUN}/resume", handlers.ResumeHandler),

@@ -42,7 +42,7 @@ _SOON_S = 0.05
 _DRAW_S = 0.3
 _SAMPLES = 256
 _CHANGES_THE_PICTURE: Final = (b'{"kind":"breaker"', b'{"kind":"control"', b'{"kind":"step"', b'{"kind":"finding"')
-_VOLATILE: Final = frozenset({"elapsed_s", "head"})
+_VOLATILE: Final = frozenset({"elapsed_s", "head", "asks_left_s", "frozen_left_s"})
 
 
 class Feed(asyncio.Protocol):

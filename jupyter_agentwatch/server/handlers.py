@@ -16,6 +16,7 @@ from jupyter_agentwatch.errors import AgentwatchError, RefusedError, SessionEnde
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.server.feeds import Feeds
 from jupyter_agentwatch.server.history import MOST_RECORDS, recent_events
+from jupyter_agentwatch.server.incidents import recent_incidents
 from jupyter_agentwatch.server.render import encode, kill_command, kill_json, safe
 from jupyter_agentwatch.server.runs import Runs, UnknownRunError
 from jupyter_agentwatch.server.summary import Summary
@@ -27,6 +28,7 @@ __all__ = [
     "SETTING",
     "AnswerHandler",
     "EventsHandler",
+    "IncidentsHandler",
     "KillAllHandler",
     "KillHandler",
     "NotFoundHandler",
@@ -185,6 +187,20 @@ class EventsHandler(_Handler):
     async def _events(self, run: str, after: int, limit: int) -> dict[str, Any]:
         await self.relay.runs.check(run)
         return {"events": await self.relay.runs.in_thread(recent_events, audit_log(run), after, max(0, limit))}
+
+
+class IncidentsHandler(_Handler):
+    """`GET api/runs/ID/incidents`: findings put together, each with what came of it; of a watch, live or ended."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, run: str) -> None:
+        """Answer `{"incidents": [...]}`, oldest first."""
+        await self.reply_with(self._incidents(run))
+
+    async def _incidents(self, run: str) -> dict[str, Any]:
+        await self.relay.runs.check(run)
+        return {"incidents": await self.relay.runs.in_thread(recent_incidents, audit_log(run))}
 
 
 class KillHandler(_Handler):

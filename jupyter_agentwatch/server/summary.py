@@ -14,7 +14,7 @@ __all__ = ["Summary"]
 
 _EVERY_S: Final = 1.0
 _PATIENCE_S: Final = 0.5
-_VOLATILE: Final = frozenset({"elapsed_s", "head"})
+_VOLATILE: Final = frozenset({"elapsed_s", "head", "asks_left_s", "frozen_left_s"})
 
 
 class Summary:

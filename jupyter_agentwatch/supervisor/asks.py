@@ -31,6 +31,11 @@ class Asks:
         """Return what is asked, by number."""
         return {ident: text for ident, (text, _, _) in self._open.items()}
 
+    def left_s(self) -> dict[int, float]:
+        """Return the seconds until each question counts as denied, by number."""
+        now = self._loop.time()
+        return {ident: round(max(0.0, timer.when() - now), 3) for ident, (_, _, timer) in self._open.items()}
+
     def put(self, text: str, answered: Answered) -> None:
         """Ask; `answered` gets the answer and who gave it, on the loop."""
         ident = next(self._ids)

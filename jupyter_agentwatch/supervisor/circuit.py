@@ -78,6 +78,18 @@ class Circuit:
         self._writing = threading.Lock()
         self._thread = 0
 
+    @property
+    def on_expiry(self) -> str:
+        """What the policy's time limit does to a frozen watch: "kill" or "resume"."""
+        return self._policy.on_expiry
+
+    @property
+    def frozen_left_s(self) -> float | None:
+        """Seconds until it does; None where the watch is not frozen."""
+        if self.state != "frozen" or self._expiry is None:
+            return None
+        return round(max(0.0, self._expiry.when() - self._works.loop.time()), 3)
+
     async def watch_budgets(self) -> None:
         """Hold the budgets that depend on what flows have sent by now, until cancelled."""
         self._thread = threading.get_ident()

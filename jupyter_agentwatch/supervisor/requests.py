@@ -170,6 +170,9 @@ class Requests:
             asks=self._watch.asks.texts(),
             limits_by=self._watch.host.limits_by,
             notes=self._watch.notes,
+            asks_left_s=self._watch.asks.left_s(),
+            frozen_left_s=self._watch.circuit.frozen_left_s,
+            on_expiry=self._watch.circuit.on_expiry,
         )
 
     def _subscribe(self, _request: messages.Subscribe, connection: Connection) -> FromSupervisor:

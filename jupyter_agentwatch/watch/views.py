@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PanelName", "WatchViews", "has_kernel"]
 
-PanelName = Literal["findings", "connections", "timeline", "processes", "gpu", "resources", "audit"]
+PanelName = Literal["incidents", "findings", "connections", "timeline", "processes", "gpu", "resources", "audit"]
 """What there is a panel for."""
 
 _WIDGETS: Final = "jupyter_agentwatch.notebook"
@@ -68,7 +68,7 @@ class WatchViews:
         """Return one part of the dashboard, for a layout of one's own; the panels of one watch share a connection.
 
         Args:
-            name: "findings", "connections", "timeline", "processes", "gpu", "resources" or "audit".
+            name: "incidents", "findings", "connections", "timeline", "processes", "gpu", "resources" or "audit".
 
         Raises:
             ControlError: This is no notebook, or there is no such panel.

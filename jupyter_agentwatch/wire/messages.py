@@ -354,7 +354,11 @@ class Killed(Message, frozen=True, kw_only=True, tag="killed"):
 
 
 class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
-    """A picture of the watch now; counts are since its start, `counts` by event kind and verdict ("connect:deny")."""
+    """A picture of the watch now; counts are since its start, `counts` by event kind and verdict ("connect:deny").
+
+    `asks_left_s` are the seconds until each of `asks` counts as denied; `frozen_left_s` those until a frozen watch is
+    killed or goes on, whichever `on_expiry` says (None: it is not frozen).
+    """
 
     watch: str
     rung: str
@@ -373,6 +377,9 @@ class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
     asks: dict[int, str]
     limits_by: str
     notes: list[str]
+    asks_left_s: dict[int, float] = {}
+    frozen_left_s: float | None = None
+    on_expiry: str = ""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

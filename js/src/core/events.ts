@@ -17,10 +17,32 @@ export interface AuditEvent {
   readonly [field: string]: unknown;
 }
 
-/** A call that is held for a person. */
+/** A call that is held for a person; after `left` seconds without an answer it is denied (null: nobody says). */
 export interface Ask {
   readonly ask: number;
   readonly text: string;
+  readonly left: number | null;
+}
+
+/** Findings of one kind about one step, with what came of it. */
+export interface Incident {
+  readonly family: string;
+  readonly severity: string;
+  readonly title: string;
+  readonly step: number;
+  readonly command: string;
+  readonly findings: number;
+  readonly began: number;
+  /** null: it goes on. */
+  readonly ended: number | null;
+  readonly duration: number;
+  readonly ancestry: readonly string[];
+  readonly prevented: readonly string[];
+  readonly breaker: readonly string[];
+  readonly cpu: number;
+  readonly gpu: number;
+  readonly bytesOut: number;
+  readonly money: number;
 }
 
 /** A picture of a run; `state` is "closed" (normal), "throttled", "frozen", "killed", "ended", "silent" or "unknown". */
@@ -38,6 +60,9 @@ export interface RunState {
   readonly notes: readonly string[];
   readonly counts: Readonly<Record<string, number>>;
   readonly asks: readonly Ask[];
+  /** Seconds until `onExpiry` ("kill" or "resume") happens to a frozen run; null where it is not frozen. */
+  readonly frozenLeft: number | null;
+  readonly onExpiry: string;
   readonly killed: number;
   readonly survivors: number | null;
   readonly note: string;
@@ -57,6 +82,7 @@ export type StreamMessage =
   | { readonly type: "state"; readonly run: RunState }
   | { readonly type: "events"; readonly events: readonly AuditEvent[] }
   | { readonly type: "gap"; readonly lost: number }
+  | { readonly type: "incidents"; readonly incidents: readonly Incident[]; readonly message: string }
   | { readonly type: "ended"; readonly run: RunState }
   | { readonly type: "lost"; readonly message: string };
 
@@ -91,6 +117,8 @@ export function readMessage(data: unknown): StreamMessage | null {
       return Array.isArray(data.events) ? { type: "events", events: readEvents(data.events) } : null;
     case "lines":
       return readLines(data);
+    case "incidents":
+      return { type: "incidents", incidents: readIncidents(data.incidents), message: text(data, "message") };
     case "gap":
       return { type: "gap", lost: number(data, "lost") };
     case "lost":
@@ -98,6 +126,31 @@ export function readMessage(data: unknown): StreamMessage | null {
     default:
       return null;
   }
+}
+
+function readIncidents(found: unknown): Incident[] {
+  return (Array.isArray(found) ? found.filter(isObject) : []).map((each) => ({
+    family: text(each, "family"),
+    severity: text(each, "severity"),
+    title: text(each, "title"),
+    step: number(each, "step"),
+    command: text(each, "command"),
+    findings: number(each, "findings"),
+    began: number(each, "began_ms"),
+    ended: seconds(each.ended_ms),
+    duration: number(each, "duration_s"),
+    ancestry: texts(each, "ancestry"),
+    prevented: texts(each, "prevented"),
+    breaker: texts(each, "breaker"),
+    cpu: number(each, "cpu_s"),
+    gpu: number(each, "gpu_s"),
+    bytesOut: number(each, "bytes_out"),
+    money: number(each, "money"),
+  }));
+}
+
+function seconds(value: unknown): number | null {
+  return typeof value === "number" && Number.isFinite(value) ? value : null;
 }
 
 function readLines(data: Record<string, unknown>): StreamMessage {
@@ -132,7 +185,12 @@ export function readState(run: Record<string, unknown>): RunState {
     kernel: text(run, "kernel"),
     notes: texts(run, "notes"),
     counts: Object.fromEntries(counts.filter((pair): pair is [string, number] => typeof pair[1] === "number")),
-    asks: asks.map((each) => ({ ask: number(each, "ask"), text: text(each, "text") })),
+    asks: asks.map((each) => {
+      const ask = number(each, "ask");
+      return { ask, text: text(each, "text"), left: seconds(isObject(run.asks_left_s) ? run.asks_left_s[ask] : null) };
+    }),
+    frozenLeft: seconds(run.frozen_left_s),
+    onExpiry: text(run, "on_expiry"),
     killed: number(run, "killed"),
     survivors: typeof run.survivors === "number" ? run.survivors : null,
     note: text(run, "note"),

@@ -12,6 +12,8 @@ const HISTORY = 5000;
 /** A run's records as they come, and who wants to hear of them. */
 export class Feed {
   readonly store = new Store();
+  readonly #server: Server | null;
+  readonly #model: Messages | null;
   readonly #listeners = new Set<() => void>();
   readonly #ending = new AbortController();
   #held: AuditEvent[] | null = null;
@@ -25,6 +27,8 @@ export class Feed {
     server: Server | null,
     model: Messages | null,
   ) {
+    this.#server = server;
+    this.#model = server === null ? model : null;
     if (server !== null) {
       this.#connect(server);
     } else if (model !== null) {
@@ -57,6 +61,20 @@ export class Feed {
     }
     this.store.take(message, performance.now());
     this.#tell();
+  }
+
+  /** Ask for the incidents; they come as a message, whichever way. */
+  async askIncidents(): Promise<void> {
+    if (this.#server === null) {
+      this.#model?.send({ type: "incidents" });
+      return;
+    }
+    try {
+      const path = `api/runs/${encodeURIComponent(this.run)}/incidents`;
+      this.take({ ...(await get(this.#server, path, this.#ending.signal)).body, type: "incidents" });
+    } catch {
+      // The findings are there all the same, and the next one asks again.
+    }
   }
 
   /** Take points of lines. */

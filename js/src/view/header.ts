@@ -1,11 +1,12 @@
 /** The head of the dashboard: which run, in which state, what it is allowed to ask, and buttons for a person's word. */
 
 import { element, fill, say } from "../core/dom";
-import type { Ask, RunState } from "../core/events";
+import { text, type Ask, type AuditEvent, type RunState } from "../core/events";
 import { post, type Server } from "../core/server";
 import { clock, count } from "../core/text";
 import type { Feed } from "./feed";
 import { Panel } from "./panel";
+import { time } from "./store";
 
 /** What a breaker's state is called where people read it. */
 export const STATES: Readonly<Record<string, string>> = {
@@ -34,10 +35,31 @@ export function actOver(server: Server, run: string): Act {
   };
 }
 
+/** Return what moved the breaker last, in words. */
+export function whyOf(moved: AuditEvent | null): string {
+  if (moved === null) {
+    return "";
+  }
+  const when = new Date(time(moved)).toLocaleTimeString();
+  return `${text(moved, "cause")} · by ${text(moved, "by")} · ${when}`;
+}
+
+/** Return what happens to a frozen run where nobody decides, and when. */
+export function leftOf(state: RunState, since: number): string {
+  if (state.frozenLeft === null || state.state !== "frozen") {
+    return "";
+  }
+  const what = state.onExpiry === "resume" ? "goes on by itself" : "will be killed";
+  return `${what} in ${clock(state.frozenLeft - since)} unless a person resumes or kills it`;
+}
+
 /** The head. */
 export class HeaderPanel extends Panel {
   readonly #facts = element("dl", { class: "aw-facts" });
   readonly #state = element("p", { class: "aw-state", role: "status" });
+  readonly #why = element("p", { class: "aw-why", role: "status" });
+  readonly #left = element("p", { class: "aw-left", role: "timer" });
+  readonly #timers = new Map<number, HTMLElement>();
   readonly #problem = element("p", { class: "aw-problem", role: "alert" });
   readonly #asks = element("ul", { class: "aw-asks", "aria-label": "calls that wait for you" });
   readonly #suspend: HTMLButtonElement;
@@ -54,7 +76,7 @@ export class HeaderPanel extends Panel {
     this.#suspend = this.#button("Suspend", "suspend");
     this.#resume = this.#button("Resume", "resume");
     const buttons = element("div", { class: "aw-buttons" }, this.#suspend, this.#resume);
-    fill(this.body, this.#state, this.#facts, buttons, this.#problem, this.#asks);
+    fill(this.body, this.#state, this.#why, this.#left, this.#facts, buttons, this.#problem, this.#asks);
     this.#clock = setInterval(() => {
       this.touch(); // a picture comes only when something changes; time passes all the same
     }, 1000);
@@ -67,7 +89,7 @@ export class HeaderPanel extends Panel {
   }
 
   protected override draw(): void {
-    const { state, stateAt, lost, hasEnded } = this.feed.store;
+    const { state, stateAt, lost, hasEnded, moved } = this.feed.store;
     if (state === null) {
       say(this.#state, lost || "asking…");
       return;
@@ -77,8 +99,11 @@ export class HeaderPanel extends Panel {
     const open = !hasEnded && this.act !== null;
     this.#suspend.hidden = !open || state.state === "frozen";
     this.#resume.hidden = !open || state.state !== "frozen";
-    this.#list(state, hasEnded ? 0 : performance.now() - stateAt);
-    this.#ask(state.asks);
+    const since = hasEnded ? 0 : (performance.now() - stateAt) / 1000;
+    this.#list(state, since);
+    say(this.#why, state.state === "closed" || hasEnded ? "" : whyOf(moved));
+    say(this.#left, leftOf(state, since));
+    this.#ask(state.asks, since);
     if (hasEnded) {
       this.onEnd(state);
     }
@@ -89,7 +114,7 @@ export class HeaderPanel extends Panel {
     const facts: [string, string][] = [
       ["run", state.watch],
       ["isolation", state.rung],
-      ["elapsed", clock(state.elapsed_s + since / 1000)],
+      ["elapsed", clock(state.elapsed_s + since)],
       ["now", count(state.processes, "process", "processes")],
       ["so far", `${count(state.steps, "step")}, ${count(denied, "refused call")}`],
       ["workspace", state.workspace],
@@ -103,18 +128,31 @@ export class HeaderPanel extends Panel {
     );
   }
 
-  #ask(asks: readonly Ask[]): void {
-    const key = JSON.stringify(asks);
-    if (key === this.#shownAsks) {
-      return; // a button that is about to be pressed must not be replaced
+  #ask(asks: readonly Ask[], since: number): void {
+    const key = JSON.stringify(asks.map(({ ask, text }) => [ask, text]));
+    if (key !== this.#shownAsks) {
+      this.#shownAsks = key; // else a button that is about to be pressed would be replaced
+      this.#timers.clear();
+      this.#fillAsks(asks);
     }
-    this.#shownAsks = key;
+    for (const { ask, left } of asks) {
+      const timer = this.#timers.get(ask);
+      if (timer !== undefined && left !== null) {
+        say(timer, `denied in ${clock(left - since)} unless somebody answers`);
+      }
+    }
+  }
+
+  #fillAsks(asks: readonly Ask[]): void {
     fill(this.#asks, ...asks.map((ask) => this.#question(ask)));
   }
 
   #question(ask: Ask): HTMLElement {
     const words = (verb: string): string => `${verb} call ${ask.ask}: ${ask.text}`;
-    const item = element("li", { class: "aw-ask", role: "alert" }, element("span", {}, ask.text));
+    // Time passes outside of the alert, or a screen reader would say it each second.
+    const timer = element("span", { role: "timer" });
+    this.#timers.set(ask.ask, timer);
+    const item = element("li", { class: "aw-ask" }, element("span", { role: "alert" }, ask.text), timer);
     if (this.act !== null) {
       for (const [label, decision] of [["Allow", "allow"], ["Deny", "deny"]] as const) {
         const button = element("button", { type: "button", "aria-label": words(label), "data-decision": decision }, label);

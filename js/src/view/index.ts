@@ -10,6 +10,7 @@ import { GpuPanel, ResourcesPanel } from "./charts";
 import { join, type Feed } from "./feed";
 import { GraphPanel } from "./graph";
 import { actOver, HeaderPanel, type Act } from "./header";
+import { IncidentsPanel } from "./incidents";
 import { FindingsPanel, ProcessPanel, TimelinePanel } from "./lists";
 import type { Panel } from "./panel";
 import sheet from "../style.css";
@@ -29,6 +30,7 @@ type Make = (feed: Feed) => Panel;
 
 const PANELS: Readonly<Record<string, Make>> = {
   connections: (feed) => new GraphPanel(feed),
+  incidents: (feed) => new IncidentsPanel(feed),
   findings: (feed) => new FindingsPanel(feed),
   timeline: (feed) => new TimelinePanel(feed),
   processes: (feed) => new ProcessPanel(feed),

@@ -1,6 +1,6 @@
 /** What is known of one run, put together from its records; pure, bounded, and drawn by nobody here. */
 
-import { number, text, texts, type AuditEvent, type RunState, type StreamMessage } from "../core/events";
+import { number, text, texts, type AuditEvent, type Incident, type RunState, type StreamMessage } from "../core/events";
 import { Connections } from "./connections";
 import { Curves } from "./curves";
 
@@ -39,6 +39,11 @@ export class Store {
   readonly findings: AuditEvent[] = [];
   readonly connections = new Connections();
   readonly curves = new Curves();
+  incidents: readonly Incident[] = [];
+  /** Why there are no incidents to show, or "". */
+  incidentsProblem = "";
+  /** The last move of the breaker; null before the first. */
+  moved: AuditEvent | null = null;
   state: RunState | null = null;
   /** Clock of the page, milliseconds, when `state` came. */
   stateAt = 0;
@@ -70,6 +75,10 @@ export class Store {
         this.lost = "";
         break;
       case "gap":
+        break;
+      case "incidents":
+        this.incidents = message.incidents;
+        this.incidentsProblem = message.message;
         break;
       case "lines":
         this.curves.name(message.lines, message.notes);
@@ -111,6 +120,9 @@ export class Store {
         break;
       case "finding":
         keep(this.findings, event, FINDINGS);
+        break;
+      case "breaker":
+        this.moved = event;
         break;
       case "connect":
       case "flow":

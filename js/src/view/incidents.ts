@@ -1,0 +1,74 @@
+/** Incidents: findings put together by the server, each with the command, what was prevented, and what it cost. */
+
+import { element, fill, say } from "../core/dom";
+import type { Incident } from "../core/events";
+import { bytes, clock, count } from "../core/text";
+import type { Feed } from "./feed";
+import { Panel } from "./panel";
+
+const PACE_MS = 3000;
+
+/** The panel: asks anew whenever there is a finding more, or a step or the breaker has moved since the last one. */
+export class IncidentsPanel extends Panel {
+  readonly #list = element("ol", { class: "aw-findings", "aria-label": "incidents" });
+  readonly #empty = element("p", { class: "aw-empty", role: "status" });
+  #asked = "";
+  #shown = "";
+
+  constructor(feed: Feed) {
+    super("incidents", "Incidents", feed, PACE_MS); // each question makes the server read the log
+    fill(this.body, this.#empty, this.#list);
+    this.touch();
+  }
+
+  protected override draw(): void {
+    const { findings, incidents, incidentsProblem, moved, hasEnded, steps } = this.feed.store;
+    const running = [...steps.values()].filter((step) => step.end === null).length;
+    const asked = `${findings.at(-1)?.seq ?? -1} ${moved?.seq ?? -1} ${running} ${String(hasEnded)}`;
+    if (findings.length > 0 && asked !== this.#asked) {
+      this.#asked = asked;
+      void this.feed.askIncidents();
+    }
+    say(this.#empty, incidents.length > 0 ? "" : incidentsProblem || "nothing so far");
+    this.#empty.hidden = incidents.length > 0;
+    const key = JSON.stringify(incidents);
+    if (key !== this.#shown) {
+      this.#shown = key; // one that a person has opened must not be closed by a redrawing that changes nothing
+      fill(this.#list, ...[...incidents].reverse().map((each, i) => told(each, i === 0)));
+    }
+  }
+}
+
+function told(incident: Incident, isOpen: boolean): HTMLElement {
+  const severity = /^[a-z]+$/.test(incident.severity) ? incident.severity : "unknown";
+  const state = incident.ended === null ? "goes on" : `over after ${clock(incident.duration)}`;
+  const facts: [string, string[]][] = [
+    ["command", [incident.step === 0 ? "" : `step ${incident.step}: ${incident.command}`]],
+    ["process", incident.ancestry.slice(0, 3)],
+    ["prevented", [...incident.prevented]],
+    ["breaker", [...incident.breaker]],
+    ["cost", [cost(incident)]],
+  ];
+  const rows = facts
+    .map(([name, lines]): [string, string[]] => [name, lines.filter((line) => line !== "")])
+    .filter(([, lines]) => lines.length > 0)
+    .map(([name, lines]) => row(name, lines));
+  const words = [`${incident.family || "unknown"}: ${incident.title}`, state, count(incident.findings, "finding")];
+  const summary = element("summary", {}, element("strong", {}, severity), ` ${words.join(" · ")}`);
+  const details = element("details", isOpen ? { open: true } : {}, summary, element("dl", { class: "aw-facts aw-story" }, ...rows));
+  return element("li", { class: `aw-finding aw-incident aw-severity-${severity}` }, details);
+}
+
+function row(name: string, lines: readonly string[]): HTMLElement {
+  return element("div", {}, element("dt", {}, name), element("dd", {}, ...lines.map((line) => element("span", {}, line))));
+}
+
+function cost(incident: Incident): string {
+  const parts = [
+    incident.cpu > 0 ? `${incident.cpu.toFixed(1)} s CPU` : "",
+    incident.gpu > 0 ? `${incident.gpu.toFixed(1)} s GPU` : "",
+    incident.bytesOut > 0 ? `${bytes(incident.bytesOut)} out` : "",
+    incident.money > 0 ? `${incident.money.toFixed(2)} in money` : "",
+  ];
+  return parts.filter((part) => part !== "").join(", ");
+}
