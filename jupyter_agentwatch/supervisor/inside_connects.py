@@ -20,6 +20,7 @@ __all__ = ["InsideConnects"]
 
 _NO_FAMILY: Final = bytes(2)  # dissolves an association
 _WAITING: Final = 64
+_LINGER_SIZE: Final = 8  # struct linger: whether, and for how long
 
 
 class InsideConnects:
@@ -81,10 +82,16 @@ class InsideConnects:
             self._askers.note(sock, asker)
         if error in {0, errno.EINPROGRESS} and raw[:2] != _NO_FAMILY:
             self._connected(sock)
-        self._listener.finish(n.id, error)
+        # Before the answer: what the caller does with its connection afterwards must not find us holding it.
         self._release(sock, held)
+        self._listener.finish(n.id, error)
 
     def _release(self, sock: socket.socket, held: int) -> None:
-        self._closer.close(sock)
+        if sock.family != socket.AF_UNIX and not any(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_SIZE)
+        ):
+            sock.close()
+        else:
+            self._closer.close(sock)
         if held >= 0:
             self._closer.close(held)

@@ -225,7 +225,8 @@ class TelemetryFeed:
             self._loop.call_soon_threadsafe(self._failed.set)
 
     def _fail(self, error: Exception) -> None:
-        if self._measuring is not None:
+        # A killed sandbox has no init to look at any more, which is no failure.
+        if self._measuring is not None and self._measured.state() != "killed":
             self._measuring.failed(f"{type(error).__name__}: {error}", "agentwatch.telemetry_failed")
 
     def _take(self, snapshot: Snapshot) -> None:
