@@ -3,6 +3,7 @@
 An agent only chooses; what it chooses is carried out in the sandbox, recorded there, and stopped there.
 """
 
+from jupyter_agentwatch.agents.chat import ChatAgent
 from jupyter_agentwatch.agents.loop import AgentRun
 from jupyter_agentwatch.agents.model import (
     Action,
@@ -31,6 +32,7 @@ __all__ = [
     "AgentRun",
     "AgentStep",
     "Budget",
+    "ChatAgent",
     "Edit",
     "Finish",
     "Observation",

@@ -266,6 +266,7 @@ class AgentRun:
             self._finish(Outcome.AGENT_ERROR, f"{type(error).__name__}: {error}")
         finally:
             self._finish(Outcome.AGENT_ERROR, "the agent ended its thread")
+            self._close_agent()
 
     def _take_turns(self) -> None:
         observation = Observation(task=self.task, turn=1)
@@ -361,6 +362,14 @@ class AgentRun:
             # It may never return: the run ends without it, and what it chooses is not carried out.
             self._cancel()
             self._finish(outcome)
+
+    def _close_agent(self) -> None:
+        close = getattr(self._agent, "close", None)
+        if callable(close):
+            try:
+                close()
+            except Exception:  # noqa: BLE001 -- the run is over, and its outcome stands
+                _log.warning("run %s: the agent's close() raised", self.id, exc_info=True)
 
     def _cancel(self) -> None:
         cancel = getattr(self._agent, "cancel", None)

@@ -151,7 +151,8 @@ class Agent(Protocol):
     """Anything that chooses. It runs in a thread of its own, one call at a time.
 
     It may also have `name`, a text for the log, and `cancel()`, called from another thread when the run is to end while
-    `act` is at work: `act` should then return or raise soon; what it returns is not carried out.
+    `act` is at work: `act` should then return or raise soon; what it returns is not carried out. `close()` is called
+    when the run is over, in the thread of the run.
     """
 
     def act(self, observation: Observation, /) -> Action:
