@@ -60,10 +60,10 @@ def _handler(command: str) -> Callable[[argparse.Namespace], int]:
         from jupyter_agentwatch.cli import hunting
 
         return hunting.hunt if command == "hunt" else hunting.replay
-    if command == "report":
-        from jupyter_agentwatch.cli.documents import report
+    if command in {"export", "report"}:
+        from jupyter_agentwatch.cli import documents
 
-        return report
+        return documents.export if command == "export" else documents.report
     if command in {"tail", "verify"}:
         from jupyter_agentwatch.cli import logs
 

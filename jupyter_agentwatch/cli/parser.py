@@ -48,6 +48,9 @@ _EXAMPLES = {
     "report": """examples:
   jupyter agentwatch report 3f > run.md
   jupyter agentwatch report 3f --output run.html""",
+    "export": """examples:
+  jupyter agentwatch export --format ocsf 3f > run.ocsf.jsonl
+  jupyter agentwatch export --format otel 3f --output run.otlp.jsonl""",
     "policy": """examples:
   jupyter agentwatch policy show > lab.yaml
   jupyter agentwatch policy check lab.yaml
@@ -113,6 +116,7 @@ def build_parser() -> Parser:
     _add_replay(_subparser(commands, "replay", "run the detectors over a recorded log"))
     _add_hunt(_subparser(commands, "hunt", "show the findings of all logs, by what they have in common"))
     _add_report(_subparser(commands, "report", "write a run as one document"))
+    _add_export(_subparser(commands, "export", "write a run's records in another system's form"))
     _add_doctor(_subparser(commands, "doctor", "try each mechanism of the sandbox on this machine"))
     _add_policy(_subparser(commands, "policy", "show, check or suggest a policy"))
     return parser
@@ -195,6 +199,13 @@ def _add_report(parser: Parser) -> None:
     parser.add_argument(
         "--format", choices=["markdown", "html"], help="default: as the file's name ends, else markdown"
     )
+    parser.add_argument("-o", "--output", metavar="FILE", help="file to write, replaced if there (default: print it)")
+
+
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("log", metavar="LOG", nargs="?", help="log file, or id of a watch (default: the newest)")
+    text = "ocsf: events of the Open Cybersecurity Schema Framework; otel: OpenTelemetry log records (OTLP JSON)"
+    parser.add_argument("--format", choices=["ocsf", "otel"], required=True, help=text)
     parser.add_argument("-o", "--output", metavar="FILE", help="file to write, replaced if there (default: print it)")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.detect.sigma_form import Problem
 from jupyter_agentwatch.events import Finding, Severity
+from jupyter_agentwatch.watch.exports import ExportForm, export_lines
 from jupyter_agentwatch.watch.incidents import Incident, find_incidents
 from jupyter_agentwatch.watch.report import Report, make_report
 from jupyter_agentwatch.watch.rules import CompiledFiles, problem_notes
@@ -70,6 +72,22 @@ class WatchFindings:
             >>> watch.report().save("run.html")  # doctest: +SKIP
         """
         return make_report(self.log)
+
+    def export(self, form: ExportForm) -> Iterator[bytes]:
+        """Yield this run's records as lines of another system's JSON.
+
+        Args:
+            form: "ocsf", one event of the Open Cybersecurity Schema Framework in each line; "otel", lines of
+                OpenTelemetry's OTLP with up to 512 records each.
+
+        Raises:
+            LogError: The log cannot be read.
+            ValueError: There is no such form.
+
+        Example:
+            >>> pathlib.Path("run.ocsf.jsonl").write_bytes(b"".join(watch.export("ocsf")))  # doctest: +SKIP
+        """
+        return export_lines(self.log, form)
 
     def _rule_notes(self) -> list[str]:
         return problem_notes(self._rules.problems)

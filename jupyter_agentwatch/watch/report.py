@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from jupyter_agentwatch.watch.document import (
     to_html_page,
     to_markdown,
 )
+from jupyter_agentwatch.watch.exports import write_whole
 from jupyter_agentwatch.watch.incidents import Incident, find_incidents
 
 __all__ = ["Report", "make_report"]
@@ -91,15 +91,7 @@ class Report:
         target = Path(path)
         form = form or ("html" if target.suffix.lower() in {".html", ".htm"} else "markdown")
         text = self.html if form == "html" else self.markdown
-        handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(scratch).replace(target)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
-        return target
+        return write_whole(target, (text.encode("utf-8"),))
 
     def _repr_html_(self) -> str:
         return to_html(self.blocks)
