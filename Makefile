@@ -8,7 +8,7 @@ SETUP := pyproject.toml .ci/setup.sh hatch_build.py js/build.mjs js/package-lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test browser lint bench clean
+.PHONY: help demo lab test browser lint bench pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ bench: .venv/.ready-bench ## measure rungs A and B, print tables and write them 
 	$(PY) tests/bench/run.py
 	$(PY) tests/bench/run.py --rung B
 
+pictures: .venv/.ready-test ## take the README's pictures from JupyterLab in Chromium
+	$(PY) -m tests.pictures
+
 clean: ## remove everything that these targets made
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart notebooks/dashboard
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -51,6 +51,7 @@ export class Layout {
 /** The panel with graph and table. */
 export class GraphPanel extends Panel {
   readonly #plot = element("div", { class: "aw-graph", role: "img", "aria-label": "connection graph" });
+  readonly #empty = element("p", { class: "aw-empty" }, "no connection so far");
   readonly #chosen = element("p", { class: "aw-chosen", role: "status" });
   readonly #table = element("tbody");
   readonly #caption = element("caption");
@@ -66,7 +67,7 @@ export class GraphPanel extends Panel {
     const row = element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)));
     const table = element("table", { class: "aw-table" }, this.#caption, element("thead", {}, row), this.#table);
     const details = element("details", {}, element("summary", {}, "as a table"), scroller("connections", table));
-    fill(this.body, this.#plot, this.#chosen, details);
+    fill(this.body, this.#empty, this.#plot, this.#chosen, details);
     this.#stop = onTheme(() => {
       this.#version = -1;
       this.touch();
@@ -82,6 +83,9 @@ export class GraphPanel extends Panel {
 
   protected override draw(): void {
     const { connections } = this.feed.store;
+    const hasAny = connections.edges.size > 0;
+    this.#empty.hidden = hasAny;
+    this.#plot.hidden = !hasAny;
     const width = this.#plot.clientWidth;
     if (connections.version === this.#version && width === this.#width) {
       return;
@@ -92,6 +96,9 @@ export class GraphPanel extends Panel {
     this.#list(edges);
     const graph = graphOf(edges);
     this.#plot.setAttribute("aria-label", summary(edges, graph));
+    if (!hasAny) {
+      return;
+    }
     void this.#show(graph, width || 480);
   }
 

@@ -119,7 +119,8 @@ export class HeaderPanel extends Panel {
       ["so far", `${count(state.steps, "step")}, ${count(denied, "refused call")}`],
       ["workspace", state.workspace],
       ["head", state.head.slice(0, 16)],
-      ["notes", state.notes.join(" · ")],
+      // Why it is frozen or throttled stands above.
+      ["notes", state.notes.filter((note) => !/^(frozen|throttled): /.test(note)).join(" · ")],
     ];
     const known = facts.filter(([, value]) => value !== "");
     fill(

@@ -29,9 +29,9 @@ export interface Request {
 type Make = (feed: Feed) => Panel;
 
 const PANELS: Readonly<Record<string, Make>> = {
-  connections: (feed) => new GraphPanel(feed),
   incidents: (feed) => new IncidentsPanel(feed),
   findings: (feed) => new FindingsPanel(feed),
+  connections: (feed) => new GraphPanel(feed),
   timeline: (feed) => new TimelinePanel(feed),
   processes: (feed) => new ProcessPanel(feed),
   gpu: (feed) => new GpuPanel(feed),
