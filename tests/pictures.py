@@ -1,4 +1,4 @@
-"""Takes the pictures of README.md from the real JupyterLab in a real Chromium (`make pictures`), as the notebooks run."""
+"""Takes the pictures of README.md from the real JupyterLab in Chromium (`make pictures`), as the notebooks run."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 import { element, fill, say } from "../core/dom";
 import type { Incident } from "../core/events";
-import { bytes, clock, count } from "../core/text";
+import { bytes, count } from "../core/text";
 import type { Feed } from "./feed";
 import { Panel } from "./panel";
 
@@ -10,7 +10,7 @@ const PACE_MS = 3000;
 
 /** The panel: asks anew whenever there is a finding more, or a step or the breaker has moved since the last one. */
 export class IncidentsPanel extends Panel {
-  readonly #list = element("ol", { class: "aw-findings", "aria-label": "incidents" });
+  readonly #list = element("ol", { class: "aw-findings", "aria-label": "incidents", tabindex: 0 });
   readonly #empty = element("p", { class: "aw-empty", role: "status" });
   #asked = "";
   #shown = "";
@@ -41,7 +41,7 @@ export class IncidentsPanel extends Panel {
 
 function told(incident: Incident, isOpen: boolean): HTMLElement {
   const severity = /^[a-z]+$/.test(incident.severity) ? incident.severity : "unknown";
-  const state = incident.ended === null ? "goes on" : `over after ${clock(incident.duration)}`;
+  const state = incident.ended === null ? "goes on" : `over after ${incident.duration.toFixed(1)} s`;
   const facts: [string, string[]][] = [
     ["command", [incident.step === 0 ? "" : `step ${incident.step}: ${incident.command}`]],
     ["process", incident.ancestry.slice(0, 3)],
