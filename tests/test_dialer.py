@@ -18,7 +18,7 @@ import pytest
 from jupyter_agentwatch.policy import Decision, Network
 from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.supervisor.closer import Closer
-from jupyter_agentwatch.supervisor.connecting import connect_at_once
+from jupyter_agentwatch.supervisor.connecting import begin, connect_at_once
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer
 from tests.outside import LONG_S
 
@@ -76,6 +76,7 @@ class Ground:
         self.dialer = Dialer(
             loop=self.loop,
             listener=answers,
+            begin=lambda _spec, address: begin(address),
             gateway=self.gateway,
             listening=(self.listening[0], self.listening[1]),
             parking=(self.parking[0], self.parking[1]),

@@ -25,6 +25,7 @@ from jupyter_agentwatch.events import (
     Gpu,
     LimitHit,
     Listen,
+    ModelCall,
     Resources,
     Reward,
     Session,
@@ -141,7 +142,7 @@ def _what(event: AnyEvent) -> str:
         case Exit():
             how = f"signal {event.signal}" if event.signal is not None else f"exit {event.exit_code}"
             return f"{how}{' (orphan)' if event.orphan else ''}"
-        case Connect() | Listen() | Dns() | Flow():
+        case Connect() | Listen() | Dns() | Flow() | ModelCall():
             return _network(event)
         case FileOp():
             second = f" -> {printable(event.path2, _SHOWN)}" if event.path2 else ""
@@ -158,7 +159,7 @@ def _session(event: Session) -> str:
     return f"close {printable(event.reason)}: killed {event.killed}, {event.survivors} left"
 
 
-def _network(event: Connect | Listen | Dns | Flow) -> str:
+def _network(event: Connect | Listen | Dns | Flow | ModelCall) -> str:
     match event:
         case Connect():
             errno = f" errno {event.errno}" if event.errno > 0 else ""
@@ -176,6 +177,8 @@ def _network(event: Connect | Listen | Dns | Flow) -> str:
             told = f"{printable(event.protocol)} {named} [{printable(event.rule)}]"
             moved = f"out {event.bytes_out} B, in {event.bytes_in} B"
             return f"{event.op} {_where(event)} {told if event.op == 'named' else moved}"
+        case ModelCall():
+            return _model_call(event)
 
 
 def _where(event: Connect | Flow) -> str:
@@ -197,6 +200,18 @@ def _telemetry(event: Gpu | Resources) -> str:
     outside = f", {event.outside_s:.2f} s outside a lease" if event.outside_s else ""
     whose = f" by driver pid {event.driver_pid} ({event.attribution})" if event.op == "process" else ""
     return f"{told}{whose}: {event.gpu_seconds:.2f} GPU s in {event.interval_s:.1f} s{outside}"
+
+
+def _model_call(event: ModelCall) -> str:
+    asked = f"{event.op} {printable(event.endpoint, _SHOWN)} {printable(event.model, _SHOWN)}".rstrip()
+    status = f" {event.status}" if event.status else ""
+    why = f": {printable(event.reason)}" if event.reason else ""
+    if event.op != "response":
+        return f"{asked}{status}{why}"
+    about = "about " if event.estimated else ""
+    calls = f", calls {one_line(event.tool_calls)}" if event.tool_calls else ""
+    tokens = f"{about}{event.input_tokens}+{event.output_tokens} tokens"
+    return f"{asked}{status} {tokens}, cost {event.cost:.4f}, {event.duration_s:.2f} s{calls}{why}"
 
 
 def _agent(event: AgentNote | Reward) -> str:

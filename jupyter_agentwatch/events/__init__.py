@@ -25,6 +25,7 @@ from jupyter_agentwatch.events.model import (
     Step,
     Verdict,
 )
+from jupyter_agentwatch.events.model_call import ModelCall
 from jupyter_agentwatch.events.text import from_bytes, from_path, printable
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Gpu",
     "LimitHit",
     "Listen",
+    "ModelCall",
     "Resources",
     "Reward",
     "Session",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from jupyter_agentwatch.events import model
+from jupyter_agentwatch.events.model_call import ModelCall
 
 __all__ = ["AnyEvent", "decode_event", "encode_event"]
 
@@ -23,6 +24,7 @@ AnyEvent = (
     | model.Resources
     | model.AgentNote
     | model.Reward
+    | ModelCall
     | model.Finding
     | model.BreakerChanged
     | model.Control

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from jupyter_agentwatch.policy.model import (
+    AllowedModel,
     Audit,
     Breaker,
     Budgets,
@@ -19,6 +20,8 @@ from jupyter_agentwatch.policy.model import (
     FirstBytes,
     Gpu,
     Limits,
+    Models,
+    ModelUpstream,
     Network,
     NetworkRule,
     Notify,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOST_LOOPBACK",
+    "AllowedModel",
     "Audit",
     "Breaker",
     "Budgets",
@@ -55,6 +59,8 @@ __all__ = [
     "Gpu",
     "LeftOut",
     "Limits",
+    "ModelUpstream",
+    "Models",
     "Network",
     "NetworkMatcher",
     "NetworkRule",

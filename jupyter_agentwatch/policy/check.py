@@ -12,7 +12,18 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from jupyter_agentwatch.events import printable
-from jupyter_agentwatch.policy.model import Budgets, Detect, Environment, Filesystem, Gpu, NetworkRule, Notify, Policy
+from jupyter_agentwatch.policy.model import (
+    Budgets,
+    Detect,
+    Environment,
+    Filesystem,
+    Gpu,
+    Models,
+    ModelUpstream,
+    NetworkRule,
+    Notify,
+    Policy,
+)
 from jupyter_agentwatch.policy.names import host_pattern, parse_range
 
 __all__ = ["FieldError", "Path", "checked", "checked_rule", "path_text", "quoted"]
@@ -22,6 +33,7 @@ Path = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GPU = re.compile(r"(?:GPU|MIG)-[A-Za-z0-9/-]+")
+_MODEL_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?(?<![?#])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_VARIABLE = 128 * 1024
 """Bytes of NAME=value with its final NUL that Linux hands to a program (MAX_ARG_STRLEN with 4 KiB pages)."""
@@ -119,6 +131,7 @@ def _problems(policy: Policy) -> Iterator[tuple[Path, str]]:
     yield from _notify(policy.breaker.notify)
     yield from _detect(policy.detect)
     yield from _budgets(policy.budgets)
+    yield from _models(policy.models, policy.environment)
     limits = policy.limits
     if limits.command_s is not None and limits.session_s is not None and limits.command_s > limits.session_s:
         yield ("limits", "command_s"), f"one command ({limits.command_s} s) outlives session_s ({limits.session_s} s)"
@@ -253,3 +266,36 @@ def _budgets(budgets: Budgets) -> Iterator[tuple[Path, str]]:
     prices = (budgets.price_cpu_hour, budgets.price_gpu_hour, budgets.price_gb_out)
     if budgets.money is not None and not any(prices):
         yield ("budgets", "money"), "nothing costs anything: give price_cpu_hour, price_gpu_hour or price_gb_out, too"
+
+
+def _models(models: Models, environment: Environment) -> Iterator[tuple[Path, str]]:
+    seen: set[tuple[str, str]] = set()
+    for position, upstream in enumerate(models.upstreams):
+        path: Path = ("models", "upstreams", position)
+        yield from _upstream(upstream, path)
+        if upstream.key_env and upstream.key_env in (*environment.passed, *environment.set):
+            yield (*path, "key_env"), f"{quoted(upstream.key_env)}: the key may not be a variable inside, too"
+        for place, model in enumerate(upstream.models):
+            here: Path = (*path, "models", place, "name")
+            if not model.name.strip() or _CONTROL.search(model.name):
+                yield here, f"{quoted(model.name)}: give a model's name"
+            if (upstream.shape, model.name) in seen:
+                yield here, f"{quoted(model.name)}: given before, in an upstream of the same shape"
+            seen.add((upstream.shape, model.name))
+    priced = any(model.price_in or model.price_out for each in models.upstreams for model in each.models)
+    if models.max_cost is not None and not priced:
+        yield ("models", "max_cost"), "nothing costs anything: give price_in and price_out of models, too"
+
+
+def _upstream(upstream: ModelUpstream, path: Path) -> Iterator[tuple[Path, str]]:
+    if _CONTROL.search(upstream.url) or not _MODEL_URL.fullmatch(upstream.url):
+        advice = 'give an address such as "https://api.example.org/v1", without user, query or fragment'
+        yield (*path, "url"), f"{quoted(upstream.url)}: {advice}"
+    if upstream.key_env and _VARIABLE.fullmatch(upstream.key_env) is None:
+        yield (*path, "key_env"), f"{quoted(upstream.key_env)}: {_VARIABLE_RULE}"
+    if upstream.key_file and upstream.key_env:
+        yield (*path, "key_file"), "give key_env or key_file, not both"
+    elif upstream.key_file and not upstream.key_file.startswith(("/", "~", "$HOME")):
+        yield (*path, "key_file"), f"{quoted(upstream.key_file)}: give an absolute path, or one that begins with ~"
+    elif upstream.key_file and (reason := _path_fault(upstream.key_file)):
+        yield (*path, "key_file"), reason

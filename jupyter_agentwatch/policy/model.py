@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "AllowedModel",
     "Audit",
     "Breaker",
     "Budgets",
@@ -21,6 +22,8 @@ __all__ = [
     "FirstBytes",
     "Gpu",
     "Limits",
+    "ModelUpstream",
+    "Models",
     "Network",
     "NetworkRule",
     "Notify",
@@ -269,6 +272,69 @@ class Budgets(_Part, frozen=True, kw_only=True):
     price_gb_out: Amount = 0.0
 
 
+class AllowedModel(_Part, frozen=True, kw_only=True):
+    """One model that may be asked.
+
+    Attributes:
+        name: As it is asked for.
+        price_in: Price of 10⁶ tokens given to it.
+        price_out: Price of 10⁶ tokens that it writes.
+    """
+
+    name: str
+    price_in: Amount = 0.0
+    price_out: Amount = 0.0
+
+
+class ModelUpstream(_Part, frozen=True, kw_only=True):
+    """One service of models, which is asked from outside of the sandbox. Give at most one of `key_env` and `key_file`.
+
+    Attributes:
+        shape: "openai" (chat completions, responses) or "anthropic" (messages).
+        url: What its paths begin with, up to the version: "https://api.example.org/v1".
+        key_env: Variable of the notebook's environment that holds the key; it may not be passed inside.
+        key_file: File that holds the key: an absolute path, or one that begins with ~; nothing inside may show it.
+        models: What may be asked; an empty list allows none.
+    """
+
+    shape: Literal["openai", "anthropic"]
+    url: str
+    key_env: str = ""
+    key_file: str = ""
+    models: list[AllowedModel] = []
+
+
+class Models(_Part, frozen=True, kw_only=True):
+    """A model for agents that run inside, without a credential: an endpoint on the sandbox's own loopback.
+
+    Commands find it by OPENAI_BASE_URL and ANTHROPIC_BASE_URL; the key that they see is a token of this watch, good for
+    nothing else. Each request is on record before it leaves.
+
+    Attributes:
+        upstreams: Whom to ask; an empty list means that there is no such endpoint.
+        port: Its port on 127.0.0.1, inside.
+        hosted_tools: Tools that the provider carries out (web search, code, MCP) and media that it fetches may be asked
+            for: they reach out past the sandbox's network policy.
+        request_bytes: Size of a request, bytes.
+        response_bytes: Size of an answer, bytes; a longer one is broken off.
+        answer_s: Seconds that an answer may take from begin to end.
+        max_requests: Requests in one watch; None: no bound.
+        max_tokens: Tokens in and out in one watch; a request that would be the next one is refused when they are used
+            up. None: no bound.
+        max_cost: What they may cost by the prices of `models`; None: no bound.
+    """
+
+    upstreams: list[ModelUpstream] = []
+    port: Annotated[int, Meta(ge=1024, le=65535)] = 8790
+    hosted_tools: bool = False
+    request_bytes: Annotated[int, Meta(ge=1024, le=1 << 26)] = 8 << 20
+    response_bytes: Annotated[int, Meta(ge=1024, le=1 << 28)] = 32 << 20
+    answer_s: Seconds = 600.0
+    max_requests: Positive | None = None
+    max_tokens: Positive | None = None
+    max_cost: Seconds | None = None
+
+
 class Telemetry(_Part, frozen=True, kw_only=True):
     """How GPUs and the sandbox's processes are measured.
 
@@ -309,6 +375,7 @@ class Policy(_Part, frozen=True, kw_only=True):
         detect: What is looked for in the record.
         budgets: What the whole watch may use.
         telemetry: How GPUs and processes are measured.
+        models: A model for agents inside.
     """
 
     version: Literal[1] = 1
@@ -325,3 +392,4 @@ class Policy(_Part, frozen=True, kw_only=True):
     detect: Detect = Detect()
     budgets: Budgets = Budgets()
     telemetry: Telemetry = Telemetry()
+    models: Models = Models()

@@ -60,7 +60,7 @@ class BudgetBook:
     def feed(self, event: Event) -> list[dict[str, Any]]:
         """Count a record; return the fields of a `limit` record for each budget that it has used up."""
         match event:
-            case Connect() if event.flow and event.verdict == "allow":
+            case Connect() if event.flow and event.verdict == "allow" and event.rule != "models":
                 self._connections += 1
             case Flow() if event.op == "closed":
                 self._closed_bytes += event.bytes_out

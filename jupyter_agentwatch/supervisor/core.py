@@ -39,6 +39,7 @@ from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.host import Host
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
+from jupyter_agentwatch.supervisor.model_side import ModelSide
 from jupyter_agentwatch.supervisor.network_side import NetworkSide
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.requests import Requests
@@ -101,6 +102,7 @@ class Supervisor:
         self._task_table = TaskTable(sandbox.init_pid, sandbox.living_sessions, sandbox.forker)
         self._root = Root(sandbox.init_pid)
         self._init = InitChannel(self._loop, sandbox.control, self._process_ended, self._init_ended)
+        self._models = self._make_models()
         self._network = self._make_network()
         self._mediator = self._make_mediator()
         self.standstill = Standstill(sandbox.states, self._end)
@@ -111,7 +113,7 @@ class Supervisor:
             tasks=self._task_table,
             recorder=recorder,
             limits=policy.limits,
-            environment=environment,
+            environment=environment | (self._models.environment if self._models else {}),
             workspace=launch.workspace,
         )
         self.circuit = self._make_circuit()
@@ -123,6 +125,11 @@ class Supervisor:
         keep = self._policy.snapshots
         workspace = Path(self.launch.workspace)
         return WorkspaceHistory(workspace, self._store, file_bytes=keep.file_bytes, total_bytes=keep.total_bytes)
+
+    def _make_models(self) -> ModelSide | None:
+        if not self._policy.models.upstreams:
+            return None
+        return ModelSide(self._loop, self._policy.models, self.launch.model_keys, self.recorder, self.gate)
 
     def _make_network(self) -> NetworkSide:
         return NetworkSide(
@@ -136,6 +143,7 @@ class Supervisor:
             gate=self.gate,
             asks=self.asks,
             ask_init=self._init.ask,
+            models=self._models,
         )
 
     def _make_mediator(self) -> Mediator:
@@ -263,6 +271,8 @@ class Supervisor:
         except ProcessLookupError:
             owner = os.eventfd(1)  # readable at once, as the pidfd of a process that has ended
         self._loop.add_reader(owner, self._owner_ended, owner)
+        if self._models is not None:
+            self._models.listen()
         self._spawn(self._network.serve_names(self.circuit.is_running))
         self._spawn(self.circuit.watch_budgets())
         self._spawn(self._network.tidy())
@@ -382,6 +392,8 @@ class Supervisor:
         self.commands.end_all()
         self.commands.go_on()
         await self._network.close()
+        if self._models is not None:
+            self._models.close()
         self.telemetry.close()
         end = {"reason": reason, "killed": living, "survivors": survivors}
         note = await self._final_acts.close_log(lambda: self.circuit.move(cause, by, reason), end, is_alarm=is_alarm)

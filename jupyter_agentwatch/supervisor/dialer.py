@@ -35,7 +35,7 @@ from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address
 from jupyter_agentwatch.supervisor.closer import Closer
-from jupyter_agentwatch.supervisor.connecting import Connects, begin, connect_at_once, outcome_of, resolve
+from jupyter_agentwatch.supervisor.connecting import Connects, connect_at_once, outcome_of, resolve
 
 __all__ = ["Dial", "Dialer"]
 
@@ -83,6 +83,7 @@ class Dialer:
     Args:
         loop: The control thread's loop.
         listener: Where callers wait.
+        begin: Begins to connect to where a flow leads; gives our socket, and EINPROGRESS or how it has ended already.
         gateway: Relays what is joined.
         listening: The gateway's listening sockets inside, IPv4 and IPv6.
         parking: Sockets inside that leave every SYN to them unanswered, IPv4 and IPv6.
@@ -98,6 +99,7 @@ class Dialer:
         *,
         loop: asyncio.AbstractEventLoop,
         listener: Listener,
+        begin: Callable[[FlowSpec, Address], tuple[socket.socket, int]],
         gateway: Gateway,
         listening: tuple[socket.socket, socket.socket],
         parking: tuple[socket.socket, socket.socket],
@@ -109,6 +111,7 @@ class Dialer:
     ) -> None:
         self._loop = loop
         self._listener = listener
+        self._begin = begin
         self._gateway = gateway
         self._listening = listening
         self._gates = tuple(_name(sock) for sock in listening)
@@ -145,7 +148,7 @@ class Dialer:
             target: Our descriptor of the caller's socket; taken over.
             address: Where to.
         """
-        outside, error = begin(address)
+        outside, error = self._begin(spec, address)
         blocking = not fcntl.fcntl(target, fcntl.F_GETFL) & os.O_NONBLOCK
         dial = Dial(ident, spec, target, outside, blocking)
         if error == errno.EINPROGRESS:

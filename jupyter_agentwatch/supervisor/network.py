@@ -36,6 +36,7 @@ from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.inside_connects import InsideConnects
+from jupyter_agentwatch.supervisor.model_side import ModelSide
 from jupyter_agentwatch.supervisor.reach import Reach
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.supervisor.sockets import SocketSource
@@ -73,6 +74,7 @@ class NetworkBroker:
         closer: Closes our descriptors of callers' sockets.
         askers: Told whose socket a query will come from.
         ask: Holds a connect for a person: (what it is, what to do with the answer).
+        models: The model proxy, where the policy has one.
     """
 
     def __init__(  # noqa: PLR0913 -- everything that concerns a socket meets here
@@ -91,7 +93,9 @@ class NetworkBroker:
         closer: Closer,
         askers: DnsAskers,
         ask: Callable[[str, int, Callable[[bool, str], None]], None],
+        models: ModelSide | None,
     ) -> None:
+        self._models = models
         self._listener = listener
         self._tasks = tasks
         self._record = recorder.record
@@ -137,6 +141,8 @@ class NetworkBroker:
             elif is_inside(address.host) and address.port in self._dialer.own_ports:
                 refusal = Decision.refuse("gateway-port")
                 self._deny(n, task, sock, ("tcp", address), refusal, errno.ECONNREFUSED)
+            elif self._models and self._models.granted(address):
+                self._connect_outside(n, task, sock, raw, address)
             elif self._reach.is_inside(address):
                 self._connect_inside(n, task, sock, raw, address)
             elif self._reach.is_nobody(address):
@@ -206,9 +212,10 @@ class NetworkBroker:
             self._refuse(n, sock, errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN)
             return
         self._gate.check_leaving()
-        address = self._reach.outside(address)
+        granted = self._models.granted(address) if self._models else None
+        address = address if granted else self._reach.outside(address)
         names = tuple(self._names_for(address.host))
-        decision = self._matcher.decide_connect(address.host, address.port, names)
+        decision = granted or self._matcher.decide_connect(address.host, address.port, names)
         if decision.verdict == "deny":
             self._deny(n, task, sock, ("tcp", address), decision, errno.EACCES)
             return

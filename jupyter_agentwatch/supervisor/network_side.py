@@ -9,19 +9,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
-from jupyter_agentwatch.sandbox.gateway import FlowState, Gateway
+from jupyter_agentwatch.sandbox.gateway import FlowSpec, FlowState, Gateway
 from jupyter_agentwatch.sandbox.mounts import HOME
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.resolved import NameMemory
+from jupyter_agentwatch.sandbox.sockaddr import Address
 from jupyter_agentwatch.sandbox.standing import Sandbox
 from jupyter_agentwatch.sandbox.tasks import TaskTable
 from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.asks import Asks
 from jupyter_agentwatch.supervisor.closer import Closer
+from jupyter_agentwatch.supervisor.connecting import begin
 from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.gate import Gate
 from jupyter_agentwatch.supervisor.host import max_flows
+from jupyter_agentwatch.supervisor.model_side import RULE, ModelSide
 from jupyter_agentwatch.supervisor.name_service import serve_names
 from jupyter_agentwatch.supervisor.network import NetworkBroker
 from jupyter_agentwatch.supervisor.news import NetworkRecords
@@ -53,6 +56,7 @@ class NetworkSide:
         gate: Shut where a record has tripped the breaker.
         asks: Questions to a person.
         ask_init: Sends a request to init.
+        models: The model proxy, where the policy has one.
     """
 
     def __init__(
@@ -68,7 +72,9 @@ class NetworkSide:
         gate: Gate,
         asks: Asks,
         ask_init: AskInit,
+        models: ModelSide | None,
     ) -> None:
+        self._models = models
         self._sandbox = sandbox
         self._asks = asks
         self._ask_init = ask_init
@@ -91,6 +97,7 @@ class NetworkSide:
         self._dialer = Dialer(
             loop=loop,
             listener=listener,
+            begin=self._begin,
             gateway=self._gateway,
             listening=sandbox.gateway,
             parking=sandbox.parking,
@@ -114,6 +121,7 @@ class NetworkSide:
             closer=self.closer,
             askers=askers,
             ask=asks.put_from_thread,
+            models=models,
         )
 
     def flows(self) -> list[FlowState]:
@@ -152,6 +160,11 @@ class NetworkSide:
         self._dialer.close()
         self.broker.close()
         await self._gateway.wait_closed()
+
+    def _begin(self, spec: FlowSpec, address: Address) -> tuple[socket.socket, int]:
+        if self._models is not None and spec.decision.rule == RULE:
+            return self._models.begin(spec)
+        return begin(address)
 
     async def _more_sockets(self, ipv6: bool, count: int) -> list[socket.socket]:
         if self._sandbox.shares_network:

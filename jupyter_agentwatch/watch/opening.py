@@ -15,6 +15,7 @@ import msgspec
 from jupyter_agentwatch.errors import PolicyError
 from jupyter_agentwatch.events import from_path, printable
 from jupyter_agentwatch.policy import Policy, check_policy, parse_policy, policy_from_mapping
+from jupyter_agentwatch.watch.model_keys import model_keys
 from jupyter_agentwatch.wire.messages import Launch
 from jupyter_agentwatch.wire.runtime import control_socket, log_dir, new_watch_id, runtime_dir
 
@@ -80,6 +81,7 @@ def plan_launch(policy: Policy, workspace: Path, cell: str, rules: bytes = b"") 
 
     Raises:
         ControlError: A folder of ours is not private, or its name is too long.
+        PolicyError: A model's key is not there, or could be seen from inside.
     """
     logs = log_dir()
     watch = next(name for name in iter(new_watch_id, "") if not (logs / f"{name}.jsonl").exists())
@@ -94,6 +96,7 @@ def plan_launch(policy: Policy, workspace: Path, cell: str, rules: bytes = b"") 
         environ={name: os.environ[name] for name in policy.environment.passed if name in os.environ},
         python=list(dict.fromkeys((sys.prefix, sys.base_prefix, str(Path(sys.executable).parent)))),
         rules=rules,
+        model_keys=model_keys(policy, workspace),
     )
 
 

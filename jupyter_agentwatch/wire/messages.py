@@ -69,6 +69,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         environ: Those variables of the owner that `policy.environment.passed` names.
         python: Folders of the active Python environment.
         rules: Compiled Sigma rules, as `detect.sigma_form.encode_rules` gives them; b"" for none.
+        model_keys: The key of each of the policy's `models.upstreams`, "" for none.
     """
 
     watch: str
@@ -81,6 +82,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     environ: dict[str, str] = {}
     python: list[str] = []
     rules: bytes = b""
+    model_keys: list[str] = []
 
 
 class LaunchReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
