@@ -1,4 +1,4 @@
-"""A service of models on loopback that answers what a test has written down, in both shapes, and keeps what it was asked."""
+"""A service of models on loopback, in both shapes: it answers what a test has written down, and keeps what it hears."""
 
 from __future__ import annotations
 
@@ -130,8 +130,9 @@ def document(handler: BaseHTTPRequestHandler, status: int, body: Any, **fields: 
     """Answer with a JSON document."""
     raw = json.dumps(body).encode()
     handler.send_response(status)
-    for name, value in {"Content-Type": "application/json", "Content-Length": str(len(raw)), **fields}.items():
-        handler.send_header(name.replace("_", "-"), value)
+    given = {name.replace("_", "-"): value for name, value in fields.items()}
+    for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(raw))} | given).items():
+        handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(raw)
 

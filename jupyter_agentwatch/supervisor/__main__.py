@@ -30,6 +30,7 @@ from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
 if TYPE_CHECKING:
     from jupyter_agentwatch.audit.log import AuditLog
     from jupyter_agentwatch.supervisor.core import Supervisor
+    from jupyter_agentwatch.supervisor.proxy_process import ProxyProcess
 
 __all__ = ["main"]
 
@@ -154,6 +155,15 @@ def _stand_up(launch: Launch) -> tuple[Supervisor, Claim]:
         raise
 
 
+def _start_proxy(launch: Launch) -> ProxyProcess | None:
+    if not launch.policy.models.upstreams:
+        return None
+    from jupyter_agentwatch.policy import check_policy
+    from jupyter_agentwatch.supervisor.proxy_process import start_proxy
+
+    return start_proxy(check_policy(launch.policy, "the policy").models, launch.model_keys)
+
+
 def _on(workspace: Path, launch: Launch) -> Supervisor:
     policy = launch.policy
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -164,6 +174,7 @@ def _on(workspace: Path, launch: Launch) -> Supervisor:
     # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
     count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
     watch_memory = policy.limits.memory_bytes is not None and "memory" not in holds
+    proxy = _start_proxy(launch)
     ground, next_best = begin(_site(launch, workspace, count_tasks=count_tasks))
     # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side, so
     # what is not needed before is imported here (tests/test_supervisor_start.py).
@@ -205,6 +216,7 @@ def _on(workspace: Path, launch: Launch) -> Supervisor:
             leaf=leaf,
             gpus=gpus,
             writable=ground.writable,
+            proxy=proxy,
         ),
     )
     supervisor.notes += filter(None, (*ground.notes, source_note(policy)))

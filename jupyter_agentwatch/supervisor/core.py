@@ -127,9 +127,9 @@ class Supervisor:
         return WorkspaceHistory(workspace, self._store, file_bytes=keep.file_bytes, total_bytes=keep.total_bytes)
 
     def _make_models(self) -> ModelSide | None:
-        if not self._policy.models.upstreams:
+        if self.host.proxy is None:
             return None
-        return ModelSide(self._loop, self._policy.models, self.launch.model_keys, self.recorder, self.gate)
+        return ModelSide(self._loop, self._policy.models, self.host.proxy, self.recorder, self.gate)
 
     def _make_network(self) -> NetworkSide:
         return NetworkSide(

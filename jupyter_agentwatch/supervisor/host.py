@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jupyter_agentwatch.sandbox.cgroup import Leaf
 
 if TYPE_CHECKING:
+    from jupyter_agentwatch.supervisor.proxy_process import ProxyProcess
     from jupyter_agentwatch.telemetry.backend import GpuBackend
 
 __all__ = ["Host", "max_flows"]
@@ -27,6 +28,7 @@ class Host:
         leaf: The watch's cgroup, if one was delegated.
         gpus: Opens the source of GPU samples.
         writable: Real names of what commands may write to, where no mounts hold that.
+        proxy: The model proxy, where the policy has one.
     """
 
     rung: str
@@ -36,6 +38,7 @@ class Host:
     leaf: Leaf | None
     gpus: Callable[[], GpuBackend]
     writable: tuple[str, ...] = ()
+    proxy: ProxyProcess | None = None
 
     @property
     def watch_tasks(self) -> bool:

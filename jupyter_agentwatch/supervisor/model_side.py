@@ -1,4 +1,4 @@
-"""The supervisor's end of the model proxy: starts it, hands connections over, and has the last word on each request.
+"""The supervisor's end of the model proxy: hands connections over, and has the last word on each request.
 
 The proxy is a process of its own because it reads what the sandbox and an upstream send, and holds the real keys: what
 goes wrong in it can neither stop the monitor nor reach the log.
@@ -10,23 +10,18 @@ import array
 import asyncio
 import contextlib
 import errno
-import os
-import secrets
 import socket
-import subprocess
-import sys
-from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.events import LimitHit, ModelCall
 from jupyter_agentwatch.policy import AllowedModel, Decision, Models
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
 from jupyter_agentwatch.sandbox.sockaddr import Address, is_inside
 from jupyter_agentwatch.supervisor.gate import Gate, Held
+from jupyter_agentwatch.supervisor.proxy_process import ProxyProcess
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.wire.model_messages import (
     Answered,
@@ -34,8 +29,6 @@ from jupyter_agentwatch.wire.model_messages import (
     FromProxy,
     Judged,
     Open,
-    ProxySetup,
-    ProxyUpstream,
     Refused,
 )
 
@@ -44,11 +37,9 @@ __all__ = ["RULE", "ModelSide"]
 RULE: Final = "models"
 """What the record of a connection to the proxy names as the rule."""
 
-_MODULE: Final = "jupyter_agentwatch.proxy"
 _GRANTED: Final = Decision("allow", RULE, "http")
 _MAX_MESSAGE: Final = 1 << 18
 _MAX_AT_ONCE: Final = 64
-_PASSED: Final = ("PATH", "LANG", "LC_ALL", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _MILLION: Final = 1e6
 
 
@@ -58,7 +49,7 @@ class ModelSide:
     Args:
         loop: The control thread's loop.
         policy: What may be asked of whom.
-        keys: The key of each upstream, in the policy's order.
+        process: The proxy.
         recorder: Where records go.
         gate: Shut where a record has tripped the breaker.
     """
@@ -67,7 +58,7 @@ class ModelSide:
         self,
         loop: asyncio.AbstractEventLoop,
         policy: Models,
-        keys: Sequence[str],
+        process: ProxyProcess,
         recorder: Recorder,
         gate: Gate,
     ) -> None:
@@ -78,12 +69,12 @@ class ModelSide:
         self._prices: dict[tuple[str, str], AllowedModel] = {
             (upstream.shape, model.name): model for upstream in policy.upstreams for model in upstream.models
         }
-        self._token = f"aw-{secrets.token_urlsafe(24)}"
+        self._token = process.token
         self._decoder: msgspec.json.Decoder[FromProxy] = msgspec.json.Decoder(FromProxy)
         self._used = {"max_requests": 0.0, "max_tokens": 0.0, "max_cost": 0.0}
         self._told: set[str] = set()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = self._start(keys, theirs)
+        self._under_way: dict[int, dict[str, Any]] = {}
+        self._control = process.control
         self._control.setblocking(False)
 
     @property
@@ -122,47 +113,10 @@ class ModelSide:
         self._loop.add_reader(self._control, self._readable)
 
     def close(self) -> None:
-        """End the proxy, with every request that is under way; idempotent."""
+        """End the proxy; put on record that what was under way has ended with it."""
         self._loop.remove_reader(self._control)
         self._control.close()
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def _start(self, keys: Sequence[str], theirs: socket.socket) -> subprocess.Popen[bytes]:
-        setup = ProxySetup(
-            control=theirs.fileno(),
-            token=self._token,
-            upstreams=[
-                ProxyUpstream(shape=each.shape, url=each.url, key=key, models=[model.name for model in each.models])
-                for each, key in zip(self._policy.upstreams, keys, strict=True)
-            ],
-            request_bytes=self._policy.request_bytes,
-            response_bytes=self._policy.response_bytes,
-            answer_s=self._policy.answer_s,
-            hosted_tools=self._policy.hosted_tools,
-        )
-        # As this process was started itself: from the package's own folder, past the current one.
-        own = sys.orig_argv
-        argv = [sys.executable, *own[1 : own.index("-m")], "-m", _MODULE]
-        try:
-            with theirs:
-                process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env={name: os.environ[name] for name in _PASSED if name in os.environ},
-                    cwd="/",
-                    start_new_session=True,
-                )
-            if process.stdin is not None:
-                with process.stdin as stream:
-                    stream.write(msgspec.json.encode(setup))
-        except OSError as error:
-            msg = f"the model proxy could not be started: {error}"
-            raise RungError(msg) from error
-        return process
+        self._all_ended("the watch has ended")
 
     def _readable(self) -> None:
         for _ in range(_MAX_AT_ONCE):  # then others have their turn
@@ -175,9 +129,8 @@ class ModelSide:
             if not data:
                 self._loop.remove_reader(self._control)
                 with contextlib.suppress(LogWriteError, ValueError):  # that has tripped the breaker, or all is over
-                    self._record(
-                        op="refused", flow=0, reason="the model proxy has ended: nothing can be asked any more"
-                    )
+                    self._all_ended("the model proxy has ended")
+                    self._record(verdict="deny", op="refused", flow=0, reason="the model proxy has ended")
                 return
             message = self._decoder.decode(data)
             # What cannot be recorded has tripped the breaker already; a request that it was about does not leave.
@@ -218,6 +171,7 @@ class ModelSide:
                 )
                 self._check_running()
                 self._used["max_requests"] += 1
+                self._under_way[asked.request] = about
                 allow = True
         finally:
             with contextlib.suppress(OSError):  # it has ended
@@ -234,6 +188,7 @@ class ModelSide:
             raise Held
 
     def _count(self, answered: Answered, about: dict[str, Any]) -> None:
+        self._under_way.pop(answered.request, None)
         shape = "anthropic" if answered.endpoint.endswith("/messages") else "openai"
         prices = self._prices[shape, answered.model]
         cost = (answered.input_tokens * prices.price_in + answered.output_tokens * prices.price_out) / _MILLION
@@ -253,6 +208,13 @@ class ModelSide:
             reason=answered.reason,
             **about,
         )
+
+    def _all_ended(self, reason: str) -> None:
+        """Record the end of requests of which nobody can tell any more what they have used."""
+        for request, about in self._under_way.items():
+            with contextlib.suppress(LogWriteError, ValueError):
+                self._record(op="response", request=request, reason=reason, **about)
+        self._under_way.clear()
 
     def _used_up(self) -> str:
         """Return the first bound that is reached, "" for none; the first time, put that on record."""

@@ -94,19 +94,7 @@ class NetworkSide:
         else:
             private = ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
             unix = UnixSockets(root, policy.unix_sockets, private, self.closer)
-        self._dialer = Dialer(
-            loop=loop,
-            listener=listener,
-            begin=self._begin,
-            gateway=self._gateway,
-            listening=sandbox.gateway,
-            parking=sandbox.parking,
-            more_sockets=self._more_sockets,
-            timeout_s=policy.network.connect_timeout_s,
-            failed=self._records.failed,
-            connected=self.sockets.connected,
-            closer=self.closer,
-        )
+        self._dialer = self._make_dialer(loop, listener, policy.network.connect_timeout_s)
         self.broker = NetworkBroker(
             listener=listener,
             tasks=tasks,
@@ -122,6 +110,21 @@ class NetworkSide:
             askers=askers,
             ask=asks.put_from_thread,
             models=models,
+        )
+
+    def _make_dialer(self, loop: asyncio.AbstractEventLoop, listener: Listener, timeout_s: float) -> Dialer:
+        return Dialer(
+            loop=loop,
+            listener=listener,
+            begin=self._begin,
+            gateway=self._gateway,
+            listening=self._sandbox.gateway,
+            parking=self._sandbox.parking,
+            more_sockets=self._more_sockets,
+            timeout_s=timeout_s,
+            failed=self._records.failed,
+            connected=self.sockets.connected,
+            closer=self.closer,
         )
 
     def flows(self) -> list[FlowState]:
