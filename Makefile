@@ -25,8 +25,8 @@ help: ## show this list
 	@.ci/setup.sh bench
 	@touch $@
 
-demo: .venv/.ready-demo ## run the quick-start notebook in a real kernel and say what was seen
-	@$(PY) notebooks/run_demo.py notebooks/01_quickstart.ipynb
+demo: .venv/.ready-demo ## replay the ROME incident and the quick start in a real kernel, and say what was seen
+	@$(PY) notebooks/run_demo.py notebooks/03_rome_incident.ipynb notebooks/01_quickstart.ipynb
 
 lab: .venv/.ready-demo ## open JupyterLab on the notebooks
 	@$(PY) -m jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -53,5 +53,5 @@ pictures: .venv/.ready-test ## take the README's pictures from JupyterLab in Chr
 	$(PY) -m tests.pictures
 
 clean: ## remove everything that these targets made
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart notebooks/dashboard
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart notebooks/dashboard notebooks/rome
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,11 +1,12 @@
-"""Executes a notebook from top to bottom in a real kernel, then says from the audit logs what was seen (`make demo`).
+"""Executes notebooks from top to bottom in a real kernel, then says from the audit logs what was seen (`make demo`).
 
-Everything is written below build/demo, nothing into HOME. The exit status is 1 if a cell failed, a process survived a
-kill or a log does not verify.
+Everything is written below one folder (build/demo), nothing into HOME. The exit status is 1 if a cell failed, a process
+survived a kill or a log does not verify.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import sys
@@ -69,11 +70,11 @@ def _text(output: nbformat.NotebookNode) -> str:
     return str(output.data.get("text/plain", ""))
 
 
-def execute(path: Path, runtime: Path) -> bool:
-    """Run every cell of a notebook, write the executed notebook to OUT, and return whether all cells succeeded."""
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    _confine(runtime)
+def execute(path: Path, out: Path, runtime: Path) -> bool:
+    """Run every cell of a notebook in a folder, write what came of it there, and return whether all cells succeeded."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    _confine(out, runtime)
     notebook = nbformat.read(path, as_version=4)
     progress = Progress(notebook)
     client = NotebookClient(
@@ -81,7 +82,7 @@ def execute(path: Path, runtime: Path) -> bool:
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
         config=Config({"KernelManager": {"transport": "ipc", "ip": str(runtime / "kernel" / "socket")}}),
-        resources={"metadata": {"path": str(OUT)}},
+        resources={"metadata": {"path": str(out)}},
         on_cell_execute=progress.begin,
         on_cell_executed=progress.end,
     )
@@ -92,18 +93,18 @@ def execute(path: Path, runtime: Path) -> bool:
         print(f"\n{path.name} failed: {type(error).__name__}: {printable(reason)}", file=sys.stderr)
         return False
     finally:
-        nbformat.write(notebook, OUT / path.name)
+        nbformat.write(notebook, out / path.name)
     return True
 
 
-def _confine(runtime: Path) -> None:
+def _confine(out: Path, runtime: Path) -> None:
     """Point everything that a kernel writes to folders of this run, and let it find this environment's programs."""
     folders = {
-        "AGENTWATCH_LOG_DIR": OUT / "log",
+        "AGENTWATCH_LOG_DIR": out / "log",
         "AGENTWATCH_RUNTIME_DIR": runtime / "watches",
-        "IPYTHONDIR": OUT / "jupyter" / "ipython",
-        "JUPYTER_CONFIG_DIR": OUT / "jupyter" / "config",
-        "JUPYTER_DATA_DIR": OUT / "jupyter" / "data",
+        "IPYTHONDIR": out / "jupyter" / "ipython",
+        "JUPYTER_CONFIG_DIR": out / "jupyter" / "config",
+        "JUPYTER_DATA_DIR": out / "jupyter" / "data",
         "JUPYTER_RUNTIME_DIR": runtime / "kernel",
     }
     for variable, folder in folders.items():
@@ -151,14 +152,22 @@ def summarise(folder: Path) -> bool:
 
 
 def main() -> int:
-    """Run the notebook named on the command line."""
-    if len(sys.argv) != 2:
-        print(f"usage: {sys.argv[0]} NOTEBOOK", file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory(prefix="aw-", dir=SHORT) as runtime:
-        executed = execute(Path(sys.argv[1]), Path(runtime))
-    seen = summarise(OUT / "log")
-    return 0 if executed and seen else 1
+    """Run the notebooks named on the command line, each in a folder of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--out", type=Path, default=OUT, help="where everything is written (default: build/demo)")
+    asked = parser.parse_args()
+    good = True
+    for path in asked.notebooks:
+        began = time.monotonic()
+        out = asked.out.resolve() / path.stem
+        print(f"\n{path.name}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="aw-", dir=SHORT) as runtime:
+            executed = execute(path, out, Path(runtime))
+        seen = summarise(out / "log")
+        good = good and executed and seen
+        print(f"Executed   {out / path.name} in {time.monotonic() - began:.0f} s", flush=True)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
