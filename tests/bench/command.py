@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from jupyter_agentwatch.errors import AgentwatchError
-from tests.bench import crowds, engine, events, freezes, judged, kill, latency, network, overhead
+from tests.bench import clicks, crowds, engine, events, freezes, judged, kill, latency, network, overhead
 from tests.bench.figures import FIGURES
 from tests.bench.ground import Ground, MeasureError, load, machine
 from tests.bench.table import Row, as_json, as_markdown
@@ -33,13 +33,14 @@ GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] 
     "throughput": (events.throughput, ("events.",)),
     "resting": (events.resting, ("supervisor.",)),
     "memory": (crowds.memory, ("memory.",)),
+    "clicks": (clicks.clicks, ("click.",)),
     "engine": (engine.engine, ("engine.",)),
     "freezes": (freezes.freezes, ("freeze.",)),
     "judged": (judged.judged, ("detection.",)),
 }
 """Name → what measures a group, and how the names of its figures begin."""
 
-ONCE: Final = frozenset({"engine", "judged"})
+ONCE: Final = frozenset({"clicks", "engine", "judged"})
 """Groups on which the rung has no influence: a run on rung B leaves them out unless they are asked for."""
 
 
