@@ -93,8 +93,20 @@ def clicks(ground: Ground) -> list[Row]:
     note = "the server's answer as the page sees it, without the milliseconds that the supervisor took to kill"
     return [
         *rows,
-        Row("click.ack", median(every), len(every), {"spread": spread(every, "ms"), "at most": f"{max(every):.3g} ms"}, note),
-        Row("click.gone", wrong, len(reported), {"told after": spread(reported, "ms")}, "the supervisor was killed before"),
+        Row(
+            "click.ack",
+            median(every),
+            len(every),
+            {"spread": spread(every, "ms"), "at most": f"{max(every):.3g} ms"},
+            note,
+        ),
+        Row(
+            "click.gone",
+            wrong,
+            len(reported),
+            {"told after": spread(reported, "ms")},
+            "the supervisor was killed before",
+        ),
     ]
 
 

@@ -11,7 +11,21 @@ from pathlib import Path
 from typing import Final
 
 from jupyter_agentwatch.errors import AgentwatchError
-from tests.bench import clicks, crowds, engine, events, freezes, judged, kill, latency, network, overhead
+from tests.bench import (
+    clicks,
+    crowds,
+    engine,
+    events,
+    freezes,
+    judged,
+    kill,
+    latency,
+    network,
+    overhead,
+    sampling,
+    soak,
+    streaming,
+)
 from tests.bench.figures import FIGURES
 from tests.bench.ground import Ground, MeasureError, load, machine
 from tests.bench.table import Row, as_json, as_markdown
@@ -34,13 +48,18 @@ GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] 
     "resting": (events.resting, ("supervisor.",)),
     "memory": (crowds.memory, ("memory.",)),
     "clicks": (clicks.clicks, ("click.",)),
+    "stream": (streaming.stream, ("stream.",)),
+    "graph": (streaming.graph, ("graph.",)),
+    "sampling": (sampling.sampling, ("sampling.",)),
+    "bundle": (sampling.bundle, ("bundle.",)),
+    "soak": (soak.soak, ("soak.",)),
     "engine": (engine.engine, ("engine.",)),
     "freezes": (freezes.freezes, ("freeze.",)),
     "judged": (judged.judged, ("detection.",)),
 }
 """Name → what measures a group, and how the names of its figures begin."""
 
-ONCE: Final = frozenset({"clicks", "engine", "judged"})
+ONCE: Final = frozenset({"bundle", "clicks", "engine", "graph", "judged", "soak", "stream"})
 """Groups on which the rung has no influence: a run on rung B leaves them out unless they are asked for."""
 
 
@@ -58,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         for name in GROUPS:
             sys.stdout.write(f"{name:12}{', '.join(_figures(name))}\n")
         return 0
-    chosen = options.only or [name for name in GROUPS if options.rung == "A" or name not in ONCE]
+    chosen = options.only or [name for name in GROUPS if _is_wanted(name, options)]
     facts, begun = machine(), time.monotonic()
     rows: list[Row] = []
     try:
@@ -83,11 +102,18 @@ def main(argv: Sequence[str]) -> int:
     return int(any(row.note.startswith("failed") for row in rows))
 
 
+def _is_wanted(name: str, options: argparse.Namespace) -> bool:
+    if name == "soak":
+        return bool(options.soak)
+    return options.rung == "A" or name not in ONCE
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few samples: only shows that each row works")
     parser.add_argument("--rung", choices=("A", "B"), default="A", help="rung of every session (default: A)")
     parser.add_argument("--only", action="append", choices=GROUPS, help="only this group; may be repeated")
+    parser.add_argument("--soak", action="store_true", help="also look for growth over ten minutes")
     parser.add_argument("--list", action="store_true", help="show the groups and their figures")
     parser.add_argument(
         "--output",

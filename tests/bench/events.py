@@ -18,7 +18,7 @@ from jupyter_agentwatch.events import FileOp
 from tests.bench.ground import PYTHON, Ground, MeasureError, on_core
 from tests.bench.table import Row, median
 
-__all__ = ["resting", "throughput"]
+__all__ = ["cpu_s", "resting", "throughput"]
 
 _SECOND = 1_000_000_000
 _EVENTS = 10_000
@@ -93,9 +93,9 @@ def resting(ground: Ground) -> list[Row]:
             raise MeasureError(msg)
         resident = _resident_mib(status.pid)
         time.sleep(1)
-        before, begun = _cpu_s(status.pid), time.monotonic()
+        before, begun = cpu_s(status.pid), time.monotonic()
         time.sleep(seconds)
-        share = (_cpu_s(status.pid) - before) / (time.monotonic() - begun) * 100
+        share = (cpu_s(status.pid) - before) / (time.monotonic() - begun) * 100
     return [
         Row("supervisor.resident", resident, 1, {"events": str(sum(status.counts.values()))}),
         Row("supervisor.idle_cpu", share, 1, {"over": f"{seconds} s"}),
@@ -107,7 +107,7 @@ def _resident_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Return the CPU time of all threads, from the scheduler's account in nanoseconds where there is one."""
     tasks = Path(f"/proc/{pid}/task")
     try:
