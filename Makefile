@@ -8,7 +8,7 @@ SETUP := pyproject.toml .ci/setup.sh hatch_build.py js/build.mjs js/package-lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test browser lint bench pictures clean
+.PHONY: help demo lab test browser lint kernels bench pictures clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ test: lint ## lint, then all tests but those in a browser
 
 browser: .venv/.ready-test ## the tests that drive JupyterLab in Chromium, for some minutes
 	$(PY) -m pytest -m browser
+
+kernels: .venv/.ready-test ## the tests of comms and control messages, with several versions of ipykernel
+	@.ci/kernels.sh
 
 bench: .venv/.ready-bench ## measure rungs A and B, print tables and write them as JSON
 	$(PY) tests/bench/run.py

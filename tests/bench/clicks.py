@@ -121,7 +121,8 @@ def _round(page: Page, lab: Lab, name: str, runs: int, taken: _Taken) -> None:
     with _notebook(page, lab, name, BLOCKS[state], runs) as switches:
         if state == "callback":
             page.get_by_role("button", name="block", exact=True).click()
-        _wait(page, lambda: (lab.folder / name / "blocked").exists(), "the kernel is not blocked")
+        blocked = lab.folder / name / "blocked"
+        _wait(page, blocked.exists, "the kernel is not blocked")
         for switch in switches:
             _press(page, lab, switch, taken)
 

@@ -20,7 +20,7 @@ _CROWD: Final = 100
 
 
 def sampling(ground: Ground) -> list[Row]:
-    """Compare what two supervisors of a hundred sleeping processes each spend, of which one measures a hundredth as often."""
+    """Compare two supervisors of a hundred sleeping processes each, of which one measures a hundredth as often."""
     seconds = ground.n(30, 5)
     shares = {}
     for name, hz in (("often", 10.0), ("hardly ever", 0.1)):
