@@ -20,7 +20,7 @@ from traitlets.config import Config
 
 from jupyter_agentwatch.cli import main as command_line
 from jupyter_agentwatch.notebook import load, unload
-from jupyter_agentwatch.notebook.arguments import CELL_PARSER, LINE_PARSER, SUBCOMMANDS
+from jupyter_agentwatch.notebook.arguments import AGENT_PARSER, CELL_PARSER, LINE_PARSER, SUBCOMMANDS
 from jupyter_agentwatch.notebook.summary import summary
 from jupyter_agentwatch.testing import event, fake_supervisor
 from jupyter_agentwatch.watch import CommandResult, Watch
@@ -309,7 +309,7 @@ def test_help_is_shown_and_is_the_docstring(notebook: Notebook) -> None:
     assert "--workspace DIR" in notebook.capsys.readouterr().out
     doc = notebook.shell.magics_manager.magics["line"]["agentwatch"].__doc__ or ""
     assert LINE_PARSER.format_help() in doc
-    assert doc.endswith(CELL_PARSER.format_help())
+    assert doc.endswith(f"{CELL_PARSER.format_help()}\n{AGENT_PARSER.format_help()}")
 
 
 def completed(notebook: Notebook, line: str) -> set[str]:
@@ -326,6 +326,8 @@ def completed(notebook: Notebook, line: str) -> set[str]:
         ("%agentwatch answer 1 a", {"allow"}),
         ("%agentwatch events --ver", {"--verdict"}),
         ("%%agentwatch --ti", {"--timeout"}),
+        ("%%agentwatch ag", {"agent"}),
+        ("%%agentwatch agent --re", {"--replay"}),
     ],
 )
 def test_completion(line: str, expected: set[str], notebook: Notebook) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -30,7 +31,7 @@ class Completions:
 
     Args:
         base_url: Where the endpoint is; None: as the library finds it (OPENAI_BASE_URL, else its default).
-        api_key: Its key; None: OPENAI_API_KEY. An endpoint of one's own may need none: then anything does.
+        api_key: Its key; None: OPENAI_API_KEY. An endpoint that is named may need none.
         timeout: Seconds for one reply, all tries and all of its body included.
         retries: How often a request is tried again that failed by 408, 409, 429, 5xx or the network.
 
@@ -49,6 +50,8 @@ class Completions:
             msg = "models need the openai library: pip install 'jupyter-agentwatch[llm]'"
             raise ModelError(msg) from error
         self._openai = openai
+        if base_url is not None and api_key is None and not os.environ.get("OPENAI_API_KEY"):
+            api_key = "none"  # the library insists on one, a server of one's own does not
         try:
             self._client: AsyncOpenAI = openai.AsyncOpenAI(
                 base_url=base_url, api_key=api_key, timeout=timeout, max_retries=retries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import shlex
 from typing import Any, NoReturn
 
@@ -11,7 +12,16 @@ from IPython.core.error import UsageError
 
 from jupyter_agentwatch.cli.parser import gpu_count, seconds
 
-__all__ = ["CELL_PARSER", "LINE_PARSER", "SUBCOMMANDS", "HelpShown", "MagicParser", "parse_cell", "parse_line"]
+__all__ = [
+    "AGENT_PARSER",
+    "CELL_PARSER",
+    "LINE_PARSER",
+    "SUBCOMMANDS",
+    "HelpShown",
+    "MagicParser",
+    "parse_cell",
+    "parse_line",
+]
 
 
 class HelpShown(Exception):  # noqa: N818 -- no error: the user asked for the help text, and has it
@@ -70,7 +80,10 @@ def parse_cell(line: str) -> argparse.Namespace:
         UsageError: It is not understood.
         HelpShown: It asked for help.
     """
-    return CELL_PARSER.parse_args(_split(line, CELL_PARSER))
+    first, _, rest = line.strip().partition(" ")
+    if first == "agent":
+        return AGENT_PARSER.parse_args(_split(rest, AGENT_PARSER), argparse.Namespace(agent=True))
+    return CELL_PARSER.parse_args(_split(line, CELL_PARSER), argparse.Namespace(agent=False))
 
 
 def _split(line: str, parser: MagicParser) -> list[str]:
@@ -94,6 +107,17 @@ def _step(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        msg = f"{text!r} is not a positive number"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="F", help="policy file (YAML); default: the workspace, no network")
     parser.add_argument("--workspace", metavar="DIR", help="folder that the commands see (default: the current one)")
@@ -105,12 +129,31 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
 def _cell_parser() -> MagicParser:
     parser = MagicParser(
         prog="%%agentwatch",
-        description="Run the cell as a shell script in the notebook's watch, which starts with the first cell.",
+        description="Run the cell as a shell script in the notebook's watch, which starts with the first cell. "
+        "As %%%%agentwatch agent, give its text to an agent as the task.",
     )
     parser.add_argument("--timeout", metavar="S", type=seconds, help="kill the script after S seconds")
     _add_watch(parser)
     parser.add_argument("--shell", metavar="PATH", help="shell inside the sandbox (default: /bin/bash, else /bin/sh)")
     parser.add_argument("--out", metavar="NAME", type=_name, help="put the CommandResult into the variable NAME")
+    return parser
+
+
+def _agent_parser() -> MagicParser:
+    parser = MagicParser(
+        prog="%%agentwatch agent",
+        description="Let an agent work on a task, the cell's text, in the notebook's watch; each step is one line.",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    parser.words += ["--model", "--replay"]
+    which.add_argument("--model", metavar="M", help="name of a model with an OpenAI-compatible endpoint")
+    which.add_argument("--replay", metavar="F", help="recorded trajectory: ours, mini-swe-agent's or SWE-agent's")
+    parser.add_argument("--base-url", metavar="URL", help="address of the endpoint (default: OPENAI_BASE_URL)")
+    parser.add_argument("--max-steps", metavar="N", type=_step, default=50, help="most actions (default: 50)")
+    parser.add_argument("--max-cost", metavar="USD", type=_positive, help="end the run when it has cost so much")
+    parser.add_argument("--max-seconds", metavar="S", type=_positive, help="end the run after so many seconds of work")
+    _add_watch(parser)
+    parser.add_argument("--out", metavar="NAME", type=_name, help="put the AgentRun into the variable NAME")
     return parser
 
 
@@ -155,6 +198,9 @@ def _line_parser() -> tuple[MagicParser, dict[str, list[str]]]:
 
 CELL_PARSER = _cell_parser()
 """Parser of `%%agentwatch`."""
+
+AGENT_PARSER = _agent_parser()
+"""Parser of `%%agentwatch agent`."""
 
 _LINE = _line_parser()
 

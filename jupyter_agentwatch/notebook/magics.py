@@ -28,6 +28,7 @@ from jupyter_agentwatch.cli.words import changes_text, event_line, killed_line, 
 from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
 from jupyter_agentwatch.events import AnyEvent, Dns, printable
 from jupyter_agentwatch.notebook.arguments import (
+    AGENT_PARSER,
     CELL_PARSER,
     LINE_PARSER,
     SUBCOMMANDS,
@@ -81,6 +82,9 @@ class AgentwatchMagics(Magics):
         watch = self._ensure(options)
         if watch is not former_watch and watch.notes:
             _show(_notes_text(watch))
+        if options.agent:
+            self._run_agent(watch, options, cell)
+            return
         log = LogTail(watch.log)
         while log.read_lines(_BATCH):  # what is on record so far belongs to other steps
             pass
@@ -97,6 +101,18 @@ class AgentwatchMagics(Magics):
         except SessionEndedError as error:
             _refuse(f"{safe_text(str(error))}; {_ANOTHER}")
         self._finish(result, log, options.out)
+
+    def _run_agent(self, watch: Watch, options: argparse.Namespace, task: str) -> None:
+        from jupyter_agentwatch.agents.progress import run_text
+        from jupyter_agentwatch.notebook.agent_cell import follow, start_agent
+
+        run = start_agent(watch, options, task)
+        if options.out is not None:
+            self._put(options.out, run)
+        try:
+            follow(run)
+        finally:
+            _show(f"{run_text(run)}\nlog {printable(str(watch.log), 4096)}, head {watch.head}")
 
     def _finish(self, result: CommandResult, log: LogTail, out: str | None, *, interrupted: bool = False) -> None:
         if out is not None:
@@ -242,7 +258,8 @@ class AgentwatchMagics(Magics):
 AgentwatchMagics.agentwatch.__doc__ = f"""{AgentwatchMagics.agentwatch.__doc__}
 
 {LINE_PARSER.format_help()}
-{CELL_PARSER.format_help()}"""
+{CELL_PARSER.format_help()}
+{AGENT_PARSER.format_help()}"""
 
 
 class _LiveOutput:
@@ -278,7 +295,7 @@ def complete(context: CompletionContext) -> SimpleMatcherResult:
     if magic is None:
         known: list[str] = []
     elif magic.group(1):
-        known = CELL_PARSER.words
+        known = AGENT_PARSER.words if words[:1] == ["agent"] else ["agent", *CELL_PARSER.words]
     else:
         known = SUBCOMMANDS.get(words[0], []) if words else list(SUBCOMMANDS)
     fitting = [SimpleCompletion(text=word, type="param") for word in known if word.startswith(typed)]

@@ -1,0 +1,125 @@
+"""`%%agentwatch agent` in a shell with the extension: steps as lines, the end in words, mistakes in one line."""
+
+from __future__ import annotations
+
+import _thread
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from jupyter_agentwatch import Watch
+from jupyter_agentwatch.agents import AgentRun, Finish, Outcome, Say, Shell, write_trajectory
+from jupyter_agentwatch.notebook import load, unload
+from jupyter_agentwatch.testing import ScriptedModel, calls, fake_supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Cells:
+    """A shell whose magics use a watch that confines nothing, and what its cells showed."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+
+    def run(self, source: str) -> tuple[str, Any]:
+        """Run a cell; return what it displayed and the error that it ended with, if any."""
+        error = self.shell.run_cell(source).error_in_exec
+        publisher = self.shell.display_pub
+        assert isinstance(publisher, CapturingDisplayPublisher)
+        outputs = publisher.outputs
+        shown = "\n".join(each["data"]["text/plain"] for each in outputs)
+        outputs.clear()
+        return shown, error
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cells]:
+    """A shell without history; the recorded commands of a test are its own, so that nothing need confine them."""
+    monkeypatch.chdir(tmp_path)
+    config = Config()
+    config.HistoryManager.enabled = False
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance(config=config, display_pub_class=CapturingDisplayPublisher)
+    load(shell)
+    (tmp_path / "w").mkdir()
+    with Watch(workspace=tmp_path / "w", supervisor=fake_supervisor()) as watch:
+        shell.user_ns["mine"] = watch
+        made = Cells(shell)
+        made.run("%agentwatch use mine")
+        yield made
+    unload(shell)
+    InteractiveShell.clear_instance()
+
+
+def test_a_replay_is_shown_step_by_step(cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each step is one line without any escape of the agent's, then the end, the answer and the log's head."""
+    path = tmp_path / "run.jsonl"
+    write_trajectory(path, [Shell("exit 3"), Say("\x1b[2J\nhm"), Finish("done \u202e")], task="try", agent="old")
+    capsys.readouterr()
+    shown, error = cells.run(f"%%agentwatch agent --replay {path} --out run\n \n")
+    assert error is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["1", "shell"], ["2", "say"], ["3", "finish"]]
+    assert "exit 3" in lines[0]
+    assert all(line.isprintable() for line in lines)
+    assert "finished after 3 steps" in shown
+    assert "answer: done \\u202e" in shown
+    assert "head " in shown
+    run = cells.shell.user_ns["run"]
+    assert isinstance(run, AgentRun)
+    assert (run.outcome, run.task) == (Outcome.FINISHED, "try")
+
+
+def test_a_model_gets_the_cell_as_its_task(cells: Cells) -> None:
+    """The cell's text is the task, the endpoint the one that is named, and the cost is told."""
+    with ScriptedModel([calls(("shell", {"command": "echo hello"}))]) as model:
+        shown, error = cells.run(f"%%agentwatch agent --model m --base-url {model.url} --max-steps 5\nsay hello")
+    assert error is None
+    assert model.requests[0]["messages"][1]["content"] == "say hello\n"
+    assert "200+20 tokens" in shown
+
+
+class Pressing:
+    """A standard output that presses ■ at the first line."""
+
+    def write(self, _text: str) -> None:
+        """Interrupt the main thread."""
+        _thread.interrupt_main()
+
+
+def test_interrupting_the_cell_stops_the_run(cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """■ ends the agent's command and the run, and the next cells do not run."""
+    path = tmp_path / "run.jsonl"
+    write_trajectory(path, [Say("first"), Shell("exec sleep 600")])
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Pressing())
+        shown, error = cells.run(f"%%agentwatch agent --replay {path} --out run\n \n")
+    assert isinstance(error, UsageError)
+    assert str(error) == "interrupted"
+    assert "stopped after" in shown
+    assert cells.shell.user_ns["run"].outcome is Outcome.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("agent", "one of the arguments --model --replay is required"),
+        ("agent --replay none.jsonl", "none.jsonl: cannot read the trajectory"),
+        ("agent --model m --replay x", "not allowed with"),
+        ("agent --model m --base-url http://127.0.0.1:9/v1", "task is empty"),
+        ("agent --model m --max-steps 0", "'0' is not the number of a step"),
+        ("agent --model m --max-cost nan", "'nan' is not a positive number"),
+    ],
+)
+def test_a_mistake_is_one_line(cells: Cells, line: str, says: str) -> None:
+    """What cannot be run is told as a usage error, never a traceback."""
+    _, error = cells.run(f"%%agentwatch {line}\n ")
+    assert isinstance(error, UsageError)
+    assert says in str(error)
