@@ -12,6 +12,7 @@ from typing import Final
 
 from jupyter_agentwatch.errors import AgentwatchError
 from tests.bench import (
+    agents,
     clicks,
     crowds,
     engine,
@@ -53,6 +54,7 @@ GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] 
     "sampling": (sampling.sampling, ("sampling.",)),
     "bundle": (sampling.bundle, ("bundle.",)),
     "soak": (soak.soak, ("soak.",)),
+    "steps": (agents.steps, ("steps.",)),
     "engine": (engine.engine, ("engine.",)),
     "freezes": (freezes.freezes, ("freeze.",)),
     "judged": (judged.judged, ("detection.",)),

@@ -25,6 +25,7 @@ from jupyter_agentwatch.watch import CommandResult
 
 __all__ = [
     "INSIDE",
+    "LONG_S",
     "PYTHON",
     "Ground",
     "MeasureError",
