@@ -1,0 +1,67 @@
+"""The notebook about agents, from top to bottom in a real kernel; its model is a script on loopback."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from jupyter_agentwatch.audit.reader import list_logs, read_events
+from jupyter_agentwatch.audit.verify import verify_log
+from jupyter_agentwatch.events import AgentNote
+
+pytestmark = pytest.mark.sandbox
+
+BOOK = Path(__file__).parent.parent / "notebooks" / "05_bring_your_own_agent.ipynb"
+LONG_S = 120
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every cell's outputs by the cell's id; a cell that fails fails the test."""
+    folder = tmp_path_factory.mktemp("book")
+    (folder / "log").mkdir(mode=0o700)
+    book = nbformat.read(BOOK, as_version=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENTWATCH_LOG_DIR", str(folder / "log"))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(BOOK.parent.parent), os.environ.get("PYTHONPATH", "")]))
+        NotebookClient(
+            book, timeout=LONG_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        ).execute()
+    return {cell.id: cell.outputs for cell in book.cells if cell.cell_type == "code"} | {"folder": folder}
+
+
+def test_every_cell_runs_and_every_run_has_an_end_on_record(executed: dict[str, Any]) -> None:
+    """Its assertions hold, its one log verifies, and each run but the killed one has its outcome in it."""
+    (log,) = list_logs(executed["folder"] / "log")
+    assert verify_log(log.path).ok
+    notes = [event for event in read_events(log.path) if isinstance(event, AgentNote)]
+    begun = [note.run for note in notes if note.op == "begin"]
+    ended = {note.run: note.outcome for note in notes if note.op == "end"}
+    assert [ended.get(run) for run in begun[:8]] == [*["finished"] * 7, "stopped"]
+    # The kill closes the log: whether it is before or after the run's own last word is open.
+    assert len(begun) == 9
+    assert ended.get(begun[8]) in {None, "killed"}
+
+
+def test_what_it_shows_is_plain_text_and_a_figure(executed: dict[str, Any]) -> None:
+    """Steps are lines of text, the rewards a figure with the terms by their names."""
+    steps = "".join(output.get("text", "") for output in executed["run"])
+    assert [line.split()[:2] for line in steps.splitlines()] == [
+        ["1", "shell"],
+        ["2", "edit"],
+        ["3", "shell"],
+        ["4", "finish"],
+    ]
+    (figure,) = executed["figure"]
+    traces = figure.data["application/vnd.plotly.v1+json"]["data"]
+    assert [trace["name"] for trace in traces] == [
+        "return",
+        "check passes",
+        "price.egress_denied",
+        "price.finding",
+    ]
