@@ -57,7 +57,7 @@ _MAX_LOGS: Final = 1 << 20
 _MAX_TOLD: Final = 4 << 20
 
 
-class AgentwatchExecutor(RemotePythonExecutor):  # type: ignore[misc]
+class AgentwatchExecutor(RemotePythonExecutor):
     """Give it to an agent: `CodeAgent(..., executor=AgentwatchExecutor(watch))`.
 
     Tools run inside as well: their source is sent there. Packages are not installed: the interpreter is the notebook's
