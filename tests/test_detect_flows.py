@@ -81,6 +81,8 @@ GPU = {
     "gpu_seconds": 5.0,
 }
 BUSY = ("resources", {"interval_s": 30.0, "cpu_s": 29.0, "name": "x"})
+TOGETHER = ("resources", {"pid": 0, "step": 0, "interval_s": 10.0, "cpu_s": 4.0, "processes": 40, "threads": 40})
+BEGUN = ("step", {"op": "start", "argv": ["sh"]})
 SLOW = flow(op="closed", protocol="tls", duration_s=600.0, bytes_in=40_000, bytes_out=9_000)
 
 POSITIVE: list[tuple[str, str, list[AnyEvent]]] = [
@@ -145,6 +147,11 @@ POSITIVE: list[tuple[str, str, list[AnyEvent]]] = [
     ("diversion.unleased_gpu", "medium", run(("gpu", {**GPU, "outside_s": 9.0, "attribution": "weak"}))),
     ("diversion.outlives", "medium", run(ENDED, ("connect", {"addr": OUT}))),
     ("diversion.busy_after_end", "high", run(ENDED, BUSY, BUSY)),
+    ("diversion.busy_together", "high", run(BEGUN, ENDED, *[TOGETHER] * 6)),
+    ("diversion.busy_together", "high", run(ENDED, *[TOGETHER] * 60)),
+    ("diversion.busy_together", "high", run(ENDED, ("resources", {**TOGETHER[1], "interval_s": 60.0, "cpu_s": 600.0}))),
+    ("diversion.busy_together", "high", run(BEGUN, ENDED, BEGUN, ENDED, *[TOGETHER] * 7)),
+    ("diversion.busy_together", "high", run(ENDED, *[TOGETHER] * 2, BEGUN, ENDED, *[TOGETHER] * 6)),
     ("tampering.persistence_written", "high", run(("file", {"op": "openat", "path": "/home/u/.ssh/authorized_keys"}))),
     (
         "tampering.persistence_written",
@@ -160,7 +167,15 @@ POSITIVE: list[tuple[str, str, list[AnyEvent]]] = [
     ("tampering.masquerade", "high", run(claimed("/tmp/x", "[kworker/0:1]"))),
 ]
 
+IDLE_TOGETHER = ("resources", {**TOGETHER[1], "cpu_s": 0.5})
+
 BENIGN: list[tuple[str, list[AnyEvent]]] = [
+    ("work while a step runs", run(BEGUN, *[TOGETHER] * 60)),
+    ("work while another step runs", run(BEGUN, ENDED, ("step", {"op": "start", "step": 2}), *[TOGETHER] * 60)),
+    ("a server that is hardly used", run(ENDED, *[IDLE_TOGETHER] * 60)),
+    ("work in short bursts", run(ENDED, *[TOGETHER, TOGETHER, IDLE_TOGETHER] * 20)),
+    ("a step's last seconds", run(BEGUN, ENDED, *[TOGETHER] * 5)),
+    ("work before the first step", run(*[TOGETHER] * 60)),
     (
         "a package installer",
         run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
+
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import Rule, draft
@@ -39,11 +41,24 @@ BUSY: Final = Rule(
     false_positives=("a training run that was put into the background on purpose",),
 )
 
+TOGETHER: Final = Rule(
+    id="diversion.busy_together",
+    title="processes compute on together after every step has ended",
+    severity="high",
+    technique="T1496",
+    rationale=(
+        "Nothing that was asked for runs any more. Work that is split over many small processes, or throttled, shows "
+        "in the sum alone."
+    ),
+    false_positives=("a server that many clients use", "a job that was put into the background on purpose"),
+)
+
 _UNLEASED_S: Final = 5.0
 _BUSY_S: Final = 60.0
 _BUSY: Final = 0.5
+_TOGETHER: Final = 0.25
 
-DIVERSION_RULES: Final = (UNLEASED, OUTLIVES, BUSY)
+DIVERSION_RULES: Final = (UNLEASED, OUTLIVES, BUSY, TOGETHER)
 """Every rule of this detector."""
 
 
@@ -64,15 +79,20 @@ class DiversionDetector:
         self._outside: Recent[tuple[str, int], _Outside] = Recent(_Outside)
         self._ended: Recent[int, list[int]] = Recent(list, 4096)
         self._busy: Recent[int, _Outside] = Recent(_Outside)
+        self._running: set[int] = set()
+        self._last_end: list[int] = []
+        self._last_step = 0
+        self._together = _Outside()
 
     def feed(self, event: AnyEvent) -> Iterable[Draft]:
         """Return findings that this event completes; one for each process and device, or step."""
         if isinstance(event, Gpu):
             return self._gpu(event)
         if isinstance(event, Step):
-            if event.op == "end":
-                self._ended[event.step].append(event.seq)
+            self._step(event)
             return ()
+        if isinstance(event, Resources) and not event.pid:
+            return self._compute_together(event)
         if not event.step or event.step not in self._ended:
             return ()
         if isinstance(event, Resources):
@@ -99,6 +119,29 @@ class DiversionDetector:
         if total.seconds >= _BUSY_S and self._said.first("busy", event.step, event.pid):
             detail = f"{event.name}: {total.seconds:.0f} s"
             yield draft(BUSY, event, detail, evidence=(*self._ended[event.step][-1:], *total.seqs))
+
+    def _step(self, event: Step) -> None:
+        if event.op == "end":
+            self._ended[event.step].append(event.seq)
+            self._running.discard(event.step)
+            self._last_end, self._last_step = [event.seq], event.step
+        else:
+            self._running.add(event.step)
+        self._together = _Outside()
+
+    def _compute_together(self, event: Resources) -> Iterable[Draft]:
+        """Add up what all processes use while no step runs; a minute of it, without a pause, is a finding."""
+        if self._running or not self._last_end or event.interval_s <= 0 or event.cpu_s < _TOGETHER * event.interval_s:
+            self._together = _Outside()
+            return
+        total = self._together
+        total.seconds += event.interval_s
+        total.seqs = [*total.seqs[-15:], event.seq]
+        if total.seconds >= _BUSY_S and self._said.first("together", self._last_end[0]):
+            detail = f"{event.processes} processes, {event.threads} threads, {total.seconds:.0f} s"
+            found = draft(TOGETHER, event, detail, evidence=(*self._last_end, *total.seqs))
+            # A sum belongs to no step; the last one that ended is the nearest that can be said.
+            yield msgspec.structs.replace(found, step=self._last_step)
 
     def _acts(self, event: AnyEvent) -> Iterable[Draft]:
         if not isinstance(event, Connect | Listen | Exec) or getattr(event, "transport", "") == "unix":

@@ -16,6 +16,7 @@ from jupyter_agentwatch.detect.persistence import PERSISTENCE_RULES, Persistence
 from jupyter_agentwatch.detect.probing import PROBING
 from jupyter_agentwatch.detect.probing_windows import PROBING_WINDOW_RULES, ProbingDetector
 from jupyter_agentwatch.detect.rule import Rule, Ruleset
+from jupyter_agentwatch.detect.sharing import SHARING
 from jupyter_agentwatch.detect.shell_sockets import SHELL_SOCKET_RULES, ShellSocketDetector
 from jupyter_agentwatch.detect.shells import SHELL
 from jupyter_agentwatch.detect.tampering import TAMPERING
@@ -32,6 +33,7 @@ COMMAND_RULES: Final[tuple[Ruleset, ...]] = (
     PROBING,
     EXFILTRATION,
     DIVERSION,
+    SHARING,
     TAMPERING,
     PAYMENT,
 )

@@ -27,7 +27,10 @@ _MAX_DEPTH: Final = 6
 _MAX_FOUND: Final = 500
 # What they are told besides the command decides what the command can do.
 _ALSO_THEMSELVES: Final = frozenset(
-    {"docker", "podman", "nerdctl", "chroot", "systemd-run", "proxychains", "proxychains4", "torsocks", "strace"}
+    {
+        *("docker", "podman", "nerdctl", "chroot", "systemd-run", "proxychains", "proxychains4", "torsocks", "strace"),
+        *("nice", "ionice", "chrt", "taskset", "cpulimit"),
+    }
 )
 _MAX_STAGES: Final = 12
 _MAX_SHOWN: Final = 4096
