@@ -190,4 +190,4 @@ def test_the_readme_lists_what_is_missed() -> None:
     """Each miss stands in the section about misses, word for word, and nothing else does."""
     section = README.read_text("utf-8").partition("### What the detectors miss")[2].partition("\n#")[0]
     listed = [re.sub(r"\s+", " ", item).strip() for item in re.findall(r"(?m)^\* \*\*(.+?)\*\*", section)]
-    assert sorted(each.lower() for each in listed) == sorted(MISSED)
+    assert sorted(map(str.lower, listed)) == sorted(map(str.lower, MISSED))
