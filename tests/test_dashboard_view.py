@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -350,13 +349,28 @@ def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch:
     )
 
 
-def test_a_saved_notebook_says_without_any_kernel_which_run_it_was(desk: Page, lab: Lab, watch: Watch) -> None:
-    """What is saved holds the run's id, its log and the command that kills, as a table of text."""
+def test_a_saved_notebook_shows_the_run_without_its_kernel(desk: Page, lab: Lab, watch: Watch) -> None:
+    """A copy that nobody trusts, with another kernel, shows picture and tables; a live dashboard hides them."""
+    (watch.workspace / HOSTILE).write_text("#!/bin/sh\necho kept\n")
+    (watch.workspace / HOSTILE).chmod(0o755)
+    watch.run([f"./{HOSTILE}"])
     show(desk, lab, watch)
+    desk.locator(".aw-saved img").wait_for(state="attached", timeout=LONG_MS)
+    assert not desk.locator(".aw-saved img").is_visible()
     desk.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     saved = json.loads((lab.folder / f"{watch.id}.ipynb").read_text("utf-8"))
-    (output,) = saved["cells"][0]["outputs"]
-    text = "".join(output["data"]["text/html"])
-    assert f"jupyter agentwatch kill {watch.id}" in text
-    assert str(watch.log) in text
-    assert sys.getsizeof(json.dumps(saved)) < 100_000
+    widget, kept = (output["data"] for output in saved["cells"][0]["outputs"])
+    assert f"jupyter agentwatch kill {watch.id}" in "".join(widget["text/html"])
+    assert str(watch.log) in "".join(kept["text/html"])
+    assert len(json.dumps(saved)) < 100_000
+    copy = lab.folder / f"later-{watch.id}.ipynb"
+    copy.write_text(json.dumps(saved), "utf-8")
+    # In a workspace of its own, or the page would open the live dashboard again, too.
+    desk.goto(f"{lab.base}lab/workspaces/{watch.id}/tree/{copy.name}?token={lab.token}")
+    picture = desk.locator(".aw-saved img")
+    picture.wait_for(timeout=LONG_MS)
+    desk.wait_for_function("() => document.querySelector('.aw-saved img').naturalWidth > 500", timeout=LONG_MS)
+    desk.locator(".aw-saved summary").click()
+    desk.locator(".aw-saved td", has_text="<img src=x").first.wait_for(timeout=LONG_MS)
+    assert desk.locator(".aw-saved img").count() == 1
+    assert desk.evaluate("() => window.owned") is None
