@@ -15,6 +15,7 @@ from jupyter_agentwatch.notebook.follower import Follower
 from jupyter_agentwatch.notebook.kill_routes import REQUEST, TARGET, answer_kill
 from jupyter_agentwatch.notebook.kill_switch import KillSwitch
 from jupyter_agentwatch.notebook.panels import Panel
+from tests.outside import wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ LISTEN = "from jupyter_agentwatch.notebook.kill_routes import listen; assert lis
 def watch(tmp_path: Path) -> Iterator[Watch]:
     """A watch in which something runs."""
     with Watch(workspace=tmp_path) as watch:
-        watch.start("sleep 60 & sleep 60")
+        wait_for_line(watch.start("sleep 60 & echo runs; sleep 60"), b"runs")  # or there is nothing to count yet
         yield watch
 
 

@@ -31,7 +31,7 @@ from tests.bench.figures import FIGURES
 from tests.bench.ground import Ground, MeasureError, load, machine
 from tests.bench.table import Row, as_json, as_markdown
 
-__all__ = ["GROUPS", "ONCE", "main"]
+__all__ = ["GROUPS", "ONCE", "is_wanted", "main"]
 
 GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] = {
     "session": (latency.session, ("session.",)),
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         for name in GROUPS:
             sys.stdout.write(f"{name:12}{', '.join(_figures(name))}\n")
         return 0
-    chosen = options.only or [name for name in GROUPS if _is_wanted(name, options)]
+    chosen = options.only or [name for name in GROUPS if is_wanted(name, rung=options.rung, soak=options.soak)]
     facts, begun = machine(), time.monotonic()
     rows: list[Row] = []
     try:
@@ -104,10 +104,15 @@ def main(argv: Sequence[str]) -> int:
     return int(any(row.note.startswith("failed") for row in rows))
 
 
-def _is_wanted(name: str, options: argparse.Namespace) -> bool:
-    if name == "soak":
-        return bool(options.soak)
-    return options.rung == "A" or name not in ONCE
+def is_wanted(name: str, *, rung: str, soak: bool) -> bool:
+    """Return whether a run that names no group measures this one.
+
+    Args:
+        name: The group.
+        rung: "A" or "B".
+        soak: Whether the ten minutes were asked for.
+    """
+    return (name not in ONCE or rung == "A") and (name != "soak" or soak)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,11 +8,12 @@ import pytest
 
 from jupyter_agentwatch.testing import event
 from tests.bench.attack_flows import attack_flows
-from tests.bench.command import GROUPS
+from tests.bench.command import GROUPS, ONCE, is_wanted
 from tests.bench.figures import FIGURES
 from tests.bench.ground import alternate
 from tests.bench.honest import STEPS, TOOLS, honest_lines, trajectory
 from tests.bench.judged import attack_lines, clopper_pearson
+from tests.bench.soak import slope
 from tests.bench.table import Row, as_json, as_markdown, p99
 
 
@@ -98,3 +99,18 @@ def test_the_attacks_are_read_whole() -> None:
     flows = attack_flows()
     assert all(events for _, _, events in flows)
     assert len(flows) == len({name for _, name, _ in flows}) >= 60
+
+
+def test_what_depends_on_no_rung_is_measured_once() -> None:
+    """A run on rung B leaves out what the rung has no influence on, and the ten minutes come only when asked for."""
+    left_out = {name for name in GROUPS if not is_wanted(name, rung="B", soak=False)}
+    assert left_out == ONCE
+    assert {name for name in GROUPS if not is_wanted(name, rung="A", soak=False)} == {"soak"}
+    assert all(is_wanted(name, rung="A", soak=True) for name in GROUPS)
+
+
+def test_growth_is_the_slope_of_a_line() -> None:
+    """Exact growth has no doubt; a value that only swings has no slope beyond its doubt."""
+    assert slope([0.0, 10.0, 20.0], [5.0, 6.0, 7.0]) == (pytest.approx(0.1), pytest.approx(0.0))
+    steady, doubt = slope([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 1.0, 2.0, 1.0])
+    assert abs(steady) <= doubt
