@@ -98,8 +98,8 @@ FIGURES: Final = {
         "p99",
         60,
         floor=(
-            "of the least of seven tries: 50 µs for half of the honest lines, 190 µs for 99 %. Some 20 µs decide whether "
-            "a text is worth reading (209 literals, one expression), 15 µs read it, as much again takes wrappers off, "
+            "of the least of seven tries: 50 µs for half of the honest lines, 190 µs for 99 %. Some 20 µs decide "
+            "whether a text is worth reading (209 literals, one expression), 15 µs read it, as much again takes wrappers off, "
             "and expressions take 20 µs for each program that it would start. A text that was seen before costs 1 µs"
         ),
     ),

@@ -1,4 +1,4 @@
-"""Starts the benchmark: `python tests/bench/run.py [--quick] [--rung A|B] [--only NAME] [--soak] [--list]`; see `make bench`."""
+"""Starts the benchmark, see `make bench`: `python tests/bench/run.py [--quick] [--rung A|B] [--only NAME] [--soak]`."""
 
 from __future__ import annotations
 
