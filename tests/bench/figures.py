@@ -99,8 +99,9 @@ FIGURES: Final = {
         60,
         floor=(
             "of the least of seven tries: 50 µs for half of the honest lines, 190 µs for 99 %. Some 20 µs decide "
-            "whether a text is worth reading (209 literals, one expression), 15 µs read it, as much again takes wrappers off, "
-            "and expressions take 20 µs for each program that it would start. A text that was seen before costs 1 µs"
+            "whether a text is worth reading (209 literals, one expression), 15 µs read it, as much again takes "
+            "wrappers off, and expressions take 20 µs for each program that it would start. A text that was seen "
+            "before costs 1 µs"
         ),
     ),
     "engine.vs_azuma": Figure("the same Sigma rules on the same execs: azuma / ours", "x", "ratio of means", 20, ">="),
