@@ -237,6 +237,16 @@ def test_stop_kills_the_command_and_the_watch_lives_on(closed: Watch) -> None:
     assert closed.run("true").ok
 
 
+def test_what_a_run_leaves_behind_ends_with_it(own: Watch) -> None:
+    """A process that left its command, its session and its parent is gone when the run is over; others' live on."""
+    leave = "setsid sleep 600 </dev/null >/dev/null 2>&1 & echo $!"
+    others = own.run(leave).stdout
+    run = own.run_agent(Scripted([Shell(leave), Shell("true")]), "leave")
+    assert run.wait(PATIENCE_S) is Outcome.FINISHED
+    left = run.steps[0].observation.text
+    assert (own.run(f"kill -0 {left}").ok, own.run(f"kill -0 {others}").ok) == (False, True)
+
+
 def test_stop_does_not_wait_for_an_agent_that_thinks(closed: Watch) -> None:
     """An agent is cancelled in the midst of its choice, and what it chooses then is not carried out."""
     agent = Waiting()

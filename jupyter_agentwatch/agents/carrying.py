@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_agentwatch.agents.adapters.pausing import when_closed
 from jupyter_agentwatch.agents.model import Action, Edit, Finish, Observation, Patch, Say, Shell, Unclear
-from jupyter_agentwatch.errors import SessionEndedError
+from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.watch.command import Command, CommandResult
@@ -98,6 +99,12 @@ class Bench:
             running = self._running
         if running is not None:
             running.abandon()
+
+    def end_leftovers(self) -> None:
+        """End what commands of the run have left running; a watch that has ended has nothing left."""
+        with contextlib.suppress(AgentwatchError):
+            for step in set(self._watch.status().steps_alive).intersection(self.steps):
+                self._watch.end_step(step)
 
     def carry_out(self, action: Action) -> Carried:
         """Carry out an action; waits while the watch is throttled or frozen.

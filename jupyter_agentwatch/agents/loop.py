@@ -208,9 +208,9 @@ class AgentRun:
         return self._outcome
 
     def stop(self) -> None:
-        """End the run: its agent is cancelled, its command killed. Does not wait; idempotent.
+        """End the run: its agent is cancelled, its command killed. Does not wait for the end; idempotent.
 
-        The watch lives on. A program of the agent that left its command behind lives on, too, as after any command.
+        The watch lives on.
         """
         self._end_from_outside(Outcome.STOPPED)
 
@@ -384,6 +384,7 @@ class AgentRun:
             self._reason = reason[:_REASON_CHARS]
             self._answer = answer
         self._forget_end()
+        self._bench.end_leftovers()
         self._episode.end(self._outcome.value, answer or self._reason)
         self._done.set()
         self._ring()

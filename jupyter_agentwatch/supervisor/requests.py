@@ -173,6 +173,7 @@ class Requests:
             asks_left_s=self._watch.asks.left_s(),
             frozen_left_s=self._watch.circuit.frozen_left_s,
             on_expiry=self._watch.circuit.on_expiry,
+            steps_alive=self._watch.commands.with_processes(),
         )
 
     def _subscribe(self, _request: messages.Subscribe, connection: Connection) -> FromSupervisor:

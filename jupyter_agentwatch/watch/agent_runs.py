@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from jupyter_agentwatch.watch.accounts import Accounts
 from jupyter_agentwatch.watch.episode import Episode
 from jupyter_agentwatch.wire.client import Client
+from jupyter_agentwatch.wire.messages import Ack, SignalStep
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.agents.loop import AgentRun
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from jupyter_agentwatch.watch.handle import Watch
 
 __all__ = ["WatchAgents"]
+
+_ANSWER_S = 10.0
 
 
 class WatchAgents:
@@ -46,6 +50,15 @@ class WatchAgents:
         """
         return Episode(self._client, agent=agent, task=task, cell=self._cell())
 
+    def end_step(self, step: int) -> None:
+        """Kill every process of a step, whether its command still runs or has left them behind.
+
+        Raises:
+            SessionEndedError: The watch has ended.
+            ControlError: The supervisor refused.
+        """
+        self._client.request(SignalStep(step=step, signal=signal.SIGKILL), Ack, timeout=_ANSWER_S)
+
     def when_ended(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have a function called when the watch has ended, whoever ended it; at once where it has.
 
@@ -72,7 +85,8 @@ class WatchAgents:
     ) -> AgentRun:
         """Let an agent work on a task, in a thread of its own, until it has finished or something ends it.
 
-        A frozen watch pauses the run, a killed one ends it; the agent is never told why. Every process, connection,
+        A frozen watch pauses the run, a killed one ends it; the agent is never told why. What its commands have left
+        running ends with the run. Every process, connection,
         write and finding bears the step that caused it, and the notebook cell that called this.
 
         Args:

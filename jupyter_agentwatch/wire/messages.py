@@ -359,7 +359,8 @@ class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
     """A picture of the watch now; counts are since its start, `counts` by event kind and verdict ("connect:deny").
 
     `asks_left_s` are the seconds until each of `asks` counts as denied; `frozen_left_s` those until a frozen watch is
-    killed or goes on, whichever `on_expiry` says (None: it is not frozen).
+    killed or goes on, whichever `on_expiry` says (None: it is not frozen). `steps_alive` are the steps that run, or may
+    have left processes behind.
     """
 
     watch: str
@@ -382,6 +383,7 @@ class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
     asks_left_s: dict[int, float] = {}
     frozen_left_s: float | None = None
     on_expiry: str = ""
+    steps_alive: list[int] = []
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
