@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OUT = Path(__file__).parent.parent / "build" / "demo"
 CELL_TIMEOUT_S = 120
 SHOWN_LINES = 12
-"""Lines of a cell's output that are shown; the executed notebook has them all."""
+"""Lines of a cell's output, and places, that are shown; the executed notebook and the log have them all."""
 
 SHORT = "/tmp"  # noqa: S108 -- the folder made in it is fresh, ours, and 0700
 """Where control sockets go: their path may have 107 bytes, and a checkout may lie deep."""
@@ -126,7 +126,10 @@ def _destinations(events: Iterable[AnyEvent]) -> str:
                 places[f"name {qname} ({rule})"] += 1
             case _:
                 places[kind_of(event)] += 1
-    return "\n           ".join(f"{count}x {printable(place, 120)}" for place, count in places.most_common())
+    lines = [f"{count}x {printable(place, 120)}" for place, count in places.most_common(SHOWN_LINES)]
+    if len(places) > SHOWN_LINES:
+        lines.append(f"… {len(places) - SHOWN_LINES} more places")
+    return "\n           ".join(lines)
 
 
 def summarise(folder: Path) -> bool:
