@@ -191,6 +191,20 @@ def test_nothing_leaves_without_the_supervisors_word(supervised: Supervised, ser
     assert [type(each) for each in supervised.told] == [Asked, Refused]
 
 
+def test_many_large_requests_are_read_one_at_a_time(service: ModelService) -> None:
+    """Requests that would take thirty times their size to be read do not add up: each is refused, none is lost."""
+    supervised = Supervised(service.url, request_bytes=1 << 20)
+    body = b'{"model": "another", "x": [' + b"[]," * 300_000 + b"[]]}"
+    statuses: list[int] = []
+    threads = [threading.Thread(target=lambda: statuses.append(supervised.ask(body)[0])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG_S)
+    assert statuses == [403] * 8
+    assert service.asked == []
+
+
 def test_the_list_of_models_is_answered_here(supervised: Supervised, service: ModelService) -> None:
     """Clients that list models get the policy's, and the upstream is not asked."""
     raw = f"GET /v1/models HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()

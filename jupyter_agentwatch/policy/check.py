@@ -33,7 +33,7 @@ Path = tuple[str | int, ...]
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GPU = re.compile(r"(?:GPU|MIG)-[A-Za-z0-9/-]+")
-_MODEL_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[!-~]*)?(?<![?#])")
+_MODEL_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%+,;=:/-]*)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_VARIABLE = 128 * 1024
 """Bytes of NAME=value with its final NUL that Linux hands to a program (MAX_ARG_STRLEN with 4 KiB pages)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,12 +18,15 @@ from jupyter_agentwatch.wire.model_messages import FromProxy, Open, ProxySetup, 
 __all__ = ["main"]
 
 _MAX_MESSAGE = 1 << 16
+_MAX_MEMORY = 4 << 30
+"""Bytes of address space: what comes from inside must not be able to fill the machine's memory."""
 
 
 def main() -> int:
     """Serve the supervisor that started this process; end with it."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the owner's terminal and its ■ are not ours
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     setup = msgspec.json.decode(sys.stdin.buffer.read(), type=ProxySetup)
     control = socket.socket(fileno=setup.control)
     control.setblocking(True)

@@ -82,6 +82,8 @@ class ModelProxy:
         self._numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
         self._room = threading.BoundedSemaphore(MAX_AT_ONCE)
+        # What is read of JSON can take thirty times its size: one at a time, or a few requests would fill the memory.
+        self._reading = threading.Lock()
 
     def opened(self, message: Open, sock: socket.socket) -> None:
         """Serve a connection in a thread of its own."""
@@ -141,7 +143,8 @@ class ModelProxy:
     def _judge(self, endpoint: Endpoint, body: bytes) -> tuple[ProxyUpstream, Wanted]:
         upstreams = [each for each in self._setup.upstreams if each.shape == endpoint.shape]
         models = [model for each in upstreams for model in each.models]
-        wanted = judge(endpoint, body, models=models, hosted_tools=self._setup.hosted_tools)
+        with self._reading:
+            wanted = judge(endpoint, body, models=models, hosted_tools=self._setup.hosted_tools)
         return next(each for each in upstreams if wanted.model in each.models), wanted
 
     def _ask_leave(self, visit: _Visit, wanted: Wanted) -> int:
@@ -157,7 +160,7 @@ class ModelProxy:
         if not question.is_answered.wait(_JUDGED_S):
             self._questions.pop(number, None)
         if not question.allow:
-            raise Refusal(403, "the policy's budget for models is used up, or the watch is stopped")
+            raise Refusal(403, "the policy does not allow this request")
         return number
 
     def _forward(self, visit: _Visit, number: int, head: Head, what: tuple[ProxyUpstream, Endpoint, Wanted]) -> None:
@@ -177,7 +180,8 @@ class ModelProxy:
         except OSError as error:
             reason = f"whoever asked has gone ({type(error).__name__})"
         finally:
-            is_guess = tally.finish(len(wanted.payload), passed[0]) if status == HTTPStatus.OK else False
+            with self._reading:
+                is_guess = tally.finish(len(wanted.payload), passed[0]) if status == HTTPStatus.OK else False
             self._tell(
                 Answered(
                     request=number,
