@@ -330,6 +330,33 @@ def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, wat
     assert watch.kill().survivors == 0
 
 
+def test_a_trip_reaches_the_desktop_of_a_page_that_nobody_looks_at(
+    page: Page, lab: Lab, start: Callable[..., Watch]
+) -> None:
+    """Where a person allowed it, a trip in a hidden page raises a desktop notice, of harmless text, that says why."""
+    page.add_init_script(
+        """
+        window.desktop = [];
+        window.Notification = class {
+            static permission = "granted";
+            constructor(title, options) { window.desktop.push(`${title}: ${options.body}`); }
+        };
+        Object.defineProperty(Document.prototype, "hidden", { get: () => true });
+        """
+    )
+    watch = start()
+    lab.notebook("desk", ["1"])
+    page.goto(lab.address("desk"))
+    page.locator(".aw-status-button").filter(has_text="1 agent run").wait_for(timeout=LONG_MS)
+    shutil.copy(shutil.which("true") or "/bin/true", watch.workspace / HOSTILE)
+    watch.start([f"./{HOSTILE}", "-o", "stratum+tcp://pool.example:3333", "-u", "4" + "A" * 94, "--donate-level", "1"])
+    page.wait_for_function("() => window.desktop.some(each => each.includes('is frozen'))", timeout=LONG_MS)
+    (notice,) = [each for each in page.evaluate("() => window.desktop") if "is frozen" in each]
+    assert notice.startswith(f"Agent Watch: Agent run {watch.id} is frozen: critical: ")
+    assert "\u202e" not in notice
+    assert page.locator(".Toastify__toast img[src=x]").count() == 0
+
+
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch: Watch, theme: str) -> None:
     """axe-core finds nothing serious in dashboard, status bar and sidebar, in the light and in the dark theme."""

@@ -219,6 +219,8 @@ describe("a trip", () => {
 
   it("is told when a run is frozen, asks, has a finding or falls silent, and once", () => {
     expect(tripOf(run(), run({ state: "frozen" }))).toBe("is frozen");
+    const notes = ["GPUs are SIMULATED", "frozen: high: old", "frozen: critical: a miner"];
+    expect(tripOf(run(), run({ state: "frozen", notes }))).toBe("is frozen: critical: a miner");
     expect(tripOf(run({ state: "frozen" }), run({ state: "frozen" }))).toBe("");
     expect(tripOf(run(), run({ asks: [{ ask: 1, text: "connect a.example" }] }))).toBe("asks: connect a.example");
     expect(tripOf(run(), run({ counts: { "finding:allow": 1 } }))).toBe("has a new finding");

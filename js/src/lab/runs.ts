@@ -67,7 +67,9 @@ export class Runs {
 /** Return what happened to a run that a person must hear of, or "". */
 export function tripOf(before: RunState | undefined, now: RunState): string {
   if (now.state !== before?.state && (now.state === "frozen" || now.state === "throttled")) {
-    return `is ${now.state}`;
+    // The supervisor notes why it tripped; a person's own suspension needs no reason.
+    const why = now.notes.filter((note) => note.startsWith(`${now.state}: `)).at(-1) ?? now.state;
+    return `is ${why}`;
   }
   if (now.state === "silent" && before !== undefined && before.state !== "silent") {
     return "does not answer";
