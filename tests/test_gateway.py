@@ -45,13 +45,11 @@ class Journal:
     fail: str = ""
     on_named: Callable[[], None] = lambda: None
 
-    def named(
-        self, spec: FlowSpec, protocol: str, server_name: str, decision: Decision, bytes_out: int, bytes_in: int
-    ) -> None:
+    def named(self, spec: FlowSpec, naming: Naming, decision: Decision, bytes_out: int, bytes_in: int) -> None:
         """Keep a naming."""
         if self.fail == "named":
             raise OSError(28, "the log is full")
-        self.entries.append(("named", protocol, server_name, decision.verdict, decision.rule))
+        self.entries.append(("named", naming.protocol, naming.server_name, decision.verdict, decision.rule))
         self.on_named()
 
     def closed(

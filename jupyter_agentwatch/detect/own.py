@@ -12,6 +12,7 @@ from jupyter_agentwatch.detect.mining_flows import MINING_FLOW_RULES, MiningFlow
 from jupyter_agentwatch.detect.model import Detector
 from jupyter_agentwatch.detect.outliving import DIVERSION_RULES, DiversionDetector
 from jupyter_agentwatch.detect.payment import PAYMENT
+from jupyter_agentwatch.detect.payment_flows import PAYMENT_FLOW_RULES, PaymentFlowDetector
 from jupyter_agentwatch.detect.persistence import PERSISTENCE_RULES, PersistenceDetector
 from jupyter_agentwatch.detect.probing import PROBING
 from jupyter_agentwatch.detect.probing_windows import PROBING_WINDOW_RULES, ProbingDetector
@@ -45,7 +46,7 @@ OWN_RULES: Final[tuple[Rule, ...]] = tuple(
         for rules in (
             *(each.rules for each in COMMAND_RULES),
             *(MINING_FLOW_RULES, TUNNEL_FLOW_RULES, SHELL_SOCKET_RULES, PROBING_WINDOW_RULES),
-            *(VOLUME_RULES, DIVERSION_RULES, PERSISTENCE_RULES),
+            *(VOLUME_RULES, DIVERSION_RULES, PERSISTENCE_RULES, PAYMENT_FLOW_RULES),
         )
         for rule in rules
     }.values()
@@ -64,4 +65,5 @@ def own_detectors() -> list[Detector]:
         VolumeDetector(),
         DiversionDetector(),
         PersistenceDetector(),
+        PaymentFlowDetector(),
     ]

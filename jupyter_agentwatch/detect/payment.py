@@ -8,6 +8,7 @@ from typing import Final
 
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
+from jupyter_agentwatch.detect.payment_requests import WALLET_METHODS
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.detect.wallets import wallet_kind
@@ -49,11 +50,6 @@ KEY: Final = Rule(
     false_positives=("a test of wallet software",),
 )
 
-_METHODS: Final = lazy_pattern(
-    r"\b(?:eth_send(?:Raw)?Transaction|eth_signTransaction|personal_(?:sendTransaction|unlockAccount|sign)|"
-    r"wallet_sendCalls|send(?:toaddress|many|rawtransaction)|"
-    r"walletprocesspsbt|sendTransaction|transfer_split|sweep_all|signAndSendTransaction)\b"
-)
 _HEADERS: Final = lazy_pattern(
     r"^\s*(?:x-payment|payment-signature|payment-authorization|authorization:\s*(?:payment|l402|lsat)\b)", re.IGNORECASE
 )
@@ -66,7 +62,7 @@ def _local_severity(text: str) -> str:
 
 def _web(run: Invocation) -> Iterable[Hit]:
     text = " ".join((*run.argv[1:], run.stdin))
-    method = _METHODS.search(text) or re.search(r"\"method\"\s*:\s*\"transfer\"", text)
+    method = WALLET_METHODS.search(text) or re.search(r"\"method\"\s*:\s*\"transfer\"", text)
     if method:
         yield Hit(WALLET_RPC, method[0], "medium" if _LOCAL.search(text) else None)
     if any(
@@ -118,7 +114,7 @@ _CODE: Final = lazy_pattern(
 
 
 def _code(run: Invocation) -> Iterable[Hit]:
-    found = _METHODS.search(run.code) or (_CODE.search(run.code) if run.code else None)
+    found = WALLET_METHODS.search(run.code) or (_CODE.search(run.code) if run.code else None)
     if run.code and found:
         yield Hit(WALLET_RPC, found[0], "medium" if _LOCAL.search(run.code) else None)
 

@@ -204,7 +204,8 @@ class Flow(Event, frozen=True, kw_only=True, tag="flow"):
     """A connection through the gateway: named by its first bytes, refused by them, ended, or never reached.
 
     `bytes_out` and `bytes_in` are seen from the sandbox; `server_name` is TLS SNI or HTTP Host; `reason` says why it
-    closed or failed.
+    closed or failed. `payment` says how its first request pays, if it does ("x402", a wallet's method …), and `amount`
+    how much, None where that is not known.
     """
 
     op: Literal["named", "closed", "failed"]
@@ -219,6 +220,8 @@ class Flow(Event, frozen=True, kw_only=True, tag="flow"):
     bytes_in: int = 0
     duration_s: float = 0.0
     reason: str = ""
+    payment: str = ""
+    amount: float | None = None
 
 
 class FileOp(Event, frozen=True, kw_only=True, tag="file"):

@@ -13,7 +13,6 @@ import msgspec
 
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.policy.model import (
-    Budgets,
     Detect,
     Environment,
     Filesystem,
@@ -130,7 +129,6 @@ def _problems(policy: Policy) -> Iterator[tuple[Path, str]]:
     yield from _environment(policy.environment)
     yield from _notify(policy.breaker.notify)
     yield from _detect(policy.detect)
-    yield from _budgets(policy.budgets)
     yield from _models(policy.models, policy.environment)
     limits = policy.limits
     if limits.command_s is not None and limits.session_s is not None and limits.command_s > limits.session_s:
@@ -260,12 +258,6 @@ def _detect(detect: Detect) -> Iterator[tuple[Path, str]]:
     for position, rule in enumerate(detect.disabled):
         if not rule.strip() or _CONTROL.search(rule):
             yield ("detect", "disabled", position), f"{quoted(rule)}: give the id of a rule"
-
-
-def _budgets(budgets: Budgets) -> Iterator[tuple[Path, str]]:
-    prices = (budgets.price_cpu_hour, budgets.price_gpu_hour, budgets.price_gb_out)
-    if budgets.money is not None and not any(prices):
-        yield ("budgets", "money"), "nothing costs anything: give price_cpu_hour, price_gpu_hour or price_gb_out, too"
 
 
 def _models(models: Models, environment: Environment) -> Iterator[tuple[Path, str]]:

@@ -256,7 +256,8 @@ class Budgets(_Part, frozen=True, kw_only=True):
         connections: Connections allowed to outside destinations.
         cpu_s: CPU time of all processes, seconds.
         gpu_s: GPU time of all processes, seconds in which a kernel was executing.
-        money: Amount, in whatever currency the prices are.
+        money: Amount, in whatever currency the prices are. Payments that plaintext requests make (x402) count with what
+            they say; one that does not say its amount in a known way counts as all that is granted.
         price_cpu_hour: Price of an hour of CPU time.
         price_gpu_hour: Price of an hour of GPU time.
         price_gb_out: Price of 10⁹ bytes sent.

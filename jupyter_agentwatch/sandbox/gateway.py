@@ -96,7 +96,7 @@ class FlowRecorder(Protocol):
     """Where flows are put on record. Called in the gateway's thread; must not wait for anything slow."""
 
     def named(  # noqa: D102 -- the class says it
-        self, spec: FlowSpec, protocol: str, server_name: str, decision: Decision, bytes_out: int, bytes_in: int
+        self, spec: FlowSpec, naming: Naming, decision: Decision, bytes_out: int, bytes_in: int
     ) -> None: ...
 
     def closed(  # noqa: D102 -- the class says it
@@ -431,7 +431,7 @@ class _Flow:
         decision = self.gateway.decide(self.spec, naming)
         held = len(self._out.held), len(self._in.held)
         try:
-            self.gateway.record.named(self.spec, naming.protocol, naming.server_name, decision, *held)
+            self.gateway.record.named(self.spec, naming, decision, *held)
         except Exception as error:  # noqa: BLE001 -- what is not on record does not pass
             self.end("record-failed", reset=True, error=error)
             return False

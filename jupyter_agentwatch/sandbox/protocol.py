@@ -7,9 +7,10 @@ plaintext start, Stratum V2 (a Noise handshake looks like noise) or anything ins
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from jupyter_agentwatch.detect.payment_requests import Payment, find_payment
 from jupyter_agentwatch.policy.names import normal_address, normal_name
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Naming:
             or "unknown".
         server_name: TLS SNI, HTTP Host, or the target of a CONNECT or absolute-form request: lower case, without
             port, an address or a valid host name; "" where there is none.
+        payment: What an HTTP request in plaintext pays, as far as it has come; None for nothing.
         obscured: The head names two servers or an invalid one, or had not named any when the time or the bytes that
             it was given ran out: nothing may be concluded from `server_name`.
     """
@@ -39,6 +41,7 @@ class Naming:
     protocol: str
     server_name: str = ""
     obscured: bool = False
+    payment: Payment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ def name_protocol(first_out: bytes, first_in: bytes, *, final: bool) -> Naming |
         if naming == Naming(UNKNOWN) and _COMMAND.match(first_out):
             greeting = _greeting(first_in)
             return greeting if isinstance(greeting, Naming) else naming
-        return naming
+        payment = find_payment(first_out) if naming is not None and naming.protocol == "http" else None
+        return replace(naming, payment=payment) if naming is not None and payment is not None else naming
     if first_in:
         return _first_answer(_SERVER, first_in, final=final)
     return Naming(UNKNOWN) if final else None

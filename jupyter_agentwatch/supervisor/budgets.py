@@ -38,6 +38,9 @@ class BudgetBook:
         self._connections = 0
         self._cpu_s = 0.0
         self._gpu_s = 0.0
+        self._paid = 0.0
+        # A payment that does not say its amount in a known way counts as everything that is granted, and a little more.
+        self._all_money = (budgets.money or 0.0) + self._step.get("money", 0.0)
 
     @property
     def counts_bytes(self) -> bool:
@@ -54,7 +57,8 @@ class BudgetBook:
             "gpu_s": self._gpu_s,
             "money": self._cpu_s / 3600 * prices.price_cpu_hour
             + self._gpu_s / 3600 * prices.price_gpu_hour
-            + sent / 1e9 * prices.price_gb_out,
+            + sent / 1e9 * prices.price_gb_out
+            + self._paid,
         }
 
     def feed(self, event: Event) -> list[dict[str, Any]]:
@@ -62,6 +66,8 @@ class BudgetBook:
         match event:
             case Connect() if event.flow and event.verdict == "allow" and event.rule != "models":
                 self._connections += 1
+            case Flow() if event.op == "named" and event.payment and event.verdict == "allow":
+                self._paid += self._all_money if event.amount is None else event.amount
             case Flow() if event.op == "closed":
                 self._closed_bytes += event.bytes_out
                 self._live.pop(event.flow, None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jupyter_agentwatch.events import Dns, Flow, from_path
 from jupyter_agentwatch.policy import Decision
 from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.sandbox.protocol import Naming
 from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.record import Recorder
 
@@ -28,11 +29,12 @@ class NetworkRecords:
         self._recorder = recorder
         self._refused: dict[int, str] = {}
 
-    def named(
-        self, spec: FlowSpec, protocol: str, server_name: str, decision: Decision, bytes_out: int, bytes_in: int
-    ) -> None:
+    def named(self, spec: FlowSpec, naming: Naming, decision: Decision, bytes_out: int, bytes_in: int) -> None:
         """Record a flow's protocol, before its first byte passes."""
-        named = {"protocol": protocol, "server_name": server_name, "bytes_out": bytes_out, "bytes_in": bytes_in}
+        named: dict[str, Any] = {"protocol": naming.protocol, "server_name": naming.server_name}
+        named |= {"bytes_out": bytes_out, "bytes_in": bytes_in}
+        if naming.payment is not None:
+            named |= {"payment": naming.payment.kind, "amount": naming.payment.amount}
         if decision.verdict != "allow":
             self._refused[spec.flow] = decision.rule
         self._record(spec, "named", decision.verdict, rule=decision.rule, **named)

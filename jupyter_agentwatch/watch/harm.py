@@ -34,7 +34,8 @@ class Cost:
         cpu_s: CPU seconds of its busy processes.
         gpu_s: GPU seconds.
         bytes_out: Bytes sent to the outside.
-        money: What these are worth.
+        paid: What plaintext requests paid, as far as they say how much.
+        money: What all of these are worth.
         slowdown: Share of its GPU time that the leased job lost on the same GPU meanwhile, from 0 to 1; None where no
             leased job, or too little of it, is on record before or during the incident.
     """
@@ -42,6 +43,7 @@ class Cost:
     cpu_s: float = 0.0
     gpu_s: float = 0.0
     bytes_out: int = 0
+    paid: float = 0.0
     money: float = 0.0
     slowdown: float | None = None
 
@@ -113,6 +115,7 @@ class Harm:
         self._step = step
         self._cpu_s = 0.0
         self._gpu_s = 0.0
+        self._paid = 0.0
         self._devices: set[str] = set()
         self._before: dict[str, _Rate] = {}
         self._during: dict[str, _Rate] = {}
@@ -128,6 +131,8 @@ class Harm:
                 self._gpu_s += event.gpu_seconds
                 if event.outside_s > 0:
                     self._devices.add(event.device)
+            case Flow() if event.op == "named" and event.verdict == "allow":
+                self._paid += event.amount or 0.0
             case Flow() if event.op == "closed":
                 where = f"{event.addr}:{event.port}"
                 if self._open.get(where):
@@ -163,8 +168,16 @@ class Harm:
             self._cpu_s / 3600 * prices.price_cpu_hour
             + self._gpu_s / 3600 * prices.price_gpu_hour
             + bytes_out / 1e9 * prices.price_gb_out
+            + self._paid
         )
-        return Cost(cpu_s=self._cpu_s, gpu_s=self._gpu_s, bytes_out=bytes_out, money=money, slowdown=self._slowdown())
+        return Cost(
+            cpu_s=self._cpu_s,
+            gpu_s=self._gpu_s,
+            bytes_out=bytes_out,
+            paid=self._paid,
+            money=money,
+            slowdown=self._slowdown(),
+        )
 
     def leak(self, began_ns: int) -> Leak:
         """Return what passed.
