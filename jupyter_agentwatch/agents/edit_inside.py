@@ -228,7 +228,8 @@ def _lines(text: str) -> _Lines:
 
 
 def _inside(root: str, path: str) -> str:
-    full = os.path.realpath(os.path.join(root, path))
+    _bytes(path, "the path")
+    full = root if "\0" in path else os.path.realpath(os.path.join(root, path))
     if not path or not full.startswith(root.rstrip("/") + "/"):
         msg = f"{path!r} does not lie in the workspace"
         raise EditError(msg)
@@ -256,6 +257,8 @@ def _read(root: str, path: str) -> str | None:
 
 def _write(root: str, before: Mapping[str, str | None], after: Mapping[str, str | None]) -> None:
     written: list[str] = []
+    for path, text in after.items():
+        _bytes(text or "", path)
     try:
         for path, text in after.items():
             written.append(path)
@@ -274,7 +277,15 @@ def _put(full: str, text: str | None) -> None:
         return
     os.makedirs(os.path.dirname(full), exist_ok=True)
     with open(full, "wb") as file:
-        file.write(text.encode())
+        file.write(_bytes(text, full))
+
+
+def _bytes(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{what}: the text is no valid Unicode at position {error.start}"
+        raise EditError(msg) from error
 
 
 if __name__ == "__main__":
