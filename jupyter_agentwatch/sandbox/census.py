@@ -1,10 +1,13 @@
-"""Counts who is left of a sandbox, from outside and from the kernel's own records, never from what the sandbox says."""
+"""Counts who is left of a sandbox, from outside and from the kernel's own records, never from what the sandbox says.
+
+It asks `/proc`, and says whether that is the right one to ask.
+"""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["count_in_namespace", "namespace_of"]
+__all__ = ["count_in_namespace", "is_proc_ours", "namespace_of"]
 
 
 def namespace_of(pid: int) -> int:
@@ -26,3 +29,11 @@ def count_in_namespace(namespace: int) -> int:
             except OSError:
                 continue  # ended meanwhile, or another user's: not one of ours
     return count
+
+
+def is_proc_ours() -> bool:
+    """Say whether `/proc` shows our own PID namespace: in another's, our numbers are other processes', or nobody's."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False

@@ -24,6 +24,7 @@ from typing import Final
 from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.sandbox import probe_child as child
 from jupyter_agentwatch.sandbox.bpf import compile_filter
+from jupyter_agentwatch.sandbox.census import is_proc_ours
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation
 from jupyter_agentwatch.sandbox.landlock import NEWEST_ABI, landlock_abi
 from jupyter_agentwatch.sandbox.launch import find_bwrap
@@ -40,7 +41,6 @@ from jupyter_agentwatch.sandbox.probe_child import (
     started,
 )
 from jupyter_agentwatch.sandbox.syscalls import MACHINES, Machine
-from jupyter_agentwatch.sandbox.tasks import is_proc_ours
 
 __all__ = [
     "LAUNCH_OPTIONS",

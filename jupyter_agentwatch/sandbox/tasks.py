@@ -17,7 +17,7 @@ from typing import Final
 
 from jupyter_agentwatch.sandbox.notify import Gone
 
-__all__ = ["Task", "TaskTable", "family_of", "is_alive", "is_proc_ours"]
+__all__ = ["Task", "TaskTable", "family_of", "is_alive"]
 
 _MANY: Final = 4096
 _PIDFD_GET_INFO: Final = 0xC040FF0B
@@ -140,14 +140,6 @@ class TaskTable:
             sid: session for sid, session in self._sessions.items() if session.inner in living or is_alive(sid)
         }
         self._look_again_at = max(_MANY, 2 * len(self._sessions))
-
-
-def is_proc_ours() -> bool:
-    """Say whether `/proc` shows our own PID namespace: in another's, our numbers are other processes', or nobody's."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
 
 
 def is_alive(tid: int) -> bool:

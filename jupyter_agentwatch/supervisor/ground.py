@@ -14,10 +14,10 @@ import msgspec
 
 from jupyter_agentwatch.errors import RungError
 from jupyter_agentwatch.policy import Policy
+from jupyter_agentwatch.sandbox.census import is_proc_ours
 from jupyter_agentwatch.sandbox.launch import Starting
 from jupyter_agentwatch.sandbox.mounts import HOME, plan_layout
 from jupyter_agentwatch.sandbox.places import clean_environment
-from jupyter_agentwatch.sandbox.tasks import is_proc_ours
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.sandbox.cgroup import Leaf
