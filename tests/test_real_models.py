@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +18,10 @@ from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.errors import PolicyError
 from jupyter_agentwatch.events import Connect, LimitHit, ModelCall
 from tests.model_upstream import CLAUDE, KEY, MODEL, ModelService, chat, chunk, event, message
-from tests.outside import LONG_S
+from tests.outside import LONG_S, wait_all_ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.rungs("A", "B")]
 
@@ -250,3 +253,49 @@ def test_a_key_may_stand_in_a_file_outside(service: ModelService, tmp_path: Path
     with Watch(policy=policy, workspace=tmp_path / "work") as watch:
         assert "from a file" in watch.run(ASK).stdout
     assert service.asked[0].fields["authorization"] == "Bearer sk-from-a-file"
+
+
+def proxy_of(watch: str) -> int | None:
+    """The process id of a watch's proxy, None where it has ended."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().endswith(f".proxy\0{watch}\0".encode()):
+                return int(entry.name)
+    return None
+
+
+def wait_no_proxy(watch: str) -> None:
+    """Wait until a watch's proxy has ended."""
+    pid = proxy_of(watch)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            wait_all_ended([os.pidfd_open(pid)])
+    assert proxy_of(watch) is None
+
+
+@pytest.mark.parametrize("how", ["close", "kill", "its supervisor is killed"])
+def test_the_proxy_ends_with_its_watch(service: ModelService, tmp_path: Path, how: str) -> None:
+    """However a watch ends, nothing is left that has the key."""
+    watch = Watch(policy=service.policy(), workspace=tmp_path)
+    assert proxy_of(watch.id)
+    if how == "close":
+        watch.close()
+    elif how == "kill":
+        watch.kill()
+    else:
+        os.kill(watch.status().pid, signal.SIGKILL)
+    wait_no_proxy(watch.id)
+    watch.close()
+
+
+def test_a_proxy_that_died_denies(service: ModelService, tmp_path: Path) -> None:
+    """Without its proxy a watch goes on, but nothing can be asked any more, and that is on record."""
+    with Watch(policy=service.policy(), workspace=tmp_path) as watch:
+        os.kill(proxy_of(watch.id) or 0, signal.SIGKILL)
+        wait_no_proxy(watch.id)
+        result = watch.run(ASK)
+        assert not result.ok
+        assert result.stdout.strip() == "000"
+        (noted,) = [e for e in read_events(watch.log, kinds={"model"}) if isinstance(e, ModelCall)]
+        assert (noted.verdict, noted.reason) == ("deny", "the model proxy has ended")
+        assert watch.run(["true"]).ok

@@ -161,7 +161,8 @@ def _start_proxy(launch: Launch) -> ProxyProcess | None:
     from jupyter_agentwatch.policy import check_policy
     from jupyter_agentwatch.supervisor.proxy_process import start_proxy
 
-    return start_proxy(check_policy(launch.policy, "the policy").models, launch.model_keys)
+    models = check_policy(launch.policy, "the policy").models
+    return start_proxy(launch.watch, models, launch.model_keys)
 
 
 def _on(workspace: Path, launch: Launch) -> Supervisor:

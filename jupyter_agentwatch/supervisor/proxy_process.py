@@ -41,10 +41,11 @@ class ProxyProcess:
     token: str
 
 
-def start_proxy(models: Models, keys: Sequence[str]) -> ProxyProcess:
+def start_proxy(watch: str, models: Models, keys: Sequence[str]) -> ProxyProcess:
     """Start a proxy. To be called while this process has one thread.
 
     Args:
+        watch: Id of the watch: the command line shows whose proxy it is.
         models: What may be asked of whom, checked.
         keys: The key of each upstream, in the policy's order.
 
@@ -55,7 +56,7 @@ def start_proxy(models: Models, keys: Sequence[str]) -> ProxyProcess:
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     setup = msgspec.json.encode(_setup(models, keys, theirs.fileno(), token))
     # As this process was started itself: from the package's own folder, past the current one.
-    argv = [sys.executable, *sys.orig_argv[1 : sys.orig_argv.index("-m")], "-m", _MODULE]
+    argv = [sys.executable, *sys.orig_argv[1 : sys.orig_argv.index("-m")], "-m", _MODULE, watch]
     environ = {name: os.environ[name] for name in _PASSED if name in os.environ}
     try:
         reading, writing = os.pipe()
