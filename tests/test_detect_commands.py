@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from jupyter_agentwatch.detect.commands import CommandDetector
+from jupyter_agentwatch.detect.model import RULE_FAILED
 from jupyter_agentwatch.detect.own import COMMAND_RULES, OWN_RULES, own_detectors
-from jupyter_agentwatch.detect.rule import SEVERITIES
+from jupyter_agentwatch.detect.rule import SEVERITIES, Hit, Ruleset
+from jupyter_agentwatch.detect.tunnels import TUNNEL
 from jupyter_agentwatch.testing.builders import event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from jupyter_agentwatch.detect import Draft
+    from jupyter_agentwatch.detect.unwrap import Invocation
 
 HERE = Path(__file__).parent
 FIXTURES = HERE / "fixtures" / "detect"
@@ -144,6 +147,24 @@ def test_records_after_the_fact_are_not_read_twice() -> None:
     detector = CommandDetector(COMMAND_RULES)
     assert list(detector.feed(event("exec", basis="post", exe="/usr/bin/ssh"))) == []
     assert list(detector.feed(event("step", op="end", argv=["ssh", "-R", "1:a:2", "h"]))) == []
+
+
+def test_a_check_that_fails_is_told_and_the_others_go_on() -> None:
+    """It is named in one HIGH finding and asked no more; other checks of the same program still find."""
+
+    def breaks(_: Invocation) -> Iterable[Hit]:
+        yield Hit(TUNNEL.rules[0], "before it broke")
+        raise RecursionError
+
+    broken = Ruleset(rules=(), by_name={"ssh": (breaks,)})
+    detector = CommandDetector((broken, *COMMAND_RULES))
+    argv = ["ssh", "-R", "1:a:2", "h"]
+    first = list(detector.feed(event("exec", basis="claimed", seq=5, step=1, path="/usr/bin/ssh", argv=argv)))
+    assert [each.rule for each in first] == ["tunnel.ssh_forward", RULE_FAILED]
+    assert (first[1].severity, first[1].family, first[1].evidence) == ("high", "monitor", (5,))
+    assert "breaks: RecursionError" in first[1].title
+    second = detector.feed(event("exec", basis="claimed", step=2, path="/usr/bin/ssh", argv=[*argv, "-v"]))
+    assert [each.rule for each in second] == ["tunnel.ssh_forward"]
 
 
 def test_every_rule_of_our_own_is_complete() -> None:

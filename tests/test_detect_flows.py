@@ -169,6 +169,14 @@ POSITIVE: list[tuple[str, str, list[AnyEvent]]] = [
 
 IDLE_TOGETHER = ("resources", {**TOGETHER[1], "cpu_s": 0.5})
 
+
+def test_lost_records_are_a_finding() -> None:
+    """Each gap is told at high, with how many are missing and why."""
+    (found,) = feed(run(("gap", {"lost": 12, "reason": "the disk is full", "step": 0, "pid": 0})))
+    assert (found.rule, found.severity, found.family) == ("agentwatch.records_lost", "high", "monitor")
+    assert found.title == "12 records were lost: the disk is full"
+
+
 BENIGN: list[tuple[str, list[AnyEvent]]] = [
     ("work while a step runs", run(BEGUN, *[TOGETHER] * 60)),
     ("work while another step runs", run(BEGUN, ENDED, ("step", {"op": "start", "step": 2}), *[TOGETHER] * 60)),

@@ -10,8 +10,9 @@ import yaml
 
 from jupyter_agentwatch.detect import Draft
 from jupyter_agentwatch.detect.engine import FAILED, Engine
+from jupyter_agentwatch.detect.model import RULE_FAILED
 from jupyter_agentwatch.detect.sigma_compile import compile_rules
-from jupyter_agentwatch.detect.sigma_detector import RULE_FAILED, SigmaDetector
+from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
 from jupyter_agentwatch.detect.sigma_form import CompiledRules, Exists, InRange, Rule
 from jupyter_agentwatch.events import AnyEvent
 from jupyter_agentwatch.testing import ManualClock, event

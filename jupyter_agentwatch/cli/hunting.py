@@ -32,6 +32,7 @@ _SEVERITIES: Final = get_args(Severity)
 _OF_DETECTORS: Final = frozenset(
     {
         "agentwatch.detector_failed",
+        "agentwatch.records_lost",
         "agentwatch.rule_failed",
         "agentwatch.window_forgot",
     }

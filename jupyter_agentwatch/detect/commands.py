@@ -13,7 +13,7 @@ from typing import Final
 from jupyter_agentwatch.detect.decoding import MAX_TEXT
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
-from jupyter_agentwatch.detect.model import Draft
+from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
 from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, invocations, program_name
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS
@@ -70,6 +70,8 @@ class CommandDetector:
         self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self._analysed: OrderedDict[tuple[str, tuple[str, ...]], list[tuple[Invocation, Hit]]] = OrderedDict()
+        self._off: set[Check] = set()
+        self._failures: list[str] = []
         self.rules: tuple[Rule, ...] = tuple(rule for each in rulesets for rule in each.rules)
 
     @property
@@ -99,6 +101,9 @@ class CommandDetector:
             severity = _weight(hit, is_hint=is_hint or run.from_script)
             if self._is_news(event.step, run, hit, severity):
                 found.append(draft(hit.rule, event, hit.detail or " ".join(run.argv), severity=severity))
+        if self._failures:
+            found += [_failed(failure, event) for failure in self._failures]
+            self._failures.clear()
         return found
 
     def _known_hits(self, path: str, argv: tuple[str, ...]) -> list[tuple[Invocation, Hit]]:
@@ -137,7 +142,7 @@ class CommandDetector:
 
     def _hits(self, run: Invocation, shapes: Sequence[_Shape]) -> Iterable[Hit]:
         for check in self._by_name.get(run.name, ()):
-            yield from check(run)
+            yield from self._asked(check, run)
         if not shapes or (run.name in _TEXT_TOOLS and not (run.redirects or run.assigned)):
             return
         words = [*run.argv, run.stdin[:_STDIN_SHOWN]]
@@ -147,7 +152,20 @@ class CommandDetector:
         for _, pattern, checks in shapes:
             if pattern.search(joined):
                 for check in checks:
-                    yield from check(run)
+                    yield from self._asked(check, run)
+
+    def _asked(self, check: Check, run: Invocation) -> Iterable[Hit]:
+        """Return what a check says; one that raises is asked no more, and the others go on."""
+        if check in self._off:
+            return ()
+        try:
+            return list(check(run))
+        except Exception as error:  # noqa: BLE001 - whatever it is: an agent may have looked for it
+            self._off.add(check)
+            self._failures.append(
+                f"{getattr(check, '__name__', 'a check').strip('_')}: {type(error).__name__}: {error}"
+            )
+            return ()
 
     def _is_news(self, step: int, run: Invocation, hit: Hit, severity: Severity) -> bool:
         key = (step, hit.rule.id, "\0".join((run.name, *run.argv[1:])))
@@ -159,6 +177,23 @@ class CommandDetector:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return True
+
+
+def _failed(what: str, event: AnyEvent) -> Draft:
+    return Draft(
+        rule=RULE_FAILED,
+        title=f"a check of commands is out of service: {what[:200]}",
+        severity="high",
+        family="monitor",
+        technique="T1685",
+        rationale=(
+            "What it looks for is not noticed in this watch from now on. The evidence is the command on which it "
+            "failed: a defect of the check, or an agent that has found one."
+        ),
+        evidence=(event.seq,),
+        step=event.step,
+        pid=event.pid,
+    )
 
 
 def _has_mark(marks: tuple[str, ...], text: str) -> bool:

@@ -6,13 +6,16 @@ A draft knows no clock, no id and no position in the log; whoever records it giv
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
 from jupyter_agentwatch.events import AnyEvent, Severity
 
-__all__ = ["Detector", "Draft", "Family"]
+__all__ = ["RULE_FAILED", "Detector", "Draft", "Family"]
+
+RULE_FAILED: Final = "agentwatch.rule_failed"
+"""Rule id of the finding that one rule is out of service."""
 
 Family = Literal[
     "mining",

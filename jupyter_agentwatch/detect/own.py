@@ -7,6 +7,7 @@ from typing import Final
 from jupyter_agentwatch.detect.commands import CommandDetector
 from jupyter_agentwatch.detect.diversion import DIVERSION
 from jupyter_agentwatch.detect.exfiltration import EXFILTRATION
+from jupyter_agentwatch.detect.losses import LossDetector
 from jupyter_agentwatch.detect.mining import MINING
 from jupyter_agentwatch.detect.mining_flows import MINING_FLOW_RULES, MiningFlowDetector
 from jupyter_agentwatch.detect.model import Detector
@@ -66,4 +67,5 @@ def own_detectors() -> list[Detector]:
         DiversionDetector(),
         PersistenceDetector(),
         PaymentFlowDetector(),
+        LossDetector(),
     ]

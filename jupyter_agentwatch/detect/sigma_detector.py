@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jupyter_agentwatch.detect.model import Draft
+from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
 from jupyter_agentwatch.detect.sigma_fields import AFTER_EXEC
 from jupyter_agentwatch.detect.sigma_form import CompiledRules, Rule, Window
 from jupyter_agentwatch.detect.sigma_index import Index, facts_of
@@ -17,10 +17,7 @@ from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.detect.sigma_windows import Windows
 from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Event, Exec, Exit, FileOp, Step
 
-__all__ = ["RULE_FAILED", "WINDOW_FORGOT", "SigmaDetector"]
-
-RULE_FAILED: Final = "agentwatch.rule_failed"
-"""Rule id of the finding that a Sigma rule is out of service."""
+__all__ = ["WINDOW_FORGOT", "SigmaDetector"]
 
 WINDOW_FORGOT: Final = "agentwatch.window_forgot"
 """Rule id of the finding that a correlation has more groups than it can count."""
