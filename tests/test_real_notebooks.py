@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LONG_S = 300
 
 
-@pytest.mark.parametrize("name", ["01_quickstart", "03_rome_incident", "04_reward_hacking_lab"])
+@pytest.mark.parametrize("name", ["01_quickstart", "03_rome_incident", "04_reward_hacking_lab", "06_investigate"])
 def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     """Every cell succeeds, every log verifies, nothing survives, and the executed notebook is there."""
     argv = [sys.executable, "notebooks/run_demo.py", "--out", str(tmp_path), f"notebooks/{name}.ipynb"]
