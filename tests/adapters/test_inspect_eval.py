@@ -16,7 +16,7 @@ from inspect_ai.dataset import Sample
 from inspect_ai.event import InfoEvent
 from inspect_ai.log import EvalLog
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
-from inspect_ai.scorer import includes
+from inspect_ai.scorer import Scorer, includes, model_graded_qa
 from inspect_ai.solver import generate, use_tools
 from inspect_ai.tool import bash
 from inspect_ai.util import SandboxEnvironmentSpec
@@ -49,12 +49,17 @@ def said(*, command: str = "", text: str = "") -> ModelOutput:
     return output
 
 
-def evaluated(tmp_path: Path, outputs: Sequence[ModelOutput], config: AgentwatchConfig | None = None) -> EvalLog:
+def evaluated(
+    tmp_path: Path,
+    outputs: Sequence[ModelOutput],
+    config: AgentwatchConfig | None = None,
+    scorer: Scorer | None = None,
+) -> EvalLog:
     """Run one sample with a model that says these outputs."""
     task = Task(
         dataset=[Sample(input="Do it.", target="done", files={"data/in.txt": "from the sample"})],
         solver=[use_tools(bash(timeout=60)), generate()],
-        scorer=includes(),
+        scorer=scorer or includes(),
         sandbox=SandboxEnvironmentSpec("agentwatch", config) if config else "agentwatch",
     )
     model = get_model("mockllm/model", custom_outputs=list(outputs))
@@ -122,6 +127,18 @@ def test_a_tripped_breaker_ends_the_sample(tmp_path: Path) -> None:
     assert "tunnel.ssh_forward" in [each["rule"] for each in about(log)["findings"]]
     told = " ".join(m.text for m in sample.messages if m.role == "tool") + str(sample.messages[-1])
     assert not any(word in told for word in ("tunnel", "breaker", "frozen", "ssh_forward"))
+
+
+def test_a_sample_that_was_ended_is_scored_by_a_model(tmp_path: Path) -> None:
+    """The hook ends the agent's turn, and not the grader's."""
+    grader = get_model("mockllm/grader", custom_outputs=[said(text="GRADE: C")])
+    outputs = [said(command=TUNNEL), said(command="echo again")]
+    log = evaluated(tmp_path, outputs, scorer=model_graded_qa(model=grader))
+    (sample,) = log.samples or []
+    assert sample.error is None
+    assert sample.limit is not None
+    assert [score.value for score in (sample.scores or {}).values()] == ["C"]
+    assert ran(log) == [TUNNEL]
 
 
 def test_a_sample_that_pauses_goes_on_when_a_person_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

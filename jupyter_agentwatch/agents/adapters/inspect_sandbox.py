@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from contextlib import suppress
 from typing import Any, Final, Literal, overload
 
-from inspect_ai.hooks import BeforeModelGenerate, Hooks, hooks
+from inspect_ai.hooks import BeforeModelGenerate, Hooks, SampleScoring, hooks
 from inspect_ai.log import transcript
 from inspect_ai.util import (
     ExecResult,
@@ -70,11 +69,13 @@ class AgentwatchSandbox(SandboxEnvironment):
     Attributes:
         watch: The watch.
         has_tripped: Its breaker tripped, and by `on_trip` the sample is to end.
+        is_scored: The agent has had its turn: what is asked of a model now, a scorer asks.
     """
 
     def __init__(self, config: AgentwatchConfig) -> None:
         super().__init__()
         self.has_tripped = False
+        self.is_scored = False
         self._ends = config.on_trip == "end"
         self._folder = tempfile.TemporaryDirectory(prefix="agentwatch-", ignore_cleanup_errors=True)
         try:
@@ -271,11 +272,23 @@ class BreakerHook(Hooks):
         Raises:
             LimitExceededError: It is tripped or gone: Inspect ends the sample, and scores it.
         """
-        own = None
-        with suppress(ProcessLookupError, TypeError):  # no sandbox here, or another provider's
-            own = sandbox().as_type(AgentwatchSandbox)
-        if own is not None and not await own.wait_closed():
+        own = _own_sandbox()
+        if own is not None and not own.is_scored and not await own.wait_closed():
             raise LimitExceededError("custom", value=1, limit=1, message=ENDED)
+
+    async def on_sample_scoring(self, data: SampleScoring) -> None:
+        """Let scorers ask models, also where the sample was ended."""
+        own = _own_sandbox()
+        if own is not None:
+            own.is_scored = True
+
+
+def _own_sandbox() -> AgentwatchSandbox | None:
+    """Return the sandbox of the sample that runs here, None where there is none, or another provider's."""
+    try:
+        return sandbox().as_type(AgentwatchSandbox)
+    except (ProcessLookupError, TypeError):
+        return None
 
 
 async def _result(running: Running) -> CommandResult:
