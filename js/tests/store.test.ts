@@ -189,6 +189,11 @@ describe("the graph", () => {
 describe("a line of the audit table", () => {
   it.each([
     [event("dns", { qname: "a.example", qtype: "A", rcode: "REFUSED" }), "a.example A REFUSED"],
+    [
+      event("agent", { op: "turn", run: "ab", turn: 2, action: "shell", text: "ls", tokens_in: 10, tokens_out: 5 }),
+      "run ab turn 2: shell ls (15 tokens, 0.0000 USD)",
+    ],
+    [event("reward", { run: "ab", turn: 2, total: -0.5, terms: { task: -0.5 } }), "run ab turn 2 earned -0.5"],
     [event("limit", { limit: "memory", value: 3 }), "limit=memory value=3"],
     [event("connect", { transport: "tcp", addr: "192.0.2.1", port: 22, rule: "r" }), "tcp 192.0.2.1 port 22 r"],
   ])("says what happened", (found, words) => {

@@ -215,13 +215,13 @@ def _model_call(event: ModelCall) -> str:
 
 
 def _agent(event: AgentNote | Reward) -> str:
-    whose = f"run {printable(event.run)}" + (f" turn {event.turn}" if event.turn else "")
+    run, turn = f"run {printable(event.run)}", f"turn {event.turn}"
     if isinstance(event, Reward):
         terms = ", ".join(f"{printable(name, _SHOWN)} {value:+g}" for name, value in event.terms.items())
-        return f"{whose}: {event.total:+g} = {terms or 'nothing'}"
+        return f"{run} {turn}: {event.total:+g} = {terms or 'nothing'}"
     what = " ".join(printable(text, _SHOWN) for text in (event.agent, event.action, event.outcome, event.text) if text)
     cost = f" ({event.tokens_in}+{event.tokens_out} tokens, {event.cost_usd:.4f} USD)" if event.tokens_out else ""
-    return f"{whose} {event.op} {what}{cost}".rstrip()
+    return f"{run} {turn if event.op == 'turn' else event.op}: {what}{cost}".rstrip()
 
 
 def _remark(event: AgentNote | Reward | LimitHit | Finding | BreakerChanged | Control | Gap) -> str:

@@ -109,6 +109,10 @@ export function gist(event: AuditEvent): string {
       return `${text(event, "op")} ${text(event, "path")} ${text(event, "path2")}`;
     case "step":
       return `${text(event, "op")} ${texts(event, "argv").join(" ")} ${text(event, "outcome")}`;
+    case "agent":
+      return agent(event);
+    case "reward":
+      return `run ${text(event, "run")} turn ${number(event, "turn")} earned ${number(event, "total")}`;
     case "finding":
       return `${text(event, "severity")}: ${text(event, "title")} (${text(event, "rule")})`;
     case "breaker":
@@ -116,6 +120,15 @@ export function gist(event: AuditEvent): string {
     default:
       return rest(event);
   }
+}
+
+function agent(event: AuditEvent): string {
+  const said = ["agent", "action", "outcome", "text"].map((name) => text(event, name)).filter((word) => word !== "");
+  const tokens = number(event, "tokens_in") + number(event, "tokens_out");
+  const cost = tokens === 0 ? [] : [`(${tokens} tokens, ${number(event, "cost_usd").toFixed(4)} USD)`];
+  const op = text(event, "op");
+  const when = op === "turn" ? `turn ${number(event, "turn")}` : op;
+  return [`run ${text(event, "run")} ${when}:`, ...said, ...cost].join(" ");
 }
 
 const COMMON = new Set(["kind", "seq", "t_wall_ns", "t_mono_ns", "step", "pid", "verdict", "basis", "watch", "cell"]);
