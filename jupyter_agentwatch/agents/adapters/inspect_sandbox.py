@@ -286,9 +286,10 @@ class BreakerHook(Hooks):
 def _own_sandbox() -> AgentwatchSandbox | None:
     """Return the sandbox of the sample that runs here, None where there is none, or another provider's."""
     try:
-        return sandbox().as_type(AgentwatchSandbox)
+        own: AgentwatchSandbox = sandbox().as_type(AgentwatchSandbox)
     except (ProcessLookupError, TypeError):
         return None
+    return own
 
 
 async def _result(running: Running) -> CommandResult:
