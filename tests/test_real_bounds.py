@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
@@ -131,8 +130,8 @@ def test_a_step_that_reaches_the_bound_on_tasks_is_on_record_once(limited: Calla
         running = watch.start(["python3", "-c", FILL])
         error, count = wait_for_line(running, b"\n").split()
         assert int(error) == 11  # EAGAIN
-        # Init takes no place where the kernel counts; the supervisor counts a fork that is under way as well.
-        assert int(count) == 39 if os.getuid() else 30 <= int(count) < 40
+        # The dead of the step before may take some places, and the supervisor counts a fork that is under way as well.
+        assert 30 <= int(count) < 40
         (hit,) = first_hits(watch, running.step)
         assert (hit.limit, hit.maximum, hit.verdict) == ("processes", 40.0, "deny")
         running.kill()

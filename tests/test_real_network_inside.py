@@ -306,7 +306,7 @@ tell([len(got), got.count(b"A")])
 
 
 def test_interfaces_can_be_listed_and_not_changed(closed: Watch) -> None:
-    """Programs that ask for interfaces see the loopback alone; a change gets EPERM, whichever way."""
+    """Programs that ask for interfaces see the loopback alone, or the machine's on B; a change gets EPERM, any way."""
     source = """
 DOWN = struct.pack("=IHHII", 32, 16, 5, 1, 0) + struct.pack("=BxHiII", 0, 0, 1, 0, 1)  # RTM_NEWLINK with ACK: lo down
 def change(send):
@@ -322,7 +322,8 @@ with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as s:
     other = attempt(s.sendto, DOWN, (1, 0))
 tell([socket.if_nameindex(), [change(way) for way in ways], other])
 """
-    assert inside(closed, source) == [[[1, "lo"]], [[2, "EPERM"]] * 3, "EINVAL"]
+    seen = [[1, "lo"]] if closed.status().rung == "A" else [list(each) for each in socket.if_nameindex()]
+    assert inside(closed, source) == [seen, [[2, "EPERM"]] * 3, "EINVAL"]
 
 
 def test_a_connect_that_turns_blocking_does_not_hold_up_the_others(closed: Watch) -> None:

@@ -63,8 +63,8 @@ def test_no_connect_reaches_what_was_not_judged(tmp_path: Path, way: str) -> Non
             outcomes = answer_of(watch, "race_connect.py", way, asked, timeout=30)
             events = recorded(watch, Connect, last_step(watch))
     assert bad == []
-    assert len(good) > 50, outcomes
-    assert outcomes.get("EACCES", 0) > 50, outcomes  # the flip did happen
+    assert len(good) > 20, outcomes
+    assert outcomes.get("EACCES", 0) > 20, outcomes  # the flip did happen
     assert {(event.port, event.verdict) for event in events} == {(allowed, "allow"), (forbidden, "deny")}
     assert {event.basis for event in events} == {"verified"}
     assert sum(event.verdict == "deny" for event in events) >= outcomes["EACCES"]

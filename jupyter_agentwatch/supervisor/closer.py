@@ -17,6 +17,7 @@ from typing import Final
 __all__ = ["Closer"]
 
 _MAX_THREADS: Final = 16
+_TCP_CLOSE: Final = 7
 _MAX_WAITING: Final = 1024
 
 
@@ -37,8 +38,8 @@ class Closer:
 
         A socket must have no other user: it is closed by its object, so that a second close does nothing.
         """
-        if isinstance(what, socket.socket) and what.type == socket.SOCK_DGRAM and what.family != socket.AF_UNIX:
-            what.close()  # datagrams do not linger, and carry no descriptors
+        if isinstance(what, socket.socket) and _has_nothing_to_wait_for(what):
+            what.close()  # at once, because the port that it is bound to may be wanted
             return
         self._queue.put(what)
         if not self._idle.acquire(blocking=False) and len(self._threads) < _MAX_THREADS:
@@ -73,3 +74,15 @@ class Closer:
             del what  # or this socket's object would live on until the next one comes
             self._closed += 1
             self._idle.release()
+
+
+def _has_nothing_to_wait_for(sock: socket.socket) -> bool:
+    """Datagrams do not linger, nor does a stream without a peer, and neither carries descriptors."""
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return sock.family != socket.AF_UNIX and sock.type == socket.SOCK_DGRAM
+    if sock.type == socket.SOCK_DGRAM:
+        return True
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:
+        return False

@@ -23,7 +23,6 @@ __all__ = ["MadeSockets", "SocketSource", "TakenSockets"]
 
 _MAX_KEPT: Final = 4096
 _SWEEP_AT: Final = 512
-_TCP_CLOSE: Final = 7
 
 
 class SocketSource(Protocol):
@@ -128,23 +127,13 @@ class MadeSockets:
         with self._lock:
             dead = [inode for inode, (_, made) in self._kept.items() if inode not in alive and made <= before]
             for inode in dead:
-                sock = self._kept.pop(inode)[0]
-                if _is_unused(sock):
-                    sock.close()  # at once, because its port may be wanted; without a peer nothing can linger
-                else:
-                    self._closer.close(sock)
+                self._closer.close(self._kept.pop(inode)[0])
         return bool(dead)
 
     def _has_room(self) -> bool:
         self.let_go()
         self._sweep_at = min(_MAX_KEPT, max(_SWEEP_AT, 2 * len(self._kept)))
         return len(self._kept) < _MAX_KEPT
-
-
-def _is_unused(sock: socket.socket) -> bool:
-    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
-        return False
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
 def _inode_of(tid: int, fd: int) -> int:
