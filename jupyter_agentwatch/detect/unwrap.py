@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.carriers import carried
 from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.shellscript import Command, Loop, Redirect, read_script
@@ -48,7 +49,9 @@ _CALL: Final = lazy_pattern(
     r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
     r"\\.){1,512}?)\1"
 )
-_LIST_CALL: Final = lazy_pattern(r"[\[(]\s*((?:[rbu]?(?:'[^'\\]{0,256}'|\"[^\"\\]{0,256}\")\s*,?\s*){2,48})[\])]")
+_LIST_CALL: Final = lazy_pattern(
+    r"[\[(]\s*((?:[rbu]?(?:'(?:[^'\\]|\\.){0,256}'|\"(?:[^\"\\]|\\.){0,256}\")\s*,?\s*){2,48})[\])]"
+)
 _LITERAL: Final = lazy_pattern(r"'([^']*)'|\"([^\"]*)\"")
 _B64: Final = lazy_pattern(r"b64decode\(\s*[rbu]?['\"]([A-Za-z0-9+/=\\n]{16,65536})['\"]")
 
@@ -156,6 +159,8 @@ class _Found:
                 self._follow(peeled, depth + 1)
 
     def _follow(self, run: Invocation, depth: int) -> None:
+        for told in carried(run.name, run.argv, run.assigned, run.stdin, run.code):
+            self.script(told, {}, run, depth)
         if run.name in SHELLS:
             for script, scope in _shell_texts(run):
                 self.script(script, scope, run, depth)

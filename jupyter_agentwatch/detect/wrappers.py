@@ -110,6 +110,18 @@ _PREFIX: Final[Mapping[str, tuple[Grammar, int]]] = {
     "bundle": (Grammar(operands=0), 1),
     "conda": (Grammar(valued="np", operands=0), 1),
     "start-stop-daemon": (Grammar(operands=0), 0),
+    "systemd-inhibit": (Grammar(operands=0), 0),
+    "dbus-launch": (Grammar(operands=0), 0),
+    "setpriv": (Grammar(operands=0), 0),
+    "valgrind": (Grammar(operands=0), 0),
+    "tini": (Grammar(valued="pe", operands=0), 0),
+    "dumb-init": (Grammar(valued="r", operands=0), 0),
+    "faketime": (Grammar(valued="f", operands=0), 1),
+    "chpst": (Grammar(valued="ugUbeodnlLmcfptr0", operands=0), 0),
+    "entr": (Grammar(operands=0), 0),
+    "perf": (Grammar(valued="eopF", operands=0), 1),
+    "xterm": (Grammar(operands=0), 0),
+    "nsenter": (Grammar(valued="tSG", operands=0), 0),
 }
 _LAST_WORD_RUN: Final = {"poetry": "run", "pdm": "run", "uv": "run", "bundle": "exec", "conda": "run"}
 
