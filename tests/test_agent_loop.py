@@ -219,6 +219,8 @@ def test_what_cannot_begin_is_refused_at_once(closed: Watch, own: Watch) -> None
         closed.run_agent(Scripted([]), "x", max_steps=0)
     with pytest.raises(ValueError, match="tokens"):
         Budget(tokens=0)
+    with pytest.raises(ValueError, match="cost_usd is nan"):
+        Usage(cost_usd=float("nan"))
     own.close()
     with pytest.raises(SessionEndedError, match="ended"):
         own.run_agent(Scripted([]), "x")

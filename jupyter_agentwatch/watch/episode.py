@@ -45,6 +45,18 @@ class Usage:
     cost_usd: float = 0.0
     requests: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse amounts that cannot be: they would not be put on record.
+
+        Raises:
+            ValueError: One is negative or no finite number.
+        """
+        for name in ("tokens_in", "tokens_out", "cost_usd", "requests"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                msg = f"usage: {name} is {value!r}; give a number that is not negative"
+                raise ValueError(msg)
+
     @property
     def tokens(self) -> int:
         """Tokens read and written."""

@@ -35,7 +35,7 @@ def current_turn() -> Turn | None:
 
 @contextmanager
 def in_turn(turn: Turn) -> Iterator[Turn]:
-    """Make every command that is started inside the `with` block one of this turn."""
+    """Make every command that this thread or task starts inside the `with` block one of this turn."""
     token = _CURRENT.set(turn)
     try:
         yield turn
