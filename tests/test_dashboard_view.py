@@ -121,6 +121,18 @@ def wait_for_text(page: Page, selector: str, text: str) -> None:
     page.locator(f"{DASHBOARD} {selector}").filter(has_text=text).first.wait_for(timeout=LONG_MS)
 
 
+def assert_accessible(page: Page) -> None:
+    """Let axe-core look at everything of ours in the page; nothing that it finds may be serious."""
+    page.evaluate((tools() / "axe-core" / "axe.min.js").read_text("utf-8"))
+    found = page.evaluate(
+        "() => axe.run({include: [['.aw-root'], ['.aw-status'], ['.aw-sidebar']]}, {resultTypes: ['violations']})"
+    )
+    serious = [each for each in found["violations"] if each["impact"] in {"serious", "critical"}]
+    assert serious == [], json.dumps(
+        [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in serious], indent=1
+    )
+
+
 @pytest.mark.parametrize("app", ["lab", "notebooks"])
 def test_the_dashboard_shows_what_was_done_before_and_after_it_was_opened(
     page: Page, lab: Lab, watch: Watch, app: str
@@ -204,6 +216,7 @@ def test_a_call_that_is_held_is_decided_by_a_button(desk: Page, lab: Lab, start:
     show(desk, lab, watch)
     wait_for_text(desk, ".aw-ask", "192.0.2.9")
     wait_for_text(desk, ".aw-ask [role=timer]", "denied in 0:0")
+    assert_accessible(desk)
     desk.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
     assert running.wait().stdout.strip() == "13"
     desk.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
@@ -232,6 +245,7 @@ def test_a_trip_says_why_until_when_and_what_was_prevented(desk: Page, lab: Lab,
     wait_for_text(desk, ".aw-why", "trip: critical:")
     wait_for_text(desk, ".aw-left", "will be killed in 0:")
     wait_for_text(desk, ".aw-incident", "refused before it ran: ./<img src=x")
+    assert_accessible(desk)
     assert desk.locator(f"{DASHBOARD} img").count() == 0
 
 
@@ -366,14 +380,7 @@ def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch:
     desk.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
     desk.locator(f"body[data-jp-theme-name='{theme}']").wait_for(state="attached", timeout=LONG_MS)
     wait_for_text(desk, ".aw-graph text", "curl")
-    desk.evaluate((tools() / "axe-core" / "axe.min.js").read_text("utf-8"))
-    found = desk.evaluate(
-        "() => axe.run({include: [['.aw-root'], ['.aw-status'], ['.aw-sidebar']]}, {resultTypes: ['violations']})"
-    )
-    serious = [each for each in found["violations"] if each["impact"] in {"serious", "critical"}]
-    assert serious == [], json.dumps(
-        [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in serious], indent=1
-    )
+    assert_accessible(desk)
 
 
 def test_a_saved_notebook_shows_the_run_without_its_kernel(desk: Page, lab: Lab, watch: Watch) -> None:

@@ -5,6 +5,7 @@ import { element, fill, say } from "../core/dom";
 import { plotted } from "../core/text";
 import { CHARTS, POINTS, type Curve } from "./curves";
 import type { Feed } from "./feed";
+import { PACE_MS } from "./pace";
 import { Panel } from "./panel";
 import { LINES, onTheme, PLOT_CONFIG, plotLayout, themeOf } from "./theme";
 
@@ -96,7 +97,7 @@ abstract class ChartPanel extends Panel {
     title: string,
     feed: Feed,
   ) {
-    super(chart, title, feed);
+    super(chart, title, feed, PACE_MS, "points");
     this.#strips = (CHARTS[chart] ?? []).map(([name, unit]) => new Strip(`${name}, ${unit}`));
     fill(this.body, this.#notice, ...this.#strips.map((strip) => strip.node));
     this.touch();

@@ -9,12 +9,15 @@ const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
 const HISTORY = 5000;
 
+/** What is listened for: records and pictures of the run alone, or live points, too, which come three times a second. */
+export type Topic = "records" | "points";
+
 /** A run's records as they come, and who wants to hear of them. */
 export class Feed {
   readonly store = new Store();
   readonly #server: Server | null;
   readonly #model: Messages | null;
-  readonly #listeners = new Set<() => void>();
+  readonly #listeners = new Map<() => void, Topic>();
   readonly #ending = new AbortController();
   #held: AuditEvent[] | null = null;
   #hasRecalled = false;
@@ -37,8 +40,8 @@ export class Feed {
   }
 
   /** Hear of changes; returns how to stop. */
-  subscribe(listener: () => void): () => void {
-    this.#listeners.add(listener);
+  subscribe(listener: () => void, topic: Topic = "records"): () => void {
+    this.#listeners.set(listener, topic);
     return () => this.#listeners.delete(listener);
   }
 
@@ -80,7 +83,7 @@ export class Feed {
   /** Take points of lines. */
   takePoints(points: ArrayBuffer | DataView): void {
     this.store.curves.unpack(points);
-    this.#tell();
+    this.#tell("points");
   }
 
   #connect(server: Server): void {
@@ -153,9 +156,11 @@ export class Feed {
     model.send({ type: "follow", after: this.store.last });
   }
 
-  #tell(): void {
-    for (const listener of this.#listeners) {
-      listener();
+  #tell(what: Topic = "records"): void {
+    for (const [listener, topic] of this.#listeners) {
+      if (what === "records" || topic === "points") {
+        listener();
+      }
     }
   }
 }

@@ -66,14 +66,15 @@ export class ProcessPanel extends Panel {
 
 /** What a person should look at, newest first. */
 export class FindingsPanel extends Panel {
-  readonly #list = element("ol", { class: "aw-findings", role: "log", "aria-live": "polite", tabindex: 0 });
+  readonly #list = element("ol", { class: "aw-findings" });
   readonly #empty = element("p", { class: "aw-empty" });
   #shown = -1;
 
   constructor(feed: Feed) {
     super("findings", "Findings", feed, 1000); // slower than the charts: each change is read out
-    this.#list.setAttribute("aria-label", "findings");
-    fill(this.body, this.#empty, this.#list);
+    // Around the list and not its role: a list with another role has items that are none.
+    const said = { class: "aw-log", role: "log", "aria-live": "polite", "aria-label": "findings", tabindex: 0 };
+    fill(this.body, this.#empty, element("div", said, this.#list));
     this.touch();
   }
 

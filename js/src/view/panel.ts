@@ -1,7 +1,7 @@
 /** What every panel of the dashboard is: a labelled region that draws itself from the store, a few times a second. */
 
 import { element } from "../core/dom";
-import type { Feed } from "./feed";
+import type { Feed, Topic } from "./feed";
 import { Pace, PACE_MS } from "./pace";
 
 /** A part of the dashboard. */
@@ -16,6 +16,7 @@ export abstract class Panel {
     title: string,
     protected readonly feed: Feed,
     pace = PACE_MS,
+    topic: Topic = "records",
   ) {
     const id = `aw-${name}-${(Panel.#made += 1)}`;
     this.body = element("div", { class: "aw-panel-body" });
@@ -30,7 +31,7 @@ export abstract class Panel {
     }, pace);
     this.#leave = feed.subscribe(() => {
       this.#pace.touch();
-    });
+    }, topic);
   }
 
   static #made = 0;
