@@ -95,7 +95,7 @@ class MiningFlowDetector:
             if self._said.first("stratum", event.step, event.addr, event.port):
                 yield draft(STRATUM, event, f"{event.host or event.addr}:{event.port}")
             return
-        for host in {event.host, event.server_name} - {""}:
+        for host in filter(None, dict.fromkeys((event.host, event.server_name))):
             yield from self._pool(event, host, event.port)
 
     def _name(self, event: Dns) -> Iterable[Draft]:

@@ -85,7 +85,8 @@ class PersistenceDetector:
     def _file(self, event: FileOp) -> Iterable[Draft]:
         if event.op in ("unlink", "unlinkat", "rmdir"):
             return
-        for path in {event.path, event.path2, event.resolved, event.resolved2} - {""}:
+        # In their order: a set's differs from one process to the next, and a replay has to find the same.
+        for path in filter(None, dict.fromkeys((event.path, event.path2, event.resolved, event.resolved2))):
             kind = persistence_of(path)
             if kind and self._said.first("written", event.step, path):
                 yield draft(WRITTEN, event, f"{kind}: {path}", severity=_KINDS.get(kind))
