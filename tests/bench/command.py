@@ -20,6 +20,7 @@ from tests.bench import (
     freezes,
     judged,
     kill,
+    lab,
     latency,
     network,
     overhead,
@@ -55,13 +56,14 @@ GROUPS: Final[dict[str, tuple[Callable[[Ground], list[Row]], tuple[str, ...]]]] 
     "bundle": (sampling.bundle, ("bundle.",)),
     "soak": (soak.soak, ("soak.",)),
     "steps": (agents.steps, ("steps.",)),
+    "lab": (lab.lab, ("lab.",)),
     "engine": (engine.engine, ("engine.",)),
     "freezes": (freezes.freezes, ("freeze.",)),
     "judged": (judged.judged, ("detection.",)),
 }
 """Name → what measures a group, and how the names of its figures begin."""
 
-ONCE: Final = frozenset({"bundle", "clicks", "engine", "graph", "judged", "soak", "stream"})
+ONCE: Final = frozenset({"bundle", "clicks", "engine", "graph", "judged", "lab", "soak", "stream"})
 """Groups on which the rung has no influence: a run on rung B leaves them out unless they are asked for."""
 
 

@@ -88,6 +88,8 @@ FIGURES: Final = {
     "steps.turn": Figure("one turn of an agent that runs `true`, its own time left out", "ms", target=8),
     "steps.above_command": Figure("the same, above the bare command", "ms", "difference of medians"),
     "steps.rate": Figure("steps per second of agents' runs side by side in one watch", "/s", "best", 150, ">="),
+    "lab.fast": Figure("the ROME lab from its record: 7 conditions, 6 prices, 20 seeds", "s", "single", 90),
+    "lab.real": Figure("the ROME lab in the sandbox: 7 conditions, 20 seeds", "s", "single", 600),
     "engine.median": Figure("detectors on one event, own rules and 210 Sigma rules", "µs", target=25),
     "engine.p99": Figure(
         "detectors on one event, own rules and 210 Sigma rules", "µs", "p99", 60, floor="these are the new shell texts"
