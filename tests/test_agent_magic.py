@@ -93,6 +93,9 @@ class Pressing:
         """Interrupt the main thread."""
         _thread.interrupt_main()
 
+    def flush(self) -> None:
+        """Keep nothing back."""
+
 
 def test_interrupting_the_cell_stops_the_run(cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """■ ends the agent's command and the run, and the next cells do not run."""
