@@ -345,7 +345,9 @@ def test_a_log_is_replayed_and_hunted(watched: Callable[..., Watch], capfd: pyte
     capfd.readouterr()
     assert main(["replay", str(watch.log), "--json"]) == 0, capfd.readouterr().err
     lines = capfd.readouterr().out.splitlines()
-    assert [msgspec.json.decode(line)["rule"] for line in lines] == [e.rule for e in recorded(watch, Finding)]
+    # What the supervisor itself tells of, such as a sampler that ended, is no detector's finding.
+    found = [each.rule for each in recorded(watch, Finding) if not each.rule.startswith("agentwatch.")]
+    assert [msgspec.json.decode(line)["rule"] for line in lines] == found
     assert main(["hunt", "--rule", "mining", "--json"]) == 0
     rows = msgspec.json.decode(capfd.readouterr().out)
     assert any(watch.id in row["watches"] and row["severity"] == "critical" for row in rows)
