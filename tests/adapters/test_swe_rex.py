@@ -101,7 +101,8 @@ async def test_what_takes_too_long_is_ended(runtime: AgentwatchRuntime) -> None:
 async def test_an_action_can_be_interrupted(runtime: AgentwatchRuntime) -> None:
     """An interrupt ends the action that runs, and not its shell."""
     await runtime.create_session(CreateBashSessionRequest())
-    action = BashAction(command="touch begun; sleep 60; true", check="silent")
+    # In one process: between two commands, the shell's own trap would take the signal.
+    action = BashAction(command="sh -c 'touch begun; exec sleep 60'; true", check="silent")
     sleeping = asyncio.ensure_future(runtime.run_in_session(action))
     begun = runtime.watch.workspace / "begun"
     await asyncio.to_thread(wait_exists, begun)
