@@ -164,12 +164,12 @@ def test_a_sample_that_pauses_goes_on_when_a_person_resumes(tmp_path: Path, monk
 
     monkeypatch.setattr(AgentwatchSandbox, "__init__", noted)
     monkeypatch.setattr(AgentwatchSandbox, "wait_closed", seen)
-    helper = threading.Thread(target=person)
-    helper.start()
+    resuming = threading.Thread(target=person)
+    resuming.start()
     log = evaluated(
         tmp_path, [said(command=f"{TUNNEL}; echo on"), said(text="done")], AgentwatchConfig(on_trip="pause")
     )
-    helper.join()
+    resuming.join()
     (sample,) = log.samples or []
     assert sample.limit is None
     assert "on" in [m.text.strip() for m in sample.messages if m.role == "tool"]
