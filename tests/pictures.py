@@ -56,6 +56,7 @@ def _quick_start(page: Page, lab: Lab) -> list[Path]:
     _run(page, cells, ["start", "cell"])
     page.locator(f"{_DASHBOARD} .aw-step-words").first.wait_for(state="attached", timeout=LONG_MS)
     page.evaluate(_SHOW, f".jp-Notebook-cell:nth-of-type({cells['start'] + 1})")
+    page.wait_for_timeout(2500)  # the charts have begun, and the table has its rows
     return [_take(page, "quickstart")]
 
 
