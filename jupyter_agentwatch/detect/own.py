@@ -7,6 +7,7 @@ from typing import Final
 from jupyter_agentwatch.detect.commands import CommandDetector
 from jupyter_agentwatch.detect.diversion import DIVERSION
 from jupyter_agentwatch.detect.exfiltration import EXFILTRATION
+from jupyter_agentwatch.detect.guards import GUARDS
 from jupyter_agentwatch.detect.losses import LossDetector
 from jupyter_agentwatch.detect.mining import MINING
 from jupyter_agentwatch.detect.mining_flows import MINING_FLOW_RULES, MiningFlowDetector
@@ -37,6 +38,7 @@ COMMAND_RULES: Final[tuple[Ruleset, ...]] = (
     DIVERSION,
     SHARING,
     TAMPERING,
+    GUARDS,
     PAYMENT,
 )
 """What every family knows about commands."""

@@ -117,6 +117,12 @@ _PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
     "chroot": (r"/proc/1/root|/host\b", ESCAPE, None),
     "mount": (r"/dev/(?:sd|nvme|vd|xvd|mapper)|cgroup|--bind\s+/proc/1", ESCAPE, "medium"),
     "debugfs": (r"\S", ESCAPE, "medium"),
+    "unshare": (r"(?:^|\s)-(?=\w*r)(?=\w*[mC])\w+|--map-root-user", ESCAPE, None),
+    "mknod": (r"\s[bc]\s+(?:8|259|253|254)\s+\d+|\sc\s+1\s+[12]\b", ESCAPE, None),
+    **dict.fromkeys(
+        ("kubectl", "oc"),
+        (r"hostPID\W{1,4}true|privileged\W{1,4}true|hostPath\W{1,6}path\W{1,6}/\W|--privileged", ESCAPE, None),
+    ),
     "history": (r"(?:^|\s)-\w*c\w*", TRACES, None),
     "unset": (r"HISTFILE", TRACES, None),
     "export": (r"HISTFILE=(?:/dev/null)?(?:\s|$)|HIST(?:FILE)?SIZE=0", TRACES, None),
@@ -293,14 +299,15 @@ TAMPERING: Final = Ruleset(
             *_WRITERS,
             *listed(
                 "rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl truncate unlink "
-                "history journalctl dmesg systemctl strace perf chroot"
+                "history journalctl dmesg systemctl strace perf chroot kubectl"
             ),
         }
     ),
     marks=listed(
         "ld_preload,ld_audit,[k,kworker,authorized_keys,cron,systemd,.bash,profile,sudoers,ld.so,/startup/,"
         "autostart,rc.local,init.d,git/hooks,zshrc,passwd,shadow,_history,/var/log/,agentwatch,bwrap,exec -a,"
-        "kill,privileged,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,pid=host,--pid,proc/1,"
+        "kill,privileged,hostpid,hostpath,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,"
+        "pid=host,--pid,proc/1,"
         "auditctl,chmod 4,chmod 6,/etc/,customize.py,.jupyter,enable ,stop ,disable ,mask ,-p 1,history,dmesg,"
         "ptrace_scope",
         ",",

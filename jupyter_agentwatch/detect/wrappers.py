@@ -322,7 +322,7 @@ def _package_script(argv: Sequence[str], stdin: str) -> list[Start]:
 
 
 def _go(argv: Sequence[str], _stdin: str) -> list[Start]:
-    if argv[1:2] != ["run"]:
+    if list(argv[1:2]) != ["run"]:
         return []
     words = list(argv[2:])
     while words and words[0].startswith("-"):
