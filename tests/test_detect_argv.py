@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, remote_copy, zone_of
-from jupyter_agentwatch.detect.tunnels import SSH, ssh_options
+from jupyter_agentwatch.detect.tunnel_shapes import SSH, ssh_options
 from jupyter_agentwatch.detect.wallets import wallet_kind
 
 MONERO = "44AFFq5kSiGBoZ4NMDwYtN18obc8AemS33DBLWs3H7otXft3XjrpDtQGv7SqSsaBYBb98uNbr2VBBEt7f2wfn3RVGQBEP3A"

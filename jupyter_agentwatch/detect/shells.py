@@ -208,7 +208,8 @@ def _runs_fetched(run: Invocation) -> Iterable[Hit]:
         if each.name in ("curl", "wget", "fetch", "aria2c"):
             urls = [parse_endpoint(word) for word in each.argv[1:]]
             bare = any(url and re.fullmatch(r"[\d.]+|[0-9a-f:]+", url.host) and url.zone == "outside" for url in urls)
-            yield Hit(FETCHED_CODE, " ".join(each.argv), "high" if bare else None)
+            again = "" in run.loops  # `while … curl … | sh`: orders that are asked for again and again
+            yield Hit(FETCHED_CODE, " ".join(each.argv), "high" if bare or again else None)
             return
         if each.name in ("nc", "ncat", "netcat", "dig", "nslookup") and not _is_local(each):
             yield Hit(FETCHED_CODE, " ".join(each.argv), "high")

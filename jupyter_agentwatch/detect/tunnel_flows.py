@@ -27,7 +27,10 @@ SSH_PORT: Final = Rule(
     severity="high",
     technique="T1571",
     rationale="ssh on 443 or 53 is there to pass where ssh may not.",
-    false_positives=("code hosts that offer git over ssh on port 443", "ports above 1024 (medium)"),
+    false_positives=(
+        "code hosts that offer git over ssh on port 443",
+        "a second port of an ssh server, such as 2222 (medium)",
+    ),
 )
 SOCKS_FLOW: Final = Rule(
     id="tunnel.socks_flow",
@@ -67,10 +70,12 @@ SERVICE: Final = Rule(
     severity="high",
     technique="T1572",
     rationale="The name belongs to a service that publishes local ports or relays connections.",
-    false_positives=("reading the service's documentation (its bare domain is not counted)",),
+    false_positives=("reading the service's documentation (a bare domain counts only where clients connect to it)",),
 )
 
 _OWN_PORTS: Final = frozenset({22})
+# What administrators move sshd to, and what Bitbucket, Gerrit and Teleport speak it on.
+_SECOND_PORTS: Final = frozenset({*range(2200, 2300), 7999, 22222, 29418})
 _LIVELY: Final = 64 * 1024
 _LONG_S: Final = 120.0
 _MAX_DOMAINS: Final = 512
@@ -88,8 +93,11 @@ _SERVICES: Final = listed(
     "tunnelmole.net zrok.io share.zrok.io inlets.dev packetriot.net localtonet.com devtunnels.ms "
     "tunnels.api.visualstudio.com "
     "global.rel.tunnels.api.visualstudio.com portmap.io remote.it ts.net tailscale.com zerotier.com jprq.io "
+    "gsocket.io srv.us tuns.sh tunnl.gg localcan.dev ngrok.dev "
     "expose.dev tunnelin.com homeip.io burrow.io"
 )
+# Their clients connect to the bare name.
+_ENDPOINTS: Final = frozenset({"serveo.net", "localhost.run", "bore.pub", "srv.us", "tuns.sh", "gsocket.io"})
 _BARE: Final = frozenset({"", "www", "docs", "blog", "status", "dashboard", "help"})
 
 TUNNEL_FLOW_RULES: Final = (SSH_PORT, SOCKS_FLOW, WEBSOCKET, DNS_TUNNEL, BEACON, SERVICE)
@@ -136,7 +144,11 @@ class TunnelFlowDetector:
         where = f"{event.host or event.addr}:{event.port}"
         if event.protocol == "ssh" and event.port not in _OWN_PORTS:
             if self._said.first("ssh", event.step, where):
-                usual = event.port > 1024 or (event.port == 443 and event.host.startswith(("ssh.", "altssh.")))
+                usual = (
+                    event.port in _SECOND_PORTS
+                    or str(event.port).endswith("022")
+                    or (event.port == 443 and event.host.startswith(("ssh.", "altssh.")))
+                )
                 yield draft(SSH_PORT, event, where, severity="medium" if usual else None)
         elif event.protocol.startswith("socks"):
             if self._said.first("socks", event.step, where):
@@ -150,7 +162,9 @@ class TunnelFlowDetector:
     def _service(self, event: Flow | Dns, name: str) -> Iterable[Draft]:
         name = name.lower().rstrip(".")
         domain = next((d for d in _SERVICES if name == d or name.endswith("." + d)), "")
-        if domain and name[: -len(domain)].rstrip(".") not in _BARE and self._said.first("service", event.step, domain):
+        below = name[: -len(domain)].rstrip(".") if domain else ""
+        counts = below not in _BARE or (not below and domain in _ENDPOINTS)
+        if domain and counts and self._said.first("service", event.step, domain):
             yield draft(SERVICE, event, name)
 
     def _name(self, event: Dns) -> Iterable[Draft]:

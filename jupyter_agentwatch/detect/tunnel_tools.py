@@ -50,7 +50,8 @@ TOOLS: Final[Mapping[str, Tool]] = {
             "localxpose loclx playit tunnelto tunnelmole tmole sish jprq expose boringproxy go-http-tunnel pwnat gost "
             "sshuttle dnstt-client slowdns corkscrew proxytunnel reGeorg regeorg neoreg suo5 tun2socks "
             "badvpn-tun2socks venom "
-            "stowaway rakshasa iox nkn-tunnel holesail frp lanproxy neutrino inlets inlets-pro"
+            "stowaway rakshasa iox nkn-tunnel untun blitz gs-netcat "
+            "gs-sftp gs-mount ktunnel pgrok holesail frp lanproxy neutrino inlets inlets-pro"
         ),
         _WITH_ARGUMENTS,
     ),

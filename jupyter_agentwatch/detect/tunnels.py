@@ -9,16 +9,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from jupyter_agentwatch.detect.argv import Grammar, Options, parse
+from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS, SOCKET_CLIENTS, renamed_netcat
+from jupyter_agentwatch.detect.tunnel_shapes import has_tunnel_shape, ssh_options
 from jupyter_agentwatch.detect.tunnel_tools import TOOLS, Tool
 from jupyter_agentwatch.detect.unwrap import Invocation
 
-__all__ = ["SSH", "TUNNEL", "ssh_options"]
+__all__ = ["TUNNEL"]
 
 _T: Final = "T1572"  # Protocol Tunneling
 
@@ -72,6 +73,14 @@ SHAPE: Final = Rule(
     rationale="Renaming a tool does not change what it must be told.",
     false_positives=("a program of one's own that forwards ports",),
 )
+RENAMED: Final = Rule(
+    id="tunnel.renamed",
+    title="a program that can carry a tunnel is put under another name",
+    severity="high",
+    technique="T1036.003",
+    rationale="The name is what people and rules look at; the program stays what it is.",
+    false_positives=("a copy with a version in its name, in a folder of programs (not reported)",),
+)
 DEVICE: Final = Rule(
     id="tunnel.device",
     title="a tunnel device or address translation is set up",
@@ -89,29 +98,23 @@ DNS_TEXT: Final = Rule(
     false_positives=("looking up names from a list, one for each line (not reported)",),
 )
 
-SSH: Final = Grammar(valued="BbcDEeFIiJLlmOoPpQRSWw", operands=1)
-"""OpenSSH's options; they are also read after the host, up to the command."""
-
 _FORWARDING: Final = {"r": "remoteforward", "l": "localforward", "d": "dynamicforward"}
 _SSH_KEYS: Final = frozenset({"remoteforward", "localforward", "dynamicforward", "tunnel", "tunneldevice"})
 _VIA_KEYS: Final = frozenset({"proxycommand", "proxyjump"})
 _CONFIG_TEXT: Final = lazy_pattern(
     r"^[ \t]*(?:(?:Remote|Local|Dynamic)Forward|Tunnel(?:Device)?)[ \t=]+\S", re.IGNORECASE | re.MULTILINE
 )
-_FORWARD_SPEC: Final = lazy_pattern(
-    r"(?:(?:\[?[\w.:*-]*\]?):)?\d{1,5}:(?:\[[0-9a-f:]+\]|[\w.-]+):\d{1,5}(?:/(?:tcp|udp))?|\d{1,5}:/[\w./-]+|"
-    r"/[\w./-]+:[\w.-]+:\d+"
+
+
+_ANY_PLACE: Final = lazy_pattern(r"[^/~$-][^/]*$|\./|/(?:var/)?tmp/|/dev/shm/|(?:~|/\S*)/\.\w")
+# A known name proves nothing of a program in a folder where anybody can put one.
+_ODD_PROGRAM: Final = lazy_pattern(r"\./|/(?:var/)?tmp/|/dev/shm/|(?:~|/\S*)/\.\w")
+_CARRYING: Final = frozenset(
+    listed(
+        "ssh dbclient plink autossh socat ncat nc netcat chisel frpc ngrok cloudflared gost bore gs-netcat stunnel "
+        "xmrig"
+    )
 )
-
-
-def ssh_options(argv: tuple[str, ...]) -> tuple[Options, dict[str, str]]:
-    """Read an ssh command line; returns its options, and the `-o` settings with keys in lower case."""
-    options = parse(argv, SSH)
-    settings: dict[str, str] = {}
-    for text in options.all("o"):
-        key, _, value = re.sub(r"\s*=\s*|\s+", "=", text.strip(), count=1).partition("=")
-        settings.setdefault(key.lower(), value)
-    return options, settings
 
 
 def _ssh(run: Invocation) -> Iterable[Hit]:
@@ -291,65 +294,32 @@ def _dns_query(run: Invocation) -> Iterable[Hit]:
         yield Hit(DNS_TEXT, " ".join(run.argv))
 
 
-def _has_ssh_shape(run: Invocation) -> bool:
-    options, settings = ssh_options(run.argv)
-    specs = [value for letter in "RL" for value in options.all(letter)]
-    return (
-        any(_FORWARD_SPEC.fullmatch(spec) for spec in specs) and bool(options.operands) and options.has("R", "L")
-    ) or bool({"remoteforward", "dynamicforward", "localforward"} & settings.keys())
-
-
-def _has_chisel_shape(run: Invocation) -> bool:
-    words = [word for word in run.argv[1:] if not word.startswith("-")]
-    if "server" in words[:1]:
-        return any(word in ("--reverse", "-reverse", "--socks5", "-socks5") for word in run.argv)
-    if "client" not in words[:1] or len(words) < 3:
-        return False
-    return any(
-        re.fullmatch(r"R:\S+|(?:[\w.]+:)?\d+:socks|socks|(?:[\w.]+:){0,2}\d+:[\w.-]+:\d+(?:/udp)?|(?:R:)?\d+", word)
-        for word in words[2:]
-    )
-
-
-def _has_url_relay_shape(run: Invocation) -> bool:
-    """gost: -L=scheme://… -F=scheme://…; frp: server address and port; cloudflared: tunnel --url."""
-    text = " ".join(run.argv[1:])
-    return (
-        re.search(r"(?:^|\s)-L[= ]?(?:\w[\w+]*://|:\d+)\S*.*\s-F[= ]?\w[\w+]*://", text) is not None
-        or re.search(
-            r"(?:^|\s)-[LF][= ]?(?:socks[45]?\w?|relay|ssu?|http2?|forward|mws|mtls|red|rtcp|rudp|kcp|"
-            r"quic)(?:\+\w+)?://",
-            text,
-        )
-        is not None
-        or re.search(
-            r"--server[_-]addr[= ]\S+.*--(?:local|remote)[_-]port[= ]\d+|(?:tcp|http|stcp) .*--(?:server_addr|"
-            r"remote_port)[= ]",
-            text,
-        )
-        is not None
-        or re.search(r"^tunnel (?:.* )?(?:--url[= ]|run\b)", text) is not None
-        or re.search(r"^(?:local|http|tcp|tls) \d+ --to[= ]\S+", text) is not None
-        or re.search(r"-s (?:rssocks|rcsocks|ssocksd|lcx_\w+) ", text) is not None
-        or re.search(
-            r"(?:^|\s)-connect \S+:\d+ .*-(?:pass|socks|ignore-cert)|(?:^|\s)-ignore-cert\b.*-connect|^-server=\S+ "
-            r"-vkey=",
-            text,
-        )
-        is not None
-    )
+def _copies(run: Invocation) -> Iterable[Hit]:
+    """`cp $(which ssh) x`: only where the new name is in the working folder, hidden, or in a folder for all."""
+    operands = parse(run.argv, Grammar(valued="mogS")).operands
+    if len(operands) != 2 or not _ANY_PLACE.match(operands[1]):
+        return
+    found = [each.argv[-1] for each in run.inner if each.name in ("which", "command", "type", "whereis", "readlink")]
+    source = (found or [operands[0] if "/" in operands[0] else ""])[0]
+    old, new = source.rpartition("/")[2], operands[1].rpartition("/")[2]
+    if old in _CARRYING and new not in ("", ".", "..", old) and not new.startswith(f"{old}-"):
+        yield Hit(RENAMED)
 
 
 def _renamed(run: Invocation) -> Iterable[Hit]:
-    if run.name in _KNOWN or run.name in ("gcc", "g++", "clang", "ld", "cc", "c++", "docker", "podman", "kubectl"):
+    if (run.name in _KNOWN and not _ODD_PROGRAM.match(run.argv[0])) or run.name in (
+        "gcc",
+        "g++",
+        "clang",
+        "ld",
+        "cc",
+        "c++",
+        "docker",
+        "podman",
+        "kubectl",
+    ):
         return
-    shapes: tuple[Callable[[Invocation], bool], ...] = (
-        _has_ssh_shape,
-        _has_chisel_shape,
-        _has_url_relay_shape,
-        renamed_netcat,
-    )
-    if any(shape(run) for shape in shapes):
+    if has_tunnel_shape(run) or renamed_netcat(run):
         yield Hit(SHAPE)
 
 
@@ -380,6 +350,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Invocation], Iterable[Hit]], ...]]] 
     **dict.fromkeys(("dig", "nslookup", "host", "ping", "drill", "kdig", "getent", "resolvectl"), (_dns_query,)),
     **dict.fromkeys(("qemu-system-x86_64", "qemu-system", "qemu-system-i386", "qemu-system-aarch64"), (_qemu,)),
     **dict.fromkeys(("telnet", "websocat", "openssl"), (_socket_client,)),
+    **dict.fromkeys(("cp", "ln", "install", "mv"), (_copies,)),
     "ssh": (_ssh,),
     "slogin": (_ssh,),
     "dbclient": (_ssh,),
@@ -390,13 +361,17 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Invocation], Iterable[Hit]], ...]]] 
 _KNOWN: Final = frozenset(_CHECKS)
 
 TUNNEL: Final = Ruleset(
-    rules=(SSH_FORWARD, SSH_VIA, SSH_CONFIG, TOOL, RELAY, SHAPE, DEVICE, DNS_TEXT),
+    rules=(SSH_FORWARD, SSH_VIA, SSH_CONFIG, TOOL, RELAY, SHAPE, RENAMED, DEVICE, DNS_TEXT),
     by_name=_CHECKS,
     quiet=frozenset(
-        listed("git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent openssl gh code aws az gcloud")
+        listed(
+            "cp ln install mv git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent openssl gh code aws "
+            "az gcloud"
+        )
     ),
     marks=listed(
         ":,socks,wireguard,tuntap,vxlan, gre,ipip,server_addr,server-addr,forward,reverse,tunnel,--to,"
+        "@,-fn,-nf,-nt,-n -,authtoken,frpc.,frps.,--hostname,--url,--domain,which ssh,which s,-v ssh,bin/s,bin/n,"
         "-connect,vkey,-e ,-c /,-c sh,-c bash,exec,proxycommand,s_client,dig ,relay,$(",
         ",",
     ),
@@ -406,7 +381,9 @@ TUNNEL: Final = Ruleset(
         r"(?:Remote|Local|Dynamic)Forward|\b(?:client|server) .*(?:--?reverse|--?socks5|socks\b|R:)|\btunnel "
         r".*(?:--url|run\b)|"
         r"\d --to[= ]|-s (?:rssocks|rcsocks|ssocksd|lcx_)|-connect \S+:\d|-vkey=|socks[45]\w?://|"
-        r"-\w*[ec] (?:/\S*/)?\w*sh\b|--(?:sh-)?exec[= ]"
+        r"-\w*[ec] (?:/\S*/)?\w*sh\b|--(?:sh-)?exec[= ]|(?:^|\s)-\w{0,8}[RDw] ?(?:\S{1,64}:)?(?:\d{1,5}|any)\s|"
+        r"(?:^|\s)(?:tcp|udp|openssl|unix|vsock)[46]?(?:-\w+)?:\w|--authtoken|\b(?:http|tcp|tls) .*--(?:url|domain|"
+        r"hostname|subdomain)[= ]|\baccess .*--hostname|frp[cs]\."
     ),
 )
 """What tunnels look like on a command line."""
