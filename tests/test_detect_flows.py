@@ -45,6 +45,11 @@ POSITIVE: list[tuple[str, str, list[AnyEvent]]] = [
     ("mining.slow_flow", "high", run(SLOW, ("step", {"op": "end", "cpu_user_s": 900.0, "duration_s": 600.0}))),
     ("tunnel.ssh_port", "high", run(flow(protocol="ssh"))),
     ("tunnel.ssh_port", "high", run(flow(protocol="ssh", port=53))),
+    ("tunnel.ssh_port", "high", run(flow(protocol="ssh", port=8080))),
+    ("tunnel.ssh_port", "medium", run(flow(protocol="ssh", port=2222))),
+    ("tunnel.ssh_port", "medium", run(flow(protocol="ssh", port=8022))),
+    ("tunnel.service", "high", run(dns("serveo.net"))),
+    ("tunnel.service", "high", run(dns("bore.pub"))),
     ("tunnel.socks_flow", "high", run(flow(protocol="socks5", port=1080))),
     ("tunnel.socks_flow", "high", run(flow(protocol="socks4", verdict="deny"))),
     (

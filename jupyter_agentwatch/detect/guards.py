@@ -107,6 +107,7 @@ _LOOSE: Final = frozenset({"rw", "exec", "suid", "dev"})
 _PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
     "kexec": (r"(?:^|\s)(?:-[lesp]\w*|--load\S*|--exec|--kexec\S*)\b", KERNEL, None),
     "bpftool": (r"\b(?:prog(?:ram)? (?:load|attach|run)|(?:net|cgroup) attach|map (?:pin|update))", KERNEL, None),
+    "ip": (r"\bxdp(?:generic|drv|offload)? (?:obj|object|pinned)\b", KERNEL, None),
     "auditctl": (r"(?:^|\s)-a \S*(?:never,|,never)|(?:^|\s)-e ?0|--reset-lost|(?:^|\s)-W ", BLINDED, None),
     "firewall-cmd": (r"--panic-off|--set-default-zone=trusted|--zone=trusted", BLINDED, None),
     "nft": (r"(?:^|\s)(?:flush|delete) (?:ruleset|table|chain|rule)\b", BLINDED, None),
@@ -118,7 +119,7 @@ _PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
     "utmpdump": (r"-r\b|--reverse", BLINDED, None),
     **dict.fromkeys(("apparmor_parser",), (r"(?:^|\s)(?:-R|--remove)\b", BLINDED, None)),
     **dict.fromkeys(("aa-disable", "aa-teardown", "aa-complain", "aa-remove-unknown"), (r"", BLINDED, None)),
-    "setenforce": (r"^(?:0|permissive)$", BLINDED, None),
+    "setenforce": (r"(?i)^(?:0|permissive)$", BLINDED, None),
     "setsebool": (r"(?i)\b(?:on|1|true)$", BLINDED, "medium"),
     "ufw": (r"\b(?:disable|reset)\b|\bdefault allow (?:in|out)|\blogging off\b", BLINDED, None),
 }
@@ -207,9 +208,16 @@ def _firewall(run: Invocation) -> Iterable[Hit]:
         yield Hit(BLINDED)
 
 
+def _firewall_from_text(run: Invocation) -> Iterable[Hit]:
+    """Rules that are read from standard input: nothing at all, or a flush."""
+    empty = any(r.op == "<" and r.target == "/dev/null" for r in run.redirects)
+    if (run.name != "nft" and empty) or (run.name == "nft" and "flush ruleset" in run.stdin):
+        yield Hit(BLINDED)
+
+
 def _removes(run: Invocation) -> Iterable[Hit]:
     """`shred` and `truncate` on a system's log have no honest reading; `rm` of a folder of logs cleans an image."""
-    for word in run.argv[1:]:
+    for word in map(run.filled, run.argv[1:]):
         if re.search(_HISTORY, word) or "/etc/audit/" in word:
             yield Hit(BLINDED, word)
             return
@@ -331,8 +339,30 @@ def _history_off(run: Invocation) -> Iterable[Hit]:
 
 
 def _histories(run: Invocation) -> Iterable[Hit]:
-    if run.assigned.get("HISTFILE", "-") in ("", "/dev/null"):
+    assigned = run.assigned
+    if assigned.get("HISTFILE", "-") in ("", "/dev/null") or "0" in (
+        assigned.get("HISTSIZE"),
+        assigned.get("HISTFILESIZE"),
+    ):
         yield Hit(BLINDED, "HISTFILE")
+
+
+_CODE_WRITE: Final = lazy_pattern(
+    r"\bopen\(\s*['\"](/(?:proc/sys|sys|var/log)/[^'\"]{1,128})['\"]\s*,\s*(?:mode\s*=\s*)?['\"]r?[wr]\+?|"
+    r"\btruncate\(?\s*['\"](/var/log/[^'\"]{1,128})"
+)
+
+
+def _code_writes(run: Invocation) -> Iterable[Hit]:
+    """A program text that empties a system's log, or opens a guarded setting for writing."""
+    found = _CODE_WRITE.search(run.code)
+    if not found or found[0].endswith(("'r", '"r')):
+        return
+    target = found[1] or found[2]
+    if re.search(_SYSTEM_LOG, target):
+        yield Hit(BLINDED, target)
+    elif _GUARDED_SETTING.search(target) or _GUARDED_FILE.search(target):
+        yield Hit(SETTING, target)
 
 
 def _redirects(run: Invocation) -> Iterable[Hit]:
@@ -344,7 +374,7 @@ _QUIET: Final = frozenset(
     {
         *_WRITERS,
         *listed(
-            "mount umount kill set shopt apt apt-get dnf yum zypper apk rpm dpkg pacman service systemctl rm find "
+            "ip mount umount kill set shopt apt apt-get dnf yum zypper apk rpm dpkg pacman service systemctl rm find "
             "export declare typeset unset history sysctl modprobe journalctl tc shred truncate unlink"
         ),
     }
@@ -358,10 +388,15 @@ GUARDS: Final = Ruleset(
         "tc": (_traffic,),
         **dict.fromkeys(_WRITERS, (_writes,)),
         **dict.fromkeys(("insmod", "rmmod", "modprobe"), (_modules,)),
-        **dict.fromkeys(("iptables", "ip6tables", "iptables-legacy", "iptables-nft"), (_firewall,)),
+        **dict.fromkeys(
+            ("iptables", "ip6tables", "iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft"),
+            (_firewall,),
+        ),
         **dict.fromkeys(("rm", "shred", "truncate", "wipe", "srm", "unlink"), (_removes,)),
         **dict.fromkeys(("history", "unset", "export", "declare", "typeset"), (_history_off,)),
         **dict.fromkeys(("at", "batch", "systemd-run"), (_schedules,)),
+        **dict.fromkeys(("iptables-restore", "ip6tables-restore"), (_firewall_from_text,)),
+        "nft": (_pattern, _firewall_from_text),
         "sysctl": (_sysctl,),
         "chattr": (_attributes,),
         "mount": (_mounts,),
@@ -374,13 +409,14 @@ GUARDS: Final = Ruleset(
         "mount ,/proc/,/sys/,/var/log,/etc/audit,/etc/selinux,/etc/modules,/lib/modules,sysctl,hist,_agent,"
         "notify_on_release,modprobe,vacuum,+o history,auditd,falco,tetragon,tracee,osquery,falcon,wazuh,ossec,sysmon,"
         "clam,apparmor,fail2ban,syslog,journald,firewalld,ufw,nftables,iptables,sshguard,crowdsec,auoms,mdatp,"
-        "sentinel,cbagent,beat,selinux,agentwatch,init.d,rc.d, bpf ",
+        "sentinel,cbagent,beat,selinux,agentwatch,init.d, xdp,rc.d, bpf ",
         ",",
     ),
-    shapes=(_redirects, _init_script, _histories),
+    shapes=(_redirects, _init_script, _histories, _code_writes),
     shape_pattern=(
         r">\S*(?:/proc/|/sys/|/var/log/|/run/utmp|/etc/(?:audit|selinux|modules|sysctl)|_history|/lib/modules|"
-        r"release_agent|notify_on_release)|/etc/(?:init|rc)\.d/|HISTFILE="
+        r"release_agent|notify_on_release)|/etc/(?:init|rc)\.d/|HIST(?:FILE|SIZE|FILESIZE)=|"
+        r"open\W{1,3}/(?:proc/sys|var/log|sys/)|truncate\W{1,3}/var/log"
     ),
 )
 """What acts against the machine's own protection look like on a command line."""
