@@ -95,6 +95,8 @@ install_package() {
     say "installing the package and its dependencies (a few minutes the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]" \
         || die "pip failed; see above. It uses this machine's own pip configuration"
+    [ -d jupyter_agentwatch/notebook/static ] \
+        || say "the browser's part was not built, so there is no dashboard and no kill button; why: .venv/bin/python -m pip install -v --editable ."
 }
 
 install_bubblewrap() {

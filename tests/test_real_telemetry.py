@@ -329,7 +329,7 @@ def test_the_drivers_processes_are_told_apart(
         assert (used.member, used.step) == ((True, running.step) if has_same_numbers else (None, 0))
         if has_same_numbers:
             assert used.attribution == ("exact" if watch.rung.startswith("A") else "weak")
-        assert recorded(watch, Finding) == []
+        assert [finding for finding in recorded(watch, Finding) if "gpu" in finding.rule] == []
     driver.close()
 
 

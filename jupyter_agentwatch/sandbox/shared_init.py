@@ -252,7 +252,7 @@ class _SharedServer(init.Server):
         return _descendants(sessions)
 
     def _do_freeze(self, request: dict[str, Any], fds: list[int]) -> None:
-        """Stop everybody whom the kernel's lists show, say so, and only then look through all of /proc for the rest.
+        """Stop everybody whom the kernel's lists show, and only then look through all of /proc for the rest.
 
         On a machine with a thousand processes three looks at /proc are 40 ms, in which a miner would go on. What the
         lists miss is on its way to another parent.
@@ -273,8 +273,8 @@ class _SharedServer(init.Server):
                     stopped.append(pid)
                 init.kill_one(pid, signal.SIGSTOP)
             reached.update(new)
-        init.send(self._control, {"frozen": stopped})
         self._signal_all(signal.SIGSTOP)
+        init.send(self._control, {"frozen": stopped})
 
     def _signal_all(self, sign: int) -> None:
         """Signal whoever is there, until nobody new is: forks wait meanwhile, so the rounds come to an end."""

@@ -95,8 +95,7 @@ class Digest:
     def feed(self, snapshot: Snapshot) -> list[Entry]:
         """Take a snapshot; returns what is to be written now: changes of state at once, the rest with the interval."""
         if self._began_ns is None:
-            self._began_ns = snapshot.t_mono_ns
-            self._mark(snapshot)
+            self._began_ns = snapshot.t_mono_ns  # what was used before the first look counts with the first interval
         entries: list[Entry] = []
         for sample in snapshot.gpus:
             entries += self._take(sample)
