@@ -9,7 +9,7 @@ import pytest
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.events import Connect, Control, Dns, Finding
-from tests.outside import LONG_S, flows, follow, recorded, wait_for_line
+from tests.outside import LONG_S, NEVER_STOPPED, flows, follow, recorded, wait_for_line
 from tests.servers import (
     PRELUDE,
     Server,
@@ -244,7 +244,8 @@ tell(wrong)
         return lambda connection: (connection.sendall(text), read_all(connection))[1]
 
     first, second = Server(say(b"SSH-2.0-first")), Server(say(b"SSH-2.0-second"))
-    with first, second, Watch(network(rule(first.port), rule(second.port)), tmp_path) as watch:
+    policy = network(rule(first.port), rule(second.port)) | NEVER_STOPPED
+    with first, second, Watch(policy, tmp_path) as watch:
         assert inside(watch, source, first.port, second.port) == 0
         assert {(e.port, e.server_name, e.protocol) for e in flows(watch, "named")} == {
             (first.port, "", "ssh"),
