@@ -38,9 +38,9 @@ lint: .venv/.ready-test ## style, format, types and import contracts
 	.venv/bin/lint-imports --no-logo
 
 # Where user namespaces work, a skipped sandbox test is a failure (tests/conftest.py; AGENTWATCH_REQUIRE_SANDBOX=1
-# demands it everywhere). Two processes, a file's tests in one of them: most tests wait for something.
+# demands it everywhere). Two processes, a file's tests in one of them: most tests wait for something; see .ci/tests.py.
 test: lint ## lint, then all tests but those in a browser
-	$(PY) -m pytest -n 2 --dist loadfile -m "not browser"
+	$(PY) .ci/tests.py
 
 browser: .venv/.ready-test ## the tests that drive JupyterLab in Chromium, for some minutes
 	$(PY) -m pytest -m browser

@@ -5,6 +5,7 @@ A skipped test proves nothing, so each one is listed by name; where rung A shoul
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shutil
@@ -125,14 +126,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(line)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell `.ci/tests.py` which tests failed by their own assertions, and what else did."""
+    target = session.config.getoption("--failed-to")
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if target is None or reporter is None:  # a process of pytest-xdist: the one that started it writes
+        return
+    reports = [*reporter.stats.get("failed", []), *reporter.stats.get("error", [])]
+    calls = [each.nodeid for each in reports if getattr(each, "when", "") == "call"]
+    others = [each.nodeid for each in reports if getattr(each, "when", "") != "call"]
+    target.write_text(json.dumps({"calls": calls, "others": others}))
+
+
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     last = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
     return str(last).removeprefix("Skipped: ")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a person run on one rung what can run there."""
+    """Let a person run on one rung what can run there, and `.ci/tests.py` see what failed."""
     parser.addoption("--rung", choices=("A", "B", "C"), help="run on this rung what can run there")
+    parser.addoption("--failed-to", type=Path, help="write the names of what failed to this file, as JSON")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

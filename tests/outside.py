@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,7 @@ def _pids(is_wanted: Callable[[str], bool]) -> list[int]:
 
 
 def _is_dead(name: str) -> bool:
-    return Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"Z", b"X"}
+    return state_of(int(name)) in {"Z", "X"}
 
 
 def hold(pids: Iterable[int]) -> list[int]:
@@ -160,6 +161,20 @@ def wait_all_ended(pidfds: list[int], seconds: float = LONG_S) -> None:
         ended = poll.poll(seconds * 1000)
         os.close(pidfd)
         assert ended, "a process lives on"
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and wait until each of its threads stands still: one may be in the middle of an answer."""
+    os.kill(pid, signal.SIGSTOP)
+    end = time.monotonic() + LONG_S
+    while {state_of(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()} != {"T"}:
+        assert time.monotonic() < end, f"process {pid} does not stop"
+        os.sched_yield()
+
+
+def state_of(pid: int) -> str:
+    """Return the kernel's letter for what a process or thread does."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def wait_for_end(pid: int) -> None:

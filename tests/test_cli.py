@@ -34,7 +34,7 @@ from jupyter_agentwatch.policy import Policy, parse_policy
 from jupyter_agentwatch.testing import FakeSupervisor, event
 from jupyter_agentwatch.wire.force import supervisors_of
 from jupyter_agentwatch.wire.messages import Ack, Answer, Kill, Killed, Resume, Suspend
-from tests.outside import IDLE
+from tests.outside import IDLE, stop
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "\x1b]0;owned\x07\u202ex"
@@ -651,7 +651,7 @@ def test_kill_ends_a_real_watch(
         (supervisor,) = supervisors_of(path)
         inside = psutil.Process(supervisor).children(recursive=True)
         if is_stopped:
-            os.kill(supervisor, signal.SIGSTOP)
+            stop(supervisor)
         assert main(["kill"]) == 0
         assert [each for each in inside if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
         shown = capsys.readouterr().out

@@ -15,6 +15,7 @@ from jupyter_agentwatch.audit.reader import read_last
 from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.wire.force import supervisors_of
 from tests.jupyter_page import LONG_MS, Lab, run_all, running_chromium, running_lab
+from tests.outside import stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +154,7 @@ def test_the_button_works_in_notebook_7(page: Page, own_folders: Lab) -> None:
 def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_folders: Lab) -> None:
     """Where the supervisor was killed, its sandbox ended with it, but nobody counted: the button says so, not green."""
     (switch,) = block(page, own_folders, "kill-gone", 122, "sleep")
-    end_supervisor(own_folders, signal.SIGKILL)
+    os.kill(supervisor_of(own_folders), signal.SIGKILL)
     switch.locator("button").click()
     text = result(switch, "done", "confirmed", "unconfirmed")
     assert switch.get_attribute("data-phase") == "done", text
@@ -164,18 +165,18 @@ def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_fold
 def test_a_supervisor_that_hangs_is_ended_with_its_sandbox(page: Page, own_folders: Lab) -> None:
     """Where the supervisor does not answer, it is killed itself, and the button says that."""
     (switch,) = block(page, own_folders, "kill-hangs", 123, "sleep")
-    end_supervisor(own_folders, signal.SIGSTOP)
+    stop(supervisor_of(own_folders))
     switch.locator("button").click()
     assert "supervisor" in result(switch, "done", "confirmed", "unconfirmed")
     assert switch.get_attribute("data-phase") in {"done", "confirmed"}
     assert sleepers(123) == []
 
 
-def end_supervisor(lab: Lab, how: signal.Signals) -> None:
-    """Send a signal to the supervisor of the one live run."""
+def supervisor_of(lab: Lab) -> int:
+    """Return the supervisor of the one live run."""
     (socket,) = lab.runtime.glob("*.sock")
     (pid,) = supervisors_of(socket)
-    os.kill(pid, how)
+    return pid
 
 
 def test_without_a_server_the_kernel_is_asked(page: Page, own_folders: Lab) -> None:

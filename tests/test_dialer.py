@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MANY: Final = 300
 MIN_TTL: Final = {socket.AF_INET: (socket.IPPROTO_IP, 21), socket.AF_INET6: (socket.IPPROTO_IPV6, 73)}
 LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+OWN: Final = "127.77.0.1"
+"""An address that no other program of this machine calls from: a port of it that was let go is nobody else's."""
 FAMILIES: Final = [socket.AF_INET, socket.AF_INET6]
 
 
@@ -173,6 +175,7 @@ def test_what_a_stranger_left_behind_is_not_taken_for_a_callers(ground: Ground) 
     """A port that a stranger had and reset is now a caller's: the flow carries what the caller says, and only that."""
     where = ground.listening[0].getsockname()[:2]
     with socket.socket() as stranger, socket.socket() as witness:
+        stranger.bind((OWN, 0))
         stranger.connect(where)
         stranger.sendall(b"a stranger's\r\n")
         port = stranger.getsockname()[1]
@@ -181,7 +184,7 @@ def test_what_a_stranger_left_behind_is_not_taken_for_a_callers(ground: Ground) 
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        caller.bind(("127.0.0.1", port))
+        caller.bind((OWN, port))
         with ground.join(2, caller, blocking=True) as far:
             assert said_across(2, caller, far)
 

@@ -54,9 +54,9 @@ def test_what_is_shown_is_live_and_has_a_text_beside_it(executed: dict[str, Any]
 
 
 def test_what_it_teaches_is_on_record(executed: dict[str, Any]) -> None:
-    """The trip's incident is mining and froze the watch; the held call had time left."""
+    """The trip's incident is mining and moved the breaker; the held call had time left."""
     text = "".join(output.get("text", "") for name in ("answer", "trip", "incident") for output in executed[name])
     assert "s are left to answer" in text
     assert "s until kill" in text
     assert "critical" in text
-    assert "frozen" in text
+    assert "breaker: closed -> frozen" in text

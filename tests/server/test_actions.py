@@ -22,7 +22,7 @@ import pytest
 from jupyter_agentwatch.events import Control, Session
 from jupyter_agentwatch.policy.names import HOST_LOOPBACK
 from jupyter_agentwatch.wire.runtime import control_socket
-from tests.outside import closing, hold, inside_of, marked, members, recorded, wait_all_ended
+from tests.outside import closing, hold, inside_of, marked, members, recorded, state_of, stop, wait_all_ended
 from tests.server.scenes import LONG_S, Browser, scene
 from tests.servers import network, rule
 
@@ -54,11 +54,6 @@ async def busy(watch: Watch) -> tuple[Any, list[int]]:
     output = iter(running)
     assert await in_background(next, output) == (1, b"ready\n")
     return (running, output), hold(members(await in_background(inside_of, watch)))
-
-
-def state_of(pid: int) -> str:
-    """Return the kernel's letter for what a process does."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @scene
@@ -224,7 +219,7 @@ async def test_a_stopped_kernel_does_not_stop_a_kill(browser: Browser, jp_server
         await client.execute_interactive(code, timeout=3 * LONG_S, allow_stdin=False, **keep)
         watch = "".join(said).strip()
         pid = manager.get_kernel(kernel).provisioner.pid
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         run = (await browser.get("api", "runs", watch)).content
         assert (run["kernel"], run["owner_pid"]) == (kernel, pid)
         answer = await browser.post("api", "runs", watch, "kill")
@@ -241,7 +236,7 @@ async def test_a_stopped_kernel_does_not_stop_a_kill(browser: Browser, jp_server
 async def test_a_silent_supervisor_is_ended_itself(browser: Browser, watch: Watch) -> None:
     """Where the supervisor does not answer, a look says so, and the kill ends it with its sandbox and says how."""
     _running, inside = await busy(watch)
-    os.kill(watch.status().pid, signal.SIGSTOP)
+    stop(watch.status().pid)
     assert (await browser.get("api", "runs", watch.id)).status == 502
     (run,) = (await browser.get("api", "runs")).content["runs"]
     assert (run["state"], "did not answer" in run["error"]) == ("silent", True)
