@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     The path is short on purpose: a control socket's path may have 107 bytes.
     """
     _sandbox_required()  # a wrong value is an error now, not at the first skipped test
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it: ■ would do nothing
     scratch = Path(tempfile.mkdtemp(prefix="aw-", dir="/tmp"))
     config.stash[_SCRATCH] = scratch
     for variable, name in {

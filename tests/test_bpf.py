@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BOTH: Final = (X86_64, AARCH64)
 COUNTING: Final = FilterOptions(count_tasks=True)
+BOUNDED: Final = FilterOptions(memory_bytes=(3 << 32) + 4096)
 HIGH: Final = 1 << 32
 MINUS_100: Final = 2**64 - 100
 REGISTERS: Final = st.integers(0, 2**64 - 1)
@@ -93,7 +94,7 @@ def test_calls_that_are_too_new_do_not_exist(machine: Machine) -> None:
 
 
 @on_both
-@pytest.mark.parametrize("options", [FilterOptions(), COUNTING], ids=["plain", "counting"])
+@pytest.mark.parametrize("options", [FilterOptions(), COUNTING, BOUNDED], ids=["plain", "counting", "bounded"])
 def test_the_program_is_one_that_the_kernel_takes(machine: Machine, options: FilterOptions) -> None:
     """It is shorter than BPF_MAXINSNS, every jump lands inside it, every load is aligned and inside seccomp_data."""
     code = list(struct.iter_unpack("=HBBI", compile_filter(machine, options)))
@@ -308,6 +309,18 @@ def test_pairs_are_streams(machine: Machine) -> None:
         assert action(machine, "socketpair", 1, SEQPACKET | extra, 0) == ALLOW
         assert action(machine, "socketpair", 1, DGRAM | extra, 0) == NO_KIND
     assert action(machine, "socketpair", 1, DGRAM | HIGH, 0) == NO_KIND
+
+
+@on_both
+@given(length=st.one_of(REGISTERS, st.integers((3 << 32) + 4090, (3 << 32) + 4100)), prot=REGISTERS, flags=REGISTERS)
+def test_only_private_memory_beyond_the_bound_is_trapped(machine: Machine, length: int, prot: int, flags: int) -> None:
+    """An allocation that the kernel will refuse is told; every other mapping goes through, and without a bound all."""
+    number = machine.numbers["mmap"]
+    args = (0, length, prot, flags, MINUS_100, 0)
+    run = disassemble(compile_filter(machine, BOUNDED))
+    is_refused = length > (3 << 32) + 4096 and prot & 2 and flags & 3 == 2
+    assert run(machine.audit_arch, number, args) == (NOTIFY if is_refused else ALLOW)
+    assert RUNS[machine.name](machine.audit_arch, number, args) == ALLOW
 
 
 @on_both

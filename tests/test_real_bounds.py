@@ -142,6 +142,45 @@ def test_a_step_that_reaches_the_bound_on_tasks_is_on_record_once(limited: Calla
     assert len(recorded(watch, LimitHit)) == 2
 
 
+AT_THE_BOUND: Final = {
+    "open_files": """
+import os, signal
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    os.write(1, b"denied %d\\n" % error.errno)
+signal.pause()
+""",
+    "memory_bytes": """
+import mmap, signal
+held = []
+try:
+    while True:
+        held.append(mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE))
+except OSError as error:
+    print("denied", error.errno, flush=True)
+signal.pause()
+""",
+}
+
+
+@pytest.mark.parametrize(("limit", "bound", "error"), [("open_files", 64, 24), ("memory_bytes", 200 * MIB, 12)])
+def test_a_process_that_stands_at_a_bound_of_the_kernels_is_on_record_once(
+    limited: Callable[..., Watch], limit: str, bound: int, error: int
+) -> None:
+    """What one process may hold the kernel bounds, and tells nobody: who stands there is found, and told once."""
+    watch = limited(**{limit: bound})
+    running = watch.start(["python3", "-c", AT_THE_BOUND[limit]])
+    assert wait_for_line(running, b"denied") == b"denied %d\n" % error
+    (hit,) = first_hits(watch, running.step)
+    assert (hit.limit, hit.maximum, hit.verdict) == (limit, float(bound), "deny")
+    assert bound * 0.95 <= hit.value <= bound * 1.05  # the stack, which the kernel does not bound so, is counted in
+    assert watch.run(["true"]).ok
+    assert len(recorded(watch, LimitHit)) == 1
+
+
 def test_processes_outside_take_no_place_inside(limited: Callable[..., Watch]) -> None:
     """As many processes of the same user as the bound allows, outside: inside there is room as before."""
     outside = [subprocess.Popen(["sleep", "100"]) for _ in range(40)]

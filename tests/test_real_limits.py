@@ -52,6 +52,7 @@ def test_one_process_cannot_hold_more_memory_than_allowed(limited: Callable[...,
     result = watch.run(["python3", "-c", ALLOCATE, str(400 * MIB)])
     assert (result.outcome, result.exit_code) == ("exited", 1)
     assert "MemoryError" in result.stderr
+    assert hit(watch, result.step) == ("memory_bytes", float(200 * MIB), "deny")
     assert watch.run(["python3", "-c", ALLOCATE, str(50 * MIB)]).stdout == "has it\n"
 
 
@@ -127,6 +128,7 @@ def test_output_is_counted_and_its_memory_is_bounded(limited: Callable[..., Watc
     assert psutil.Process().memory_info().rss - own < 100 * MIB
     (end,) = [event for event in recorded(watch, Step, result.step) if event.op == "end"]
     assert end.stdout_bytes == 1 << 30
+    assert hit(watch, result.step) == ("output_bytes", float(4 * MIB), "deny")
 
 
 def test_a_slow_reader_holds_the_writer_up_and_nothing_else(limited: Callable[..., Watch]) -> None:

@@ -341,7 +341,7 @@ def test_kill_is_final_and_says_what_it_did(watch: Watch) -> None:
     wait_for_end(pid)
     assert watch.kill("again") == killed
     assert closing_reason(watch.log) == "enough"
-    assert killed.head == verify_log(watch.log).head
+    assert killed.head == watch.head == verify_log(watch.log).head
     assert running.wait(LONG_S).outcome == "killed"
     assert watch.has_ended
     assert "ended" in repr(watch)

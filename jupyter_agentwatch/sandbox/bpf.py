@@ -44,7 +44,7 @@ NEWEST_KNOWN: Final = 469
 """Last call of Linux 6.18 (file_setattr). A later kernel may add one that connects or opens by a new way."""
 
 _OFF_NR, _OFF_ARCH, _OFF_ARGS = 0, 4, 16
-_LD, _JEQ, _JGE, _JSET, _RET, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
+_LD, _JEQ, _JGT, _JGE, _JSET, _RET, _AND = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06, 0x54
 
 _CREATE_FLAGS: Final = 0o100 | 0o20000000
 """O_CREAT and O_TMPFILE's own bit: only with them does a mode count."""
@@ -92,9 +92,12 @@ class FilterOptions(msgspec.Struct, frozen=True):
     Attributes:
         count_tasks: Trap clone, fork and vfork, so that the supervisor can hold the limit of processes where the
             kernel would not (RLIMIT_NPROC does not bind the host's root, and no pids controller is delegated).
+        memory_bytes: Trap a call that asks for more private writable memory than this at once, bytes: RLIMIT_DATA
+            refuses it, and only so it can be told. None: such calls are not looked at.
     """
 
     count_tasks: bool = False
+    memory_bytes: int | None = None
 
 
 Block = list[tuple[int, int, int, int]]
@@ -204,6 +207,18 @@ def _seccomp() -> Block:
     ]
 
 
+def _mmap(bound: int) -> Block:
+    writable, sharing, private = 0x2, 0x3, 0x2
+    high, low = bound >> 32, bound & 0xFFFFFFFF
+    return [
+        # Longer than the bound: its high word is larger, or equal with a larger low word.
+        *[argument(1, high=True), (_JGT, 4, 0, high), (_JEQ, 0, 2, high)],
+        *[argument(1), (_JGT, 1, 0, low), (_RET, 0, 0, ALLOW)],
+        *[argument(2), (_JSET, 0, 4, writable)],
+        *[argument(3), (_AND, 0, 0, sharing), (_JEQ, 0, 1, private), (_RET, 0, 0, NOTIFY), (_RET, 0, 0, ALLOW)],
+    ]
+
+
 def _clone(options: FilterOptions) -> Block:
     return any_bits(0, _CLONE_NEW, errno_of(errno.EPERM), NOTIFY if options.count_tasks else ALLOW)
 
@@ -240,6 +255,8 @@ def _blocks(options: FilterOptions) -> dict[str, Block]:
     blocks |= {name: any_bits(index, _SETUID | _SETGID, eperm, NOTIFY) for name, index in makers.items()}
     if options.count_tasks:
         blocks |= {"fork": ret(NOTIFY), "vfork": ret(NOTIFY)}
+    if options.memory_bytes is not None:
+        blocks["mmap"] = _mmap(options.memory_bytes)
     return blocks
 
 
@@ -296,7 +313,7 @@ def disassemble(program: bytes) -> Callable[[int, int, tuple[int, ...]], int]:
             elif op == _RET:
                 return int(k)
             else:
-                hit = {_JEQ: accumulator == k, _JGE: accumulator >= k, _JSET: bool(accumulator & k)}[op]
-                at += yes if hit else no
+                hits = {_JEQ: accumulator == k, _JGT: accumulator > k, _JGE: accumulator >= k, _JSET: accumulator & k}
+                at += yes if hits[op] else no
 
     return run

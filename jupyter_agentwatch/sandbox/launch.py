@@ -74,7 +74,7 @@ class Starting:
             msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
             raise RungError(msg)
         self._setup = {
-            "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks)),
+            "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks, memory_bytes=limits.memory_bytes)),
             "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
             "rlimits": rlimits(limits),

@@ -171,7 +171,9 @@ def _setup(machine: Machine, limits: Limits, abi: int, ruleset: int) -> bytes:
     numbers = {name: machine.numbers[name] for name in ("seccomp", "capset", "landlock_restrict_self")}
     return marshal.dumps(
         {
-            "filter": compile_filter(machine, FilterOptions(count_tasks=True), shared_blocks(abi)),
+            "filter": compile_filter(
+                machine, FilterOptions(count_tasks=True, memory_bytes=limits.memory_bytes), shared_blocks(abi)
+            ),
             "numbers": numbers,
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
             "rlimits": bounds,

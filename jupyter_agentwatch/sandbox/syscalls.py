@@ -47,7 +47,7 @@ kill 62 129|tkill 200 130|tgkill 234 131|rt_sigqueueinfo 129 138|rt_tgsigqueuein
 fcntl 72 25|setpriority 141 140|ioprio_set 251 30|migrate_pages 256 238|process_mrelease 448 448
 chown 92 -1|fchown 93 55|lchown 94 -1|fchownat 260 54|utime 132 -1|utimes 235 -1|futimesat 261 -1|utimensat 280 88
 setxattr 188 5|lsetxattr 189 6|fsetxattr 190 7|setxattrat 463 463|removexattr 197 14|lremovexattr 198 15
-fremovexattr 199 16|removexattrat 466 466|file_setattr 469 469|mq_open 240 180|mq_unlink 241 181
+fremovexattr 199 16|removexattrat 466 466|file_setattr 469 469|mmap 9 222|mq_open 240 180|mq_unlink 241 181
 shmget 29 194|shmat 30 196|shmctl 31 195|semget 64 190|semop 65 193|semtimedop 220 192|semctl 66 191
 inotify_init 253 -1|inotify_init1 294 26|msgget 68 186|msgsnd 69 189|msgrcv 70 188|msgctl 71 187
 """

@@ -9,7 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["Usage", "bytes_in_folders", "bytes_in_memory_files", "measure"]
+__all__ = ["Most", "Usage", "bytes_in_folders", "bytes_in_memory_files", "measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """The largest amount that one process has, and the session of that process."""
+
+    amount: int = 0
+    session: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +29,15 @@ class Usage:
         tasks: Threads, by the session of their process. The dead that nobody has waited for are among them, as they are
             for the kernel's limits.
         resident_bytes: Resident memory; a page that several share counts for each.
+        open_files: Open descriptors of the process that has most of them.
+        data_bytes: What RLIMIT_DATA bounds, and the stack, of the process that has most of it.
     """
 
     processes: int
     tasks: Mapping[int, int]
     resident_bytes: int
+    open_files: Most = Most()
+    data_bytes: Most = Most()
 
 
 def measure(folder: str, names: Iterable[str]) -> Usage:
@@ -35,7 +47,8 @@ def measure(folder: str, names: Iterable[str]) -> Usage:
         folder: The `/proc` that shows them; sessions are numbered as it does.
         names: Their names there.
     """
-    processes, pages, tasks = 0, 0, Counter[int]()
+    processes, pages, tasks, page = 0, 0, Counter[int](), resource.getpagesize()
+    files, data = Most(), Most()
     for name in names:
         fields = _stat(f"{folder}/{name}/stat")
         if fields is None:
@@ -48,7 +61,9 @@ def measure(folder: str, names: Iterable[str]) -> Usage:
         processes += 1
         # The memory is the process's, but the kernel shows none for a thread that has ended, such as the first one.
         pages += _pages_by_thread(f"{folder}/{name}/task") if is_dead else int(fields[21])
-    return Usage(processes, tasks, pages * resource.getpagesize())
+        files = max(files, Most(_open_files(f"{folder}/{name}/fd"), int(fields[3])), key=_amount)
+        data = max(data, Most(_data_pages(f"{folder}/{name}/statm") * page, int(fields[3])), key=_amount)
+    return Usage(processes, tasks, pages * page, files, data)
 
 
 def bytes_in_folders(folders: Iterable[str]) -> int:
@@ -91,6 +106,22 @@ def bytes_in_memory_files(folder: str, names: Iterable[str]) -> int:
                         if info.st_dev == device:
                             held[info.st_ino] = info.st_blocks * 512
     return sum(held.values())
+
+
+def _amount(most: Most) -> int:
+    return most.amount
+
+
+def _open_files(folder: str) -> int:
+    with contextlib.suppress(OSError):
+        return os.stat(folder).st_size or len(os.listdir(folder))  # the kernel counts them from Linux 6.2 on
+    return 0
+
+
+def _data_pages(path: str) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError), open(path, "rb") as file:
+        return int(file.read(256).split()[5])
+    return 0
 
 
 def _stat(path: str) -> list[bytes] | None:

@@ -1,7 +1,7 @@
 """Bounds that no cgroup holds: looks at 10 Hz while anything runs, ends what is too large, and records what is hit.
 
-What comes and goes between two looks is not seen: memory may be over its bound for that long, and a fork that the
-kernel refuses then leaves no record.
+What comes and goes between two looks is not seen: memory may be over its bound for that long, and a fork, a file or an
+allocation that the kernel refuses then leaves no record.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _SHARE: Final = 5
 """A look that takes long is followed by a pause of so many times its length: a crowd must not occupy the supervisor."""
 
 _FULL: Final = 0.95
-"""Share of the bound on tasks from which it counts as reached: forks that are under way hold places, too."""
+"""Share of a bound that the kernel holds from which it counts as reached: forks that are under way hold places, too,
+and a program that was refused an allocation still has room for a smaller one."""
 
 _FILES_EVERY: Final = 10
 """Looks between two that ask each process for its memory files, which costs the most."""
 
 
 class BoundsWatch:
-    """Holds the bound on memory, and tells of the bound on tasks, which the kernel holds.
+    """Holds the bound on memory, and tells of the bounds that the kernel holds: on tasks, open files and allocations.
 
     Args:
         limits: Bounds of the policy.
@@ -50,19 +51,18 @@ class BoundsWatch:
     def __init__(self, limits: Limits, host: Host, sandbox: Sandbox, commands: Commands, recorder: Recorder) -> None:
         self._memory_bytes = limits.memory_bytes if host.watch_memory else None
         self._processes = limits.processes if host.watch_tasks else None
+        self._limits = limits
         own = () if sandbox.shares_network else ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
         self._folders = [f"/proc/{sandbox.init_pid}/root{folder}" for folder in own]
         self._sandbox = sandbox
         self._commands = commands
         self._recorder = recorder
-        self._told: set[int] = set()
+        self._told: set[tuple[str, int]] = set()
         self._in_files = 0
         self._looks = 0
 
     async def watch(self) -> None:
         """Look on, until cancelled."""
-        if self._memory_bytes is None and self._processes is None:
-            return
         pause = _SAMPLE_S
         while True:
             await asyncio.sleep(pause)
@@ -73,8 +73,7 @@ class BoundsWatch:
             pause = max(_SAMPLE_S, _SHARE * (time.monotonic() - begun))
             if self._memory_bytes is not None and usage.resident_bytes + in_files > self._memory_bytes:
                 await self._end_all(usage.resident_bytes, in_files, self._memory_bytes)
-            if self._processes is not None and sum(usage.tasks.values()) >= self._processes * _FULL:
-                self._tell(usage, self._processes)
+            self._tell_all(usage)
 
     def _look(self) -> tuple[Usage, int]:
         if self._memory_bytes is None:
@@ -99,21 +98,33 @@ class BoundsWatch:
             await self._commands.kill(step, "limit:memory_bytes")
         self._looks = 0  # what they held open has gone with them
 
-    def _tell(self, usage: Usage, bound: int) -> None:
-        """Record it once for the step that has most tasks: the kernel does not say whom it refused."""
-        step = _most_tasks(usage, self._commands.step_of_session)
-        if step in self._told:
+    def _tell_all(self, usage: Usage) -> None:
+        step_of = self._commands.step_of_session
+        total = sum(usage.tasks.values())
+        if self._processes is not None and total >= self._processes * _FULL:
+            # The kernel does not say whom it refused: the step that has most of them is named.
+            self._tell(_most_tasks(usage, step_of), "processes", total, self._processes, "forks denied by the kernel")
+        for limit, most, bound, action in (
+            ("open_files", usage.open_files, self._limits.open_files, "further ones denied by the kernel"),
+            ("memory_bytes", usage.data_bytes, self._limits.memory_bytes, "allocations denied by the kernel"),
+        ):
+            if bound is not None and most.amount >= bound * _FULL:
+                self._tell(step_of(most.session), limit, most.amount, bound, action)
+
+    def _tell(self, step: int, limit: str, value: int, bound: int, action: str) -> None:
+        """Record it once for a step."""
+        if (limit, step) in self._told:
             return
-        self._told.add(step)
+        self._told.add((limit, step))
         with contextlib.suppress(LogWriteError):
             self._recorder.record(
                 LimitHit,
                 verdict="deny",
                 step=step,
-                limit="processes",
-                value=float(sum(usage.tasks.values())),
+                limit=limit,
+                value=float(value),
                 maximum=float(bound),
-                action="forks denied by the kernel",
+                action=action,
                 sync=True,
             )
 

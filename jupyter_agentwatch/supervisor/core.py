@@ -159,6 +159,7 @@ class Supervisor:
             unshared=self._make_stand_ins(),
             count_members=self.sandbox.tasks,
             max_tasks=self._policy.limits.processes if self.host.count_tasks else None,
+            memory_bytes=self._policy.limits.memory_bytes,
         )
 
     def _make_stand_ins(self) -> StandIns | None:

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import LimitHit, Step
@@ -50,10 +50,12 @@ def how_ended(status: int) -> tuple[int | None, int | None]:
     return os.waitstatus_to_exitcode(status), None
 
 
-def note_limit(recorder: Recorder, step: int, fields: dict[str, Any]) -> None:
-    """Record that a limit ended a step; the limit holds also where the record cannot be written."""
+def note_limit(
+    recorder: Recorder, step: int, fields: dict[str, Any], verdict: Literal["kill", "deny"] = "kill"
+) -> None:
+    """Record that a limit ended a step, or cut it short; it holds also where the record cannot be written."""
     with contextlib.suppress(LogWriteError):
-        recorder.record(LimitHit, verdict="kill", step=step, sync=True, **fields)
+        recorder.record(LimitHit, verdict=verdict, step=step, sync=True, **fields)
 
 
 def tell_end(ending: Ending, limits: Limits, recorder: Recorder) -> CommandEnded:
@@ -70,6 +72,10 @@ def tell_end(ending: Ending, limits: Limits, recorder: Recorder) -> CommandEnded
             recorder, ending.step, {"limit": limit, "value": maximum, "maximum": maximum, "action": "command ended"}
         )
     out, err = ending.written
+    cut = limits.output_bytes
+    if max(out, err) > cut:
+        dropped = {"limit": "output_bytes", "value": float(max(out, err)), "maximum": float(cut)}
+        note_limit(recorder, ending.step, dropped | {"action": "the rest of the output dropped"}, "deny")
     measured: dict[str, Any] = {
         "outcome": outcome,
         "exit_code": code,
@@ -83,7 +89,6 @@ def tell_end(ending: Ending, limits: Limits, recorder: Recorder) -> CommandEnded
     }
     with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
         recorder.record(Step, op="end", step=ending.step, **measured)
-    cut = limits.output_bytes
     return CommandEnded(
         step=ending.step,
         **measured,

@@ -53,6 +53,7 @@ class Mediator:
         unshared: What takes the place of namespaces, where there are none.
         count_members: Counts processes and threads inside.
         max_tasks: Bound on them where the supervisor must hold it, or None.
+        memory_bytes: Bound on what one process may allocate, which the kernel holds, or None.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Mediator:
         unshared: StandIns | None,
         count_members: Callable[[], int],
         max_tasks: int | None,
+        memory_bytes: int | None,
     ) -> None:
         self._listener = listener
         self._tasks = tasks
@@ -90,10 +92,11 @@ class Mediator:
         )
         self._count_members = count_members
         self._max_tasks = max_tasks
+        self._memory_bytes = memory_bytes
         self._room = 0
         self._full_until = 0.0
         self._forking: dict[int, float] = {}
-        self._limit_told: set[int] = set()
+        self._limits_told: set[tuple[str, int]] = set()
         self._held: list[Notification] = []
         self._reported: dict[tuple[int, type[Exception]], float] = {}
         self._turn = 0
@@ -111,6 +114,7 @@ class Mediator:
             "clone": self._clone,
             "fork": self._clone,
             "vfork": self._clone,
+            "mmap": self._allocate,
             "connect": self._network.connect,
             "bind": self._network.bind,
             "listen": self._network.listen,
@@ -247,20 +251,31 @@ class Mediator:
             self._listener.proceed(n.id)
             return
         self._listener.finish(n.id, errno.EAGAIN)
+        self._tell_limit(n, "processes", self._max_tasks, self._max_tasks, "fork denied")
+
+    def _allocate(self, n: Notification) -> None:
+        """Tell that a program asks for more memory than it may have: the kernel refuses it, and tells nobody else."""
+        if self._memory_bytes is not None:
+            self._tell_limit(n, "memory_bytes", n.args[1], self._memory_bytes, "allocation denied by the kernel")
+        self._listener.proceed(n.id)
+
+    def _tell_limit(self, n: Notification, limit: str, value: int, maximum: int, action: str) -> None:
+        """Record it once for a step: a program may try again and again."""
         task = self._tasks.get(n.tid)
-        if task.step not in self._limit_told:
-            self._limit_told.add(task.step)
-            self._recorder.record(
-                LimitHit,
-                verdict="deny",
-                step=task.step,
-                pid=task.tgid,
-                limit="processes",
-                value=float(self._max_tasks),
-                maximum=float(self._max_tasks),
-                action="fork denied",
-                sync=True,
-            )
+        if (limit, task.step) in self._limits_told:
+            return
+        self._limits_told.add((limit, task.step))
+        self._recorder.record(
+            LimitHit,
+            verdict="deny",
+            step=task.step,
+            pid=task.tgid,
+            limit=limit,
+            value=float(value),
+            maximum=float(maximum),
+            action=action,
+            sync=True,
+        )
 
     def _has_room(self) -> bool:
         if self._room > 0:

@@ -125,6 +125,7 @@ class SupervisorProcess:
         if not self.client.has_ended:
             try:
                 killed = ask(self._socket, Kill(reason=reason, by="kernel"), Killed, name="kernel", timeout=_SILENCE_S)
+                self.client.head = killed.head  # it was told on another connection
             except SessionEndedError:
                 pass
             except AgentwatchError as error:
