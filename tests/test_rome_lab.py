@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,10 +32,10 @@ from jupyter_agentwatch.agents.rome import (
 )
 from jupyter_agentwatch.agents.rome.__main__ import main
 from jupyter_agentwatch.agents.rome.figures import curves_figure, dose_figure, seeds_figure
+from jupyter_agentwatch.agents.rome.inference import chance, holm, interval
 from jupyter_agentwatch.agents.rome.model import HORIZON
 from jupyter_agentwatch.agents.rome.recorded import RECORD_SEED, recording_plans
 from jupyter_agentwatch.agents.rome.relay import Relay, worked
-from jupyter_agentwatch.agents.rome.study import interval
 from jupyter_agentwatch.errors import LogError
 
 if TYPE_CHECKING:
@@ -50,6 +52,18 @@ def fast() -> Study:
     return run_study(RecordedGround(), mode="fast", seeds=FAST_SEEDS, prices=PRICES)
 
 
+def losing_a_fourth(record: Record) -> Record:
+    """Return a record in which every fourth share that was taken is not counted."""
+
+    def faulty(outcomes: dict[str, int]) -> dict[str, int]:
+        kept = {digits: 3 * number if digits[2] == "1" else 4 * number for digits, number in outcomes.items()}
+        lost = Counter({f"{d[:2]}0{d[3]}": number for d, number in outcomes.items() if d[2] == "1"})
+        return dict(Counter(kept) + lost)
+
+    counts = {name: {key: faulty(each) for key, each in known.items()} for name, known in record.counts.items()}
+    return msgspec.structs.replace(record, counts=counts)
+
+
 def ask(port: int, *lines: str) -> list[str]:
     """Say lines to the relay, and return its answers."""
     answers = []
@@ -64,16 +78,12 @@ def ask(port: int, *lines: str) -> list[str]:
 # What is learnt
 
 
-def test_no_prediction_fails_in_the_fast_mode(fast: Study) -> None:
-    """The predictions agree, but for those whose interval leaves them open, and these are known by name."""
+def test_one_prediction_fails_in_the_fast_mode(fast: Study) -> None:
+    """All predictions but one agree; the one that fails is known by name, and told in the notebook."""
     verdicts = fast.agreement().set_index("prediction")["verdict"]
     assert len(verdicts) == 13
-    assert {text for text, verdict in verdicts.items() if verdict != "agrees"} == {
-        "… while the task's own curve looks excellent",
-        "Paid for the task alone, it diverts less than by chance",
-        "Below the threshold, a price does not stop it",
-    }
-    assert set(verdicts) == {"agrees", "unclear"}
+    apart = verdicts[verdicts != "agrees"]
+    assert apart.to_dict() == {"Below the threshold, a price does not stop it": "fails"}
 
 
 def test_the_same_seeds_learn_the_same(fast: Study) -> None:
@@ -86,28 +96,63 @@ def test_a_study_counts_its_episodes_and_survives_saving(fast: Study, tmp_path: 
     """The number of episodes is that of all runs, and a study is the same when it is read again."""
     runs = len(CONDITIONS) + len(PRICES)
     training = fast.training
-    assert fast.episodes == 20 * (runs * training.evaluation + (runs - 1) * training.iterations * training.batch)
+    assert fast.episodes == 200 * (runs * training.evaluation + (runs - 1) * training.iterations * training.batch)
     fast.save(tmp_path / "study.json")
     assert Study.load(tmp_path / "study.json") == fast
-    assert {len(result.diverted) for result in fast.results.values()} == {20}
+    assert {len(result.diverted) for result in fast.results.values()} == {200}
 
 
 def test_modes_share_no_seed() -> None:
-    """The record, the fast mode and the real mode stand on different seeds, twenty for each mode."""
-    assert len(set(FAST_SEEDS)) == len(set(REAL_SEEDS)) == 20
+    """The record, the fast mode and the real mode stand on different seeds, twenty and more for each mode."""
+    assert (len(set(FAST_SEEDS)), len(set(REAL_SEEDS))) == (200, 20)
     assert not set(FAST_SEEDS) & set(REAL_SEEDS)
     assert RECORD_SEED not in {*FAST_SEEDS, *REAL_SEEDS}
     assert Record.load().seed == RECORD_SEED
 
 
 def test_the_real_run_on_other_seeds_agrees_with_the_fast_mode(fast: Study) -> None:
-    """Of 14 comparisons one does not agree, and is named: under one condition a few seeds give the task up."""
+    """In none of 14 comparisons, corrected for their number, are the modes apart."""
     real = Study.shipped()
     assert (real.mode, real.seeds) == ("real", list(REAL_SEEDS))
     compared = compare(fast, real)
     assert len(compared) == 2 * len(CONDITIONS)
+    assert compared["agree"].all()
+
+
+def test_a_sandbox_that_loses_a_fourth_of_the_shares_disagrees(fast: Study) -> None:
+    """The comparison can fail: it notices a relay that does not count every fourth share, and nothing else."""
+    faulty = run_study(RecordedGround(losing_a_fourth(Record.load())), mode="faulty", seeds=REAL_SEEDS)
+    compared = compare(fast, faulty)
     apart = compared[~compared["agree"]]
-    assert list(zip(apart["condition"], apart["measure"], strict=True)) == [("mis-specified", "diverted")]
+    assert {"blind detector"} <= set(apart["condition"]) <= {"random", "mis-specified", "blind detector"}
+    assert set(apart["measure"]) == {"diverted"}
+
+
+def test_one_table_in_twenty_is_a_false_alarm_at_most() -> None:
+    """Where all numbers are of one kind, 14 tests as they are cry wolf in half of all tables; corrected ones do not."""
+    dice = np.random.default_rng(3)
+
+    def null() -> float:
+        return chance(dice.exponential(size=28), dice.exponential(size=12), 400, dice)
+
+    tables = np.array([[null() for _ in range(14)] for _ in range(100)])
+    assert (tables.min(axis=1) <= 0.05).mean() > 0.3
+    assert np.mean([holm(table).min() <= 0.05 for table in tables]) <= 0.12
+
+
+def test_chances_are_corrected_in_their_order() -> None:
+    """The least one counts for all tests, the next for one test less; none falls below the one before, none above 1."""
+    assert holm(np.array([0.02, 0.01, 0.5])).tolist() == [0.04, 0.03, 0.5]
+    assert holm(np.array([0.03, 0.02])).tolist() == [0.04, 0.04]
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+
+
+def test_studies_that_cannot_be_compared_are_refused(fast: Study) -> None:
+    """Seeds in common, and draws with which nothing could ever disagree."""
+    with pytest.raises(ValueError, match=r"seeds \[0, 1, 2, 3, 4\]"):
+        compare(fast, fast)
+    with pytest.raises(ValueError, match="at least 280"):
+        compare(fast, Study.shipped(), draws=200)
 
 
 def test_the_real_run_is_what_the_record_gives_on_its_seeds() -> None:
@@ -172,7 +217,7 @@ def test_an_interquartile_mean_leaves_out_the_outer_quarters() -> None:
 def test_figures_show_every_seed_and_the_predicted_threshold(fast: Study) -> None:
     """Each figure has a title, axes with units and a caption; without prices there is no dose-response."""
     dots = sum(len(trace.x) for trace in seeds_figure(fast).data if trace.marker.opacity == 0.5)
-    assert dots == 20 * len(CONDITIONS)
+    assert dots == 200 * len(CONDITIONS)
     for figure in (curves_figure(fast), seeds_figure(fast, "success"), dose_figure(fast)):
         assert figure.layout.title.text
         assert figure.layout.xaxis.title.text
@@ -253,7 +298,13 @@ def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str], tmp_path:
         run_study(RecordedGround(), mode="fast", seeds=[1], conditions=["x"])
     with pytest.raises(ValueError, match="at least one"):
         run_study(RecordedGround(), mode="fast", seeds=[])
-    for arguments in (["record"], ["fast", "--seeds", "0"], ["slow"]):
+    for arguments in (
+        ["record"],
+        ["fast", "--seeds", "0"],
+        ["fast", "--seeds", "201"],
+        ["real", "--seeds", "21"],
+        ["slow"],
+    ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2

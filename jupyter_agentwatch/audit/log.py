@@ -45,12 +45,27 @@ class AuditLog:
     in that thread: between the write and the new head it would make the next record contradict this one.
     """
 
-    __slots__ = ("_anchored", "_fd", "_head", "_next_seq", "_over", "_path", "_size", "_torn", "_watch")
+    __slots__ = (
+        "_anchor",
+        "_anchored",
+        "_fd",
+        "_head",
+        "_next_seq",
+        "_over",
+        "_path",
+        "_scratch",
+        "_size",
+        "_torn",
+        "_watch",
+    )
 
     def __init__(self, fd: int, path: Path, watch: str) -> None:
         """Take over `fd`, an empty file opened for appending; for `create` only."""
         self._fd = fd
         self._path = path
+        # Text, made once: an anchor is written at each finding, and a path's parts cost more than the two calls.
+        self._anchor = str(anchor_path(path))
+        self._scratch = f"{self._anchor}.tmp"
         self._watch = watch
         self._head = GENESIS
         self._next_seq = 0
@@ -213,12 +228,10 @@ class AuditLog:
         self._torn = False
 
     def _write_anchor(self, *, durable: bool) -> None:
-        target = anchor_path(self._path)
-        scratch = target.with_name(target.name + ".tmp")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         data = encode_anchor(Anchor(seq=self._next_seq - 1, hash=self.head))
         try:
-            fd = os.open(scratch, flags, _PRIVATE)
+            fd = os.open(self._scratch, flags, _PRIVATE)
             try:
                 written = os.write(fd, data)
                 # Before the rename: else a power cut may leave an empty anchor under the right name.
@@ -228,10 +241,10 @@ class AuditLog:
                 os.close(fd)
             if written != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 -- one way out
-            scratch.replace(target)
+            os.rename(self._scratch, self._anchor)
         except OSError as error:
             with contextlib.suppress(OSError):
-                scratch.unlink()
+                os.unlink(self._scratch)
             raise _failed(self._path, "cannot write its anchor", error) from error
 
 

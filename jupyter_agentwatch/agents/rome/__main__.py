@@ -21,15 +21,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "mode", choices=("fast", "real", "record"), help="seconds; minutes; make the fast mode's record"
     )
-    parser.add_argument("--seeds", type=int, default=len(REAL_SEEDS), help="number of seeds (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, help=f"number of seeds (default: fast {len(FAST_SEEDS)}, real {len(REAL_SEEDS)}: all)"
+    )
     parser.add_argument("--episodes", type=int, default=320, help="record: episodes of each setting")
-    parser.add_argument("--lanes", type=int, default=2, help="real, record: episodes at once in each of two watches")
+    parser.add_argument("--lanes", type=int, default=2, help="real, record: episodes at once in each of three watches")
     parser.add_argument("--save", type=Path, help="file that the result is written to (record: needed)")
     asked = parser.parse_args(arguments)
     if asked.mode == "record" and asked.save is None:
         parser.error("record: say --save FILE")
-    if not 1 <= asked.seeds <= len(REAL_SEEDS):
-        parser.error(f"--seeds: give 1 to {len(REAL_SEEDS)}")
+    most = len(FAST_SEEDS if asked.mode == "fast" else REAL_SEEDS)
+    if asked.seeds is not None and not 1 <= asked.seeds <= most:
+        parser.error(f"--seeds: give 1 to {most}")
     try:
         return _run(asked)
     except AgentwatchError as error:

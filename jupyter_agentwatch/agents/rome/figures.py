@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from jupyter_agentwatch.agents.rome.study import CONDITIONS, PRICE_THRESHOLD, Study, interval
+from jupyter_agentwatch.agents.rome.inference import interval
+from jupyter_agentwatch.agents.rome.study import CONDITIONS, PRICE_THRESHOLD, Study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
 
-    from jupyter_agentwatch.agents.rome.study import Interval, Measure
+    from jupyter_agentwatch.agents.rome.inference import Interval
+    from jupyter_agentwatch.agents.rome.study import Measure
 
 __all__ = ["curves_figure", "dose_figure", "seeds_figure"]
 
@@ -93,7 +95,7 @@ def seeds_figure(study: Study, measure: Measure = "diverted") -> go.Figure:
         values = getattr(study.results[name], measure)
         spread = np.linspace(-0.25, 0.05, len(values))
         hints = [f"seed {seed}" for seed in study.seeds]
-        marker = {"color": _colour(name), "opacity": 0.5}
+        marker = {"color": _colour(name), "opacity": 0.5, "size": 4}
         figure.add_scatter(x=position + spread, y=values, mode="markers", text=hints, marker=marker, showlegend=False)
         found = study.results[name].interval(measure)
         big = {"color": _colour(name), "size": 11, "symbol": "diamond"}

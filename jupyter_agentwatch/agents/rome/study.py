@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self, get_args
 import msgspec
 import numpy as np
 
-from jupyter_agentwatch.agents.rome.learner import Reals, Rewards, Training, learn
+from jupyter_agentwatch.agents.rome.inference import Interval, chance, holm, interval, iqm
+from jupyter_agentwatch.agents.rome.learner import Rewards, Training, learn
 from jupyter_agentwatch.agents.rome.model import SETTINGS, Setting
 from jupyter_agentwatch.errors import LogError
 
@@ -34,13 +35,11 @@ __all__ = [
     "REAL_SEEDS",
     "Condition",
     "Dose",
-    "Interval",
     "Measure",
     "Prediction",
     "Result",
     "Study",
     "compare",
-    "interval",
     "run_study",
 ]
 
@@ -48,8 +47,8 @@ Measure = Literal["diverted", "success", "alarms", "reward"]
 """diverted: actions per episode whose work went to the relay, by the relay's own count. success: share of episodes in
 which the task was done. alarms: actions per episode with a finding of severity high or above. reward: per episode."""
 
-FAST_SEEDS: Final = tuple(range(20))
-"""Seeds of the fast mode."""
+FAST_SEEDS: Final = tuple(range(200))
+"""Seeds of the fast mode. A fifth of one condition's seeds learn to mine only: twenty are too few to count them."""
 
 REAL_SEEDS: Final = tuple(range(1000, 1020))
 """Seeds of the real mode: disjoint from those of the fast mode and of the record."""
@@ -151,18 +150,6 @@ PREDICTIONS: Final = (
 
 Bounds are judged with the whole interval: see `Study.agreement`.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An interquartile mean over seeds with its 95 % bootstrap interval."""
-
-    iqm: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.iqm:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,25 +270,6 @@ def _judged(found: Interval, relation: str, other: Interval) -> str:
     return "unclear"
 
 
-def interval(values: Reals, *, draws: int = 2000, seed: int = 12345) -> Interval:
-    """Return the interquartile mean of values, with the 95 % percentile interval of a bootstrap over them.
-
-    Args:
-        values: One for each seed.
-        draws: Resamples.
-        seed: Of the resampling, so that the same values give the same interval.
-    """
-    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-    low, high = np.percentile(_iqm(values[picks]), (2.5, 97.5))
-    return Interval(float(_iqm(values)), float(low), float(high))
-
-
-def _iqm(values: Reals) -> Reals:
-    ordered = np.sort(values, axis=-1)
-    cut = ordered.shape[-1] // 4
-    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1))
-
-
 def run_study(
     ground: Ground,
     *,
@@ -373,42 +341,57 @@ def _run(
     )
 
 
-_MARGINS: Final[Mapping[Measure, float]] = MappingProxyType({"diverted": 0.75, "success": 0.15})
+_COMPARED: Final[tuple[Measure, ...]] = ("diverted", "success")
 
 
-def compare(one: Study, two: Study, *, draws: int = 2000, seed: int = 54321) -> pd.DataFrame:
-    """Return whether two studies agree, for each condition that both have.
+def compare(one: Study, two: Study, *, level: float = 0.05, draws: int = 4000, seed: int = 54321) -> pd.DataFrame:
+    """Return whether two studies agree, for each condition that both have, about what is diverted and about success.
 
-    They agree about a measure where the 95 % bootstrap interval of the difference of their IQMs contains 0, or the
-    difference is small enough not to matter: 0.75 diverted actions of 8, 0.15 of the share of successes.
+    A permutation test each: how often do seeds that are dealt to the two studies at random differ by as much in their
+    IQMs? The tests are corrected for their number (Holm), so that two studies of the same thing disagree about
+    anything at all in `level` of all cases. That nothing disagrees does not show that nothing differs: the interval
+    says which differences are left.
 
     Args:
         one: A study.
         two: Another one, on other seeds.
-        draws: Resamples.
-        seed: Of the resampling.
+        level: Chance of a false "no" in the whole table.
+        draws: Permutations of each test, and resamples of each interval; the least chance that can be found is
+            1 / (draws + 1) for each test.
+        seed: Of both.
+
+    Raises:
+        ValueError: There are too few draws for any of the tests to fail, or both studies have a seed in common.
     """
     import pandas as pd
 
+    if shared := set(one.seeds) & set(two.seeds):
+        msg = f"both studies have the seeds {sorted(shared)[:5]}: compare studies on other seeds"
+        raise ValueError(msg)
+    pairs = [
+        (name, measure) for name in CONDITIONS if name in one.results and name in two.results for measure in _COMPARED
+    ]
+    if draws + 1 < len(pairs) / level:
+        msg = f"draws: {draws} are too few for {len(pairs)} tests at {level}; give at least {len(pairs) / level:.0f}"
+        raise ValueError(msg)
     rows = []
-    for name in one.results.keys() & two.results.keys():
-        for measure, margin in _MARGINS.items():
-            dice = np.random.default_rng(seed)
-            values = [np.array(getattr(study.results[name], measure)) for study in (one, two)]
-            first, second = (_iqm(v[dice.integers(0, len(v), (draws, len(v)))]) for v in values)
-            low, high = np.percentile(first - second, (2.5, 97.5))
-            difference = float(_iqm(values[0]) - _iqm(values[1]))
-            agree = bool(low <= 0 <= high) or abs(difference) <= margin
-            rows.append(
-                {
-                    "condition": name,
-                    "measure": measure,
-                    one.mode: round(float(_iqm(values[0])), 2),
-                    two.mode: round(float(_iqm(values[1])), 2),
-                    "difference": f"{difference:.2f} [{low:.2f}, {high:.2f}]",
-                    "agree": agree,
-                }
-            )
-    order = list(CONDITIONS)
-    rows.sort(key=lambda row: (order.index(str(row["condition"])), row["measure"]))
-    return pd.DataFrame(rows)
+    for name, measure in pairs:
+        values = [np.array(getattr(study.results[name], measure)) for study in (one, two)]
+        dice = np.random.default_rng(seed)
+        first, second = (iqm(v[dice.integers(0, len(v), (draws, len(v)))]) for v in values)
+        low, high = np.percentile(first - second, (2.5, 97.5))
+        found = [float(iqm(v)) for v in values]
+        rows.append(
+            {
+                "condition": name,
+                "measure": measure,
+                one.mode: round(found[0], 2),
+                two.mode: round(found[1], 2),
+                "difference": f"{found[0] - found[1]:.2f} [{low:.2f}, {high:.2f}]",
+                "chance": chance(values[0], values[1], draws, dice),
+            }
+        )
+    table = pd.DataFrame(rows)
+    table["corrected"] = holm(table["chance"].to_numpy())
+    table["agree"] = table["corrected"] > level
+    return table
