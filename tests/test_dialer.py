@@ -189,6 +189,20 @@ def test_what_a_stranger_left_behind_is_not_taken_for_a_callers(ground: Ground) 
             assert said_across(2, caller, far)
 
 
+def test_flows_that_say_nothing_are_seen_and_few_are_kept(ground: Ground) -> None:
+    """Joined flows are listed before their first byte, what comes beyond 256 begins, and each can still speak."""
+    with contextlib.ExitStack() as open_:
+        callers = [open_.enter_context(socket.socket()) for _ in range(MANY)]
+        fars = [open_.enter_context(ground.join(k, caller, blocking=True)) for k, caller in enumerate(callers)]
+        kept = {state.spec.flow for state in ground.dialer.flows()}
+        assert len(kept) == 256
+        assert kept <= set(range(MANY))
+        for ident in range(MANY):
+            assert said_across(ident, callers[ident], fars[ident])
+        assert ground.dialer.flows() == []
+        assert {state.spec.flow for state in ground.gateway.flows()} == set(range(MANY))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_connect_at_once_does_what_connect_does(family: socket.AddressFamily) -> None:
     """It is in progress, then done, then in use; a port without a server refuses; O_NONBLOCK stays as it was."""

@@ -113,6 +113,31 @@ s.recv(1)
         assert end.seq < recorded(watch, Session)[-1].seq
 
 
+def test_a_connection_that_says_nothing_is_on_record_to_its_end(tmp_path: Path) -> None:
+    """A connection over which nothing was said ends by either side's close, or by the kill, and that is on record."""
+    source = """
+there = (HOST, int(sys.argv[1]))
+socket.create_connection(there).close()
+with socket.create_connection(there) as s:
+    s.settimeout(LONG_S)
+    print("quiet", flush=True)
+    s.recv(1)
+"""
+
+    def hold(connection: socket.socket) -> int:
+        return len(read_all(connection))
+
+    with Server(hold) as server, Watch(network(rule(server.port)), tmp_path) as watch:
+        running = watch.start(["python3", "-c", PRELUDE + source, str(server.port)])
+        wait_for_line(running, b"quiet")
+        (first,) = follow(watch, "closed")
+        assert (first.bytes_out, first.bytes_in, first.reason) == (0, 0, "eof")
+        watch.kill("enough")
+        assert server.wait_said(2) == [0, 0]
+        _, second = flows(watch, "closed")
+        assert (second.bytes_out, second.bytes_in, second.reason) == (0, 0, "closed:killed")
+
+
 def test_two_thousand_short_connections_leak_nothing(tmp_path: Path) -> None:
     """Connections in a row are each named and ended on record, and the supervisor's descriptors are as before."""
     source = """

@@ -17,6 +17,7 @@ from typing import Final
 __all__ = ["Closer"]
 
 _MAX_THREADS: Final = 16
+_NO_LINGER: Final = bytes(4)  # struct linger begins with whether it is on
 _TCP_CLOSE: Final = 7
 _MAX_WAITING: Final = 1024
 
@@ -77,12 +78,19 @@ class Closer:
 
 
 def _has_nothing_to_wait_for(sock: socket.socket) -> bool:
-    """Datagrams do not linger, nor does a stream without a peer, and neither carries descriptors."""
+    """Datagrams do not linger, nor do streams without a peer or without SO_LINGER, and none carries descriptors.
+
+    A program that sets SO_LINGER between this look and the close makes us wait, if it also makes ours the last close;
+    the watchdog ends a watch whose calls wait.
+    """
     if sock.family not in {socket.AF_INET, socket.AF_INET6}:
         return sock.family != socket.AF_UNIX and sock.type == socket.SOCK_DGRAM
     if sock.type == socket.SOCK_DGRAM:
         return True
     try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        return (
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 4) == _NO_LINGER
+            or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        )
     except OSError:
         return False

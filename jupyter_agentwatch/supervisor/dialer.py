@@ -31,11 +31,13 @@ from functools import partial
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
+from jupyter_agentwatch.sandbox.gateway import FlowSpec, FlowState, Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address
 from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.connecting import Connects, connect_at_once, outcome_of, resolve
+from jupyter_agentwatch.supervisor.pairing import Name, Pairing
+from jupyter_agentwatch.supervisor.quiet_flows import QuietFlows
 
 __all__ = ["Dial", "Dialer"]
 
@@ -46,11 +48,6 @@ Only the first one of a process has it: an event loop that begins two hundred at
 """
 
 _POOL: Final = 16
-_UNPAIRED_S: Final = 10.0
-_MAX_UNPAIRED: Final = 512
-_MAX_ACCEPTS: Final = 64
-_TCP_CLOSE: Final = 7
-_ACCEPT_AGAIN_S: Final = 0.1
 
 _MAX_PENDING: Final = 512
 """Dials at a time that have not ended. Each holds two descriptors of ours, also after its caller has closed its own."""
@@ -66,7 +63,7 @@ class Dial:
         target: Our descriptor of the caller's socket; closed when the dial ends, or the peer would never see its FIN.
         outside: Our socket to the destination, connecting.
         blocking: The caller blocks until the end.
-        is_answered: The caller has been told how its call ended.
+        is_answered: The caller has been told how its call ended, or will be by the thread that joins.
     """
 
     ident: int
@@ -123,10 +120,8 @@ class Dialer:
         self._closer = closer
         self._connects = Connects()
         self._pools: tuple[deque[socket.socket], deque[socket.socket]] = (deque(), deque())
-        # By the caller's own address inside: a port alone may be bound once on each of 127.0.0.0/8.
-        self._expected: dict[_Key, Dial] = {}
-        self._accepted: dict[_Key, socket.socket] = {}
-        self._pairing = threading.Lock()  # guards these two and the accepting; held for no call that could wait
+        self._pairing = Pairing(loop, self._found_late, self._lost)
+        self._quiet = QuietFlows(loop, self._relay)
         self._pending = threading.BoundedSemaphore(_MAX_PENDING)
         self._under_way: Counter[int] = Counter()
         self._counting = threading.Lock()
@@ -185,16 +180,23 @@ class Dialer:
             self._answer(dial, error)
             self._drop(dial)
 
+    def flows(self) -> list[FlowState]:
+        """Return a snapshot of the flows that the gateway does not know yet. Any thread."""
+        return self._quiet.states()
+
+    def begin_all(self) -> None:
+        """Hand every flow to the gateway, which has been closed. For the loop's thread."""
+        self._quiet.begin_all()
+
     def close(self) -> None:
         """Cancel every dial and drop what is not joined."""
         for task in self._tasks:
             task.cancel()
         self._connects.close()
-        with self._pairing:
-            for sock in (*self._accepted.values(), *self._pools[0], *self._pools[1]):
-                sock.close()
-            for dial in self._expected.values():
-                self._drop(dial)
+        self._pairing.close()
+        self._quiet.close()
+        for sock in (*self._pools[0], *self._pools[1]):
+            sock.close()
 
     def _joined(self, dial: Dial, error: int) -> None:
         try:
@@ -218,9 +220,17 @@ class Dialer:
             self._drop(dial)
             return
         self._connected(target)
-        if error != errno.EALREADY:
+        # Before the answer: the caller's first byte finds all in place, and nothing is left that it would wait for on
+        # the processor that both share.
+        dial.is_answered = error != errno.EALREADY
+        found = self._pairing.pair(dial, key, self._listening[v6])
+        for one, sock in found:
+            if one.is_answered:
+                self._keep(one, sock)
+            else:
+                self._loop.call_soon_threadsafe(self._found_late, one, sock)
+        if dial.is_answered:
             self._answer(dial, error)
-        self._pair(dial, key, self._listening[v6])
 
     def _answer(self, dial: Dial, error: int) -> None:
         dial.is_answered = True
@@ -230,100 +240,26 @@ class Dialer:
         self._closer.close(dial.target)
         dial.outside.close()
 
-    # -- joining by the listener ---------------------------------------------------------------------------------
+    def _keep(self, dial: Dial, inside: socket.socket) -> None:
+        self._closer.close(dial.target)
+        self._quiet.add(dial.spec, inside, dial.outside)
 
-    # The thread that connects also accepts, so that the loop need not look at the listeners, and is not woken beside
-    # an answer. What it accepts may be another thread's: then that one's dial goes on, or finds it here.
+    def _found_late(self, dial: Dial, inside: socket.socket) -> None:
+        if not dial.is_answered:
+            v6 = dial.target.family == socket.AF_INET6
+            error = connect_at_once(dial.target, *self._gates[v6])
+            self._answer(dial, 0 if error == errno.EOPNOTSUPP else error)
+        self._keep(dial, inside)
 
-    def _pair(self, dial: Dial, key: _Key, listening: socket.socket) -> None:
-        with self._pairing:
-            inside = self._accepted.pop(key, None)
-            if inside is not None and _is_reset(inside):  # a stranger's, who had the same port before
-                inside.close()
-                inside = None
-            before = None
-            if inside is not None:
-                found = [(dial, inside)]
-            else:
-                before = self._expected.pop(key, None)
-                self._expected[key] = dial
-                found = self._accept(listening)
-            is_late = self._expected.get(key) is dial
-        if before is not None:
-            self._drop(before)  # its caller has given the address up before we had accepted
-        for one, sock in found:
-            self._loop.call_soon_threadsafe(self._begin_flow, one, sock)
-        if is_late:
-            self._loop.call_soon_threadsafe(self._look_out, dial, key, listening)
-
-    def _accept(self, listening: socket.socket) -> list[tuple[Dial, socket.socket]]:
-        """Accept until nothing waits or the last dial is paired; call it with the lock held."""
-        found: list[tuple[Dial, socket.socket]] = []
-        for _ in range(_MAX_ACCEPTS):
-            if not self._expected:
-                break
-            try:
-                sock, peer = listening.accept()
-            except OSError:  # nothing waits, or no descriptors or no memory are left
-                break
-            key = peer[:2]
-            dial = self._expected.pop(key, None)
-            if dial is not None:
-                found.append((dial, sock))
-            else:
-                if key in self._accepted:
-                    self._accepted.pop(key).close()
-                elif len(self._accepted) >= _MAX_UNPAIRED:  # the oldest: one of ours is asked for within a moment
-                    self._accepted.pop(next(iter(self._accepted))).close()
-                self._accepted[key] = sock
-                self._loop.call_soon_threadsafe(self._loop.call_later, _UNPAIRED_S, self._forget_accepted, key, sock)
-        return found
-
-    def _look_out(self, dial: Dial, key: _Key, listening: socket.socket) -> None:
-        """Let the loop accept what was not there yet."""
-        if self._expected.get(key) is dial:
-            self._loop.call_later(_UNPAIRED_S, self._forget_expected, key, dial)
-            self._loop.add_reader(listening, self._look, listening)
-
-    def _look(self, listening: socket.socket) -> None:
-        with self._pairing:
-            found = self._accept(listening)
-            goes_on = bool(self._expected)
-        for dial, sock in found:
-            self._begin_flow(dial, sock)
-        if not goes_on:
-            self._loop.remove_reader(listening)
-        elif not found:  # without descriptors or memory it would stay readable: look away for a while
-            self._loop.remove_reader(listening)
-            self._loop.call_later(_ACCEPT_AGAIN_S, self._loop.add_reader, listening, self._look, listening)
-
-    def _forget_accepted(self, key: _Key, sock: socket.socket) -> None:
-        with self._pairing:
-            if self._accepted.get(key) is sock:
-                del self._accepted[key]
-                sock.close()
-
-    def _forget_expected(self, key: _Key, dial: Dial) -> None:
-        with self._pairing:
-            if self._expected.get(key) is not dial:
-                return
-            del self._expected[key]
+    def _lost(self, dial: Dial) -> None:
         if not dial.is_answered:
             with contextlib.suppress(OSError):
                 dial.target.shutdown(socket.SHUT_RDWR)
             self._answer(dial, errno.ETIMEDOUT)
         self._drop(dial)
 
-    def _begin_flow(self, dial: Dial, inside: socket.socket) -> None:
-        if not dial.is_answered:
-            v6 = dial.target.family == socket.AF_INET6
-            error = connect_at_once(dial.target, *self._gates[v6])
-            self._answer(dial, 0 if error == errno.EOPNOTSUPP else error)
-        self._closer.close(dial.target)
-        self._relay(dial, inside)
-
-    def _relay(self, dial: Dial, inside: socket.socket) -> None:
-        self._spawn(self._gateway.relay(dial.spec, inside, dial.outside))
+    def _relay(self, spec: FlowSpec, inside: socket.socket, outside: socket.socket) -> None:
+        self._spawn(self._gateway.relay(spec, inside, outside))
 
     # -- dials that take their time ------------------------------------------------------------------------------
 
@@ -401,7 +337,7 @@ class Dialer:
                     dial.target.shutdown(socket.SHUT_RDWR)  # resets a socket that has only sent its SYN
             self._closer.close(dial.target)
 
-    async def _begun(self, sock: socket.socket, name: _Key) -> int:
+    async def _begun(self, sock: socket.socket, name: Name) -> int:
         begun: asyncio.Future[int] = self._loop.create_future()
 
         def tell(error: int) -> None:
@@ -428,7 +364,7 @@ class Dialer:
             ours.close()
         else:
             self._connected(dial.target)
-            self._relay(dial, ours)
+            self._relay(dial.spec, ours, dial.outside)
         return error
 
     async def _fresh_socket(self, *, v6: bool) -> socket.socket:
@@ -438,13 +374,6 @@ class Dialer:
         return pool.popleft()
 
 
-_Key = tuple[str, int]
-
-
-def _name(sock: socket.socket) -> _Key:
+def _name(sock: socket.socket) -> Name:
     host, port = sock.getsockname()[:2]
     return str(host), int(port)
-
-
-def _is_reset(sock: socket.socket) -> bool:
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE

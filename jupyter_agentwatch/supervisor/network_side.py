@@ -129,7 +129,7 @@ class NetworkSide:
 
     def flows(self) -> list[FlowState]:
         """Return a snapshot of every live flow. Any thread."""
-        return self._gateway.flows()
+        return self._gateway.flows() + self._dialer.flows()
 
     def pause(self) -> None:
         """Let no byte through until `resume`."""
@@ -160,6 +160,8 @@ class NetworkSide:
     async def close(self) -> None:
         """Reset every flow, drop every connect that is under way, and wait until all that is on record."""
         self._gateway.close_all("killed")
+        self._dialer.begin_all()
+        await asyncio.sleep(0)  # each is on record as closed, before dials that have come to nothing are cancelled
         self._dialer.close()
         self.broker.close()
         await self._gateway.wait_closed()
