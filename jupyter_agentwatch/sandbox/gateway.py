@@ -4,9 +4,8 @@ A flow's first bytes are held in both directions until they are named, judged an
 loop or hold the GIL for long: the thread beside it answers the sandbox's system calls.
 
 Bytes are copied with `recv_into` and `send` from readiness callbacks through one buffer of 1 MiB. Share of native
-loopback throughput in prototypes (1 GiB; sender, relay and receiver on two cores): callbacks with 1 MiB 0.53-0.62,
-with 256 KiB 0.36-0.42; a blocking thread a direction 0.58-0.69; splice through a pipe of 1 MiB 0.45-0.48, of 64 KiB
-0.34. Threads gain little and cost one each, splicing loses; `SO_SNDBUF` and `SO_RCVLOWAT` made no difference.
+loopback throughput in prototypes (1 GiB on two cores): callbacks with 1 MiB 0.53-0.62, with 256 KiB 0.36-0.42; a
+blocking thread a direction 0.58-0.69; splice through a pipe of 1 MiB 0.45-0.48, of 64 KiB 0.34.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _WATCHED: Final = 4096
 """Bytes of a direction that are still looked at after its flow was let through without its name being certain."""
 
 _PADDING: Final = b" \t\r\n\0"
-_PADDED: Final = 1 << 16
+_PADDED: Final = 1 << 16  # within reason
 _RESET: Final = struct.pack("ii", 1, 0)
 _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -122,7 +121,7 @@ class Gateway:
         self.is_paused = False
         self._matcher = NetworkMatcher(network)
         self._max_flows = max_flows
-        self._flows: dict[int, _Flow] = {}
+        self._flows: set[_Flow] = set()
         self._closed_because = ""
         self._idle = asyncio.Event()
         self._idle.set()
@@ -143,44 +142,42 @@ class Gateway:
             Exception: What the recorder raised.
         """
         flow = _Flow(self, spec, inside, outside)
-        key = id(flow)
-        self._flows[key] = flow
+        self._flows.add(flow)
         self._idle.clear()
         try:
-            if self._closed_because:
-                flow.end(f"closed:{self._closed_because}", reset=True)
-            elif len(self._flows) > self._max_flows:
-                flow.end("too-many-flows", reset=True)
+            if refusal := self._closed_because or ("too-many-flows" if len(self._flows) > self._max_flows else ""):
+                flow.end(refusal, reset=True)
             else:
                 flow.guarded(flow.start)
             await flow.ended
         finally:
             flow.end("cancelled", reset=True)
-            del self._flows[key]
+            self._flows.remove(flow)
+            flow.let_go()
             if not self._flows:
                 self._idle.set()
 
     def flows(self) -> list[FlowState]:
         """Return a snapshot of every live flow; may be called from any thread."""
-        return [flow.state() for flow in list(self._flows.values())]
+        return [flow.state() for flow in list(self._flows)]
 
     def pause(self) -> None:
         """Let no byte through until `resume`; connections stay open, and what peers send waits in the kernel."""
         self.is_paused = True
-        for flow in self._flows.values():
+        for flow in self._flows:
             flow.arm()
 
     def resume(self) -> None:
         """Go on with every flow."""
         self.is_paused = False
-        for flow in list(self._flows.values()):
+        for flow in list(self._flows):
             flow.resume()
 
     def close_all(self, reason: str) -> None:
         """Reset every flow, and from now on each new one."""
-        self._closed_because = reason
-        for flow in list(self._flows.values()):
-            flow.end(f"closed:{reason}", reset=True)
+        self._closed_because = f"closed:{reason}"
+        for flow in list(self._flows):
+            flow.end(self._closed_because, reset=True)
 
     async def wait_closed(self) -> None:
         """Wait until no flow is left."""
@@ -325,6 +322,10 @@ class _Flow:
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
 
+    def let_go(self) -> None:
+        """Undo the cycle with both directions: memory is free without a search. The last that is asked of it."""
+        del self._out.flow, self._in.flow
+
     def start(self) -> None:
         """Begin to hold first bytes."""
         for one in (self._out.source, self._in.source):
@@ -336,8 +337,7 @@ class _Flow:
 
     def state(self) -> FlowState:
         """Return a snapshot."""
-        counts = self._out.passed, self._in.passed, self.loop.time() - self._began
-        return FlowState(self.spec, self.phase, self.naming.protocol, self.naming.server_name, *counts)
+        return FlowState(self.spec, self.phase, self.naming.protocol, self.naming.server_name, *self._counts())
 
     def guarded(self, callback: Callable[[], None]) -> None:
         """Run a callback of the event loop; whatever goes wrong in it ends the flow."""
@@ -381,8 +381,7 @@ class _Flow:
 
         A client could otherwise outwait the hold, or let an accomplice speak first, and log in to its pool then.
         """
-        # Padding in front does not use the watch up, within reason.
-        watched = ((pump.watched or b"") + bytes(data[:_PADDED])).lstrip(_PADDING)[:_WATCHED]
+        watched = ((pump.watched or b"") + bytes(data[:_PADDED])).lstrip(_PADDING)[:_WATCHED]  # padding is free
         pump.watched = watched if len(watched) < _WATCHED and pump.passed < _PADDED else None
         naming = name_protocol(watched, b"", final=len(watched) >= _WATCHED)
         if naming is None or naming in (Naming(UNKNOWN), self.naming):
@@ -405,20 +404,21 @@ class _Flow:
             self._timer.cancel()
         for pump in (self._out, self._in):
             pump.drop()
-        for one in (self._out.source, self._in.source):
             if reset:
                 with contextlib.suppress(OSError):
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            one.close()
-        counts = self._out.passed, self._in.passed, self.loop.time() - self._began
+                    pump.source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            pump.source.close()
         try:
-            self.gateway.record.closed(self.spec, self.naming.protocol, *counts, reason)
+            self.gateway.record.closed(self.spec, self.naming.protocol, *self._counts(), reason)
         except Exception as record_error:  # noqa: BLE001 -- handed to whoever awaits the flow
             error = error or record_error
         if not self.ended.done() and error is None:
             self.ended.set_result(None)
         elif not self.ended.done() and error is not None:
             self.ended.set_exception(error)
+
+    def _counts(self) -> tuple[int, int, float]:
+        return self._out.passed, self._in.passed, self.loop.time() - self._began
 
     def _time_out(self) -> None:
         self._is_due = True
