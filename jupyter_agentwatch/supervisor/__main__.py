@@ -56,9 +56,9 @@ def main() -> int:
         _report(LaunchReport(error="RungError", text=f"the supervisor could not start: {error}"))
         return RungError.exit_code
     sweep()
-    gc.collect()
     gc.freeze()  # what start-up made lives to the end: keep the collector from walking it in a handler
     gc.set_threshold(50_000)
+    gc.enable()
     supervisor.run(ready=lambda: _report(LaunchReport(ready=True)))
     forget_silence(Path(launch.log))
     claim.release()

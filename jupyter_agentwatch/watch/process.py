@@ -31,6 +31,8 @@ from jupyter_agentwatch.wire.peer import error_from
 __all__ = ["SupervisorProcess", "supervisor_command"]
 
 _START = """\
+import gc
+gc.disable()
 import sys
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -48,7 +50,8 @@ sys.exit(import_module(module + ".__main__").main())
 """
 """Our own package is loaded from its folder, and the folder around it, which may be the workspace, is not looked into:
 a module planted there could stand for one that a library tries to import. msgspec takes from typing_extensions what
-typing has as well; without it, and `inspect` behind it, a tenth of the imports before the sandbox starts is saved."""
+typing has as well; without it, and `inspect` behind it, a tenth of the imports before the sandbox starts is saved.
+Nothing is collected until `main` lets it: what a start makes lives to the end."""
 
 _READY_S = 60.0
 _SILENCE_S = 2.0
