@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from jupyter_agentwatch.detect.commands import CommandDetector
+from jupyter_agentwatch.detect.commands import UNREAD, CommandDetector
+from jupyter_agentwatch.detect.decoding import MAX_TEXT
 from jupyter_agentwatch.detect.model import RULE_FAILED
 from jupyter_agentwatch.detect.own import COMMAND_RULES, OWN_RULES, own_detectors
 from jupyter_agentwatch.detect.rule import SEVERITIES, Hit, Ruleset
+from jupyter_agentwatch.detect.shellscript import read_script
 from jupyter_agentwatch.detect.tunnels import TUNNEL
+from jupyter_agentwatch.detect.unwrap import invocations
 from jupyter_agentwatch.testing.builders import event
 
 if TYPE_CHECKING:
@@ -150,11 +154,12 @@ def test_records_after_the_fact_are_not_read_twice() -> None:
 
 
 def test_a_check_that_fails_is_told_and_the_others_go_on() -> None:
-    """It is named in one HIGH finding and asked no more; other checks of the same program still find."""
+    """It is named in one HIGH finding, and goes on to find in other commands; so do other checks."""
 
-    def breaks(_: Invocation) -> Iterable[Hit]:
-        yield Hit(TUNNEL.rules[0], "before it broke")
-        raise RecursionError
+    def breaks(run: Invocation) -> Iterable[Hit]:
+        yield Hit(TUNNEL.rules[1], "before it broke")
+        if "-q" not in run.argv:
+            raise RecursionError
 
     broken = Ruleset(rules=(), by_name={"ssh": (breaks,)})
     detector = CommandDetector((broken, *COMMAND_RULES))
@@ -165,6 +170,28 @@ def test_a_check_that_fails_is_told_and_the_others_go_on() -> None:
     assert "breaks: RecursionError" in first[1].title
     second = detector.feed(event("exec", basis="claimed", step=2, path="/usr/bin/ssh", argv=[*argv, "-v"]))
     assert [each.rule for each in second] == ["tunnel.ssh_forward"]
+    third = detector.feed(event("exec", basis="claimed", step=3, path="/usr/bin/ssh", argv=[*argv, "-q"]))
+    assert [each.rule for each in third] == [TUNNEL.rules[1].id, "tunnel.ssh_forward"]
+
+
+@pytest.mark.parametrize(
+    ("path", "argv", "is_found"),
+    [
+        ("/usr/bin/ssh", ["ssh", *["-v"] * 47], True),
+        ("/bin/busybox", ["busybox", "nc", *["-v"] * 46], True),
+        ("/project/x", ["xmrig", *["-v"] * 47], False),
+        ("/usr/bin/xmrig", ["x", *["-v"] * 47], True),
+        ("/usr/bin/gcc", ["gcc", *["a.o"] * 47], False),
+        ("/bin/sh", ["sh", "-c", "ssh " + "-v " * 340], False),
+    ],
+)
+def test_arguments_that_nobody_has_read_are_told(path: str, argv: list[str], is_found: bool) -> None:
+    """Options of a tunnel or a miner may stand behind what is recorded; what a shell starts has a record of its own."""
+    claim = event("exec", basis="claimed", path=path, argv=argv, argv_truncated=True)
+    rules = [each.rule for each in CommandDetector(COMMAND_RULES).feed(claim)]
+    assert (UNREAD.id in rules) == is_found
+    whole = event("exec", basis="claimed", path=path, argv=argv)
+    assert UNREAD.id not in [each.rule for each in CommandDetector(COMMAND_RULES).feed(whole)]
 
 
 def test_every_rule_of_our_own_is_complete() -> None:
@@ -188,3 +215,51 @@ def test_every_rule_of_our_own_is_complete() -> None:
     }
     assert len({rule.id for rule in OWN_RULES}) == len(OWN_RULES)
     assert len({detector.name for detector in own_detectors()}) == len(own_detectors())
+
+
+SLOW = {
+    "a set read anew for each character": "echo " + "a" * 40 + "|tr -d '" + "\\0-\\377" * 1300 + "'|sh; eval (x",
+    "here-documents without an end": "cat <<a ; " * 400 + "\n" + "b\n" * 6000,
+}
+
+
+@pytest.mark.parametrize("text", SLOW.values(), ids=SLOW)
+def test_no_command_keeps_the_monitor_busy(text: str) -> None:
+    """What is done for one command is bounded, whatever its text: here by the calls that Python makes."""
+    detector = CommandDetector(COMMAND_RULES)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    step = event("step", op="start", argv=["sh", "-c", text])
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        found = list(detector.feed(step))
+    finally:
+        sys.setprofile(before)
+    assert calls < 1_000_000
+    assert [each for each in found if each.family == "monitor"] == []
+
+
+def test_quotes_without_a_bracket_at_their_end_are_read_in_one_way() -> None:
+    """An expression that tried every way to part them would go on for longer than this universe."""
+    code = "[" + '" ' * 500
+    assert [run.name for run in invocations(["ruby", "-e", code])] == ["ruby"]
+    assert [run.name for run in invocations(["python3", "-c", "f(" + "'a' " * 60 + ")"])] == ["python"]
+
+
+def test_what_variables_add_is_bounded_for_a_whole_script() -> None:
+    """A substitution has no allowance of its own."""
+    pipelines = read_script("a=" + "x" * 8000 + "; " + "$(: $a $a) " * 700)
+    words = [word for pipeline in pipelines for command in pipeline for word in command.words]
+    assert sum(map(len, words)) < 4 * MAX_TEXT
+
+
+@pytest.mark.parametrize("text", ["cat notes|echo %s|sh", "cat notes | cat | printf '%%s' '%s' | bash"])
+def test_what_ignores_its_input_is_read_all_the_same(text: str) -> None:
+    """`… | echo TEXT | sh` runs TEXT, whatever came before."""
+    found = CommandDetector(COMMAND_RULES).hits(["sh", "-c", text % "ssh -R 1:a:2 h"])
+    assert "tunnel.ssh_forward" in [hit.rule.id for hit in found]

@@ -117,6 +117,9 @@ def test_a_detector_that_is_slow_again_and_again_is_a_finding() -> None:
     titles = [[each.rule for each in one.feed(event("exec"))] for _ in range(4)]
     assert titles == [["test.rule"], ["test.rule"], ["test.rule", FAILED], []]
     assert one.disabled == ("slow",)
+    one.restore()
+    titles = [[each.rule for each in one.feed(event("exec"))] for _ in range(4)]
+    assert titles == [["test.rule"], ["test.rule"], ["test.rule", FAILED], []]
 
 
 def test_a_detector_within_its_limit_stays() -> None:

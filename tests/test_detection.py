@@ -13,11 +13,13 @@ from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.cli.hunting import replayed
+from jupyter_agentwatch.detect.engine import FAILED
 from jupyter_agentwatch.detect.sigma_compile import compile_rules
 from jupyter_agentwatch.detect.sigma_form import encode_rules
 from jupyter_agentwatch.errors import PolicyError
 from jupyter_agentwatch.events import Connect, Exec, FileOp, Finding, Flow, LimitHit, Step
 from jupyter_agentwatch.policy import Breaker, Budgets, Detect, Notify, Policy, check_policy, policy_from_mapping
+from jupyter_agentwatch.supervisor import detection
 from jupyter_agentwatch.supervisor.budgets import BudgetBook
 from jupyter_agentwatch.supervisor.detection import LOAD_FAILED, Detection
 from jupyter_agentwatch.supervisor.notifier import notify
@@ -170,6 +172,23 @@ def test_detectors_that_cannot_be_loaded_stop_the_watch(ground: Callable[..., Gr
     (found,) = made.found()
     assert (found.rule, found.severity, found.family) == (LOAD_FAILED, "high", "monitor")
     assert [trip.evidence for trip in made.trips] == [(found.seq,)]
+
+
+def test_an_agent_cannot_blind_a_detector(ground: Callable[..., Ground], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes out of service stops the watch whatever the policy says; after a resume it looks again."""
+    monkeypatch.setattr(detection, "_LIMIT_NS", -1)  # every event is too slow
+    made = ground(Policy(breaker=Breaker(freeze_at="never", two_families_at="never")))
+    monkeypatch.undo()
+    for number in range(3):
+        made.run(["true", str(number)], step=1)
+    (found,) = [each for each in made.found() if "the detector commands" in each.title]
+    assert (found.rule, found.severity) == (FAILED, "high")
+    assert (found.seq,) in [trip.evidence for trip in made.trips]
+    made.run(MINER, step=2)
+    assert [each for each in made.found() if each.family == "mining"] == []
+    made.detection.acquit()
+    made.run(MINER, step=3)
+    assert {each.step for each in made.found() if each.family == "mining"} == {3}
 
 
 def test_a_replay_finds_the_same(ground: Callable[..., Ground]) -> None:

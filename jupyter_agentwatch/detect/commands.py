@@ -19,7 +19,7 @@ from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, invocations, pr
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS
 from jupyter_agentwatch.events import AnyEvent, Exec, Severity, Step
 
-__all__ = ["CommandDetector"]
+__all__ = ["UNREAD", "CommandDetector"]
 
 _REMEMBERED: Final = 4096
 _STDIN_SHOWN: Final = 4096
@@ -37,6 +37,7 @@ _HIDING: Final = lazy_pattern(
 )
 # One of these stands in each text in which `_HIDING` can be found.
 _HIDING_MARKS: Final = ("$", "|", "{", "base", "eval", "`", "xxd", "b64decode", "\\x")
+_STARK: Final = frozenset({"mining", "tunnel", "shell", "probing"})
 # Their arguments are text to look for, to write or to fetch, not something that they do.
 _TEXT_TOOLS: Final = frozenset(
     listed(
@@ -47,6 +48,17 @@ _TEXT_TOOLS: Final = frozenset(
         "apt apt-get dnf yum apk brew snap pip pip3 dpkg rpm gcc cc g++ c++ clang cargo rustc make cmake pytest"
     )
 )
+
+
+UNREAD: Final = Rule(
+    id="tampering.unread_arguments",
+    title="a program for connections or mining has more arguments than are recorded",
+    severity="high",
+    technique="T1036",
+    rationale="What it is told to do may stand behind arguments that do nothing, where nobody reads it.",
+    false_positives=("a long command given to ssh", "a virtual machine with many devices"),
+)
+"""What is said where the record of a command cannot show what it does."""
 
 
 class CommandDetector:
@@ -60,8 +72,11 @@ class CommandDetector:
         self._by_name: dict[str, list[Check]] = {}
         self._shapes: list[_Shape] = []
         loud: set[str] = set()
+        self._stark: set[str] = set()
         for each in rulesets:
             loud |= each.by_name.keys() - each.quiet
+            if any(rule.family in _STARK for rule in each.rules):
+                self._stark |= each.by_name.keys() - each.quiet - _READERS
             for name, checks in each.by_name.items():
                 self._by_name.setdefault(name, []).extend(checks)
             self._shapes.append(
@@ -70,9 +85,9 @@ class CommandDetector:
         self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self._analysed: OrderedDict[tuple[str, tuple[str, ...]], list[tuple[Invocation, Hit]]] = OrderedDict()
-        self._off: set[Check] = set()
+        self._told: set[Check] = set()
         self._failures: list[str] = []
-        self.rules: tuple[Rule, ...] = tuple(rule for each in rulesets for rule in each.rules)
+        self.rules: tuple[Rule, ...] = (*(rule for each in rulesets for rule in each.rules), UNREAD)
 
     @property
     def name(self) -> str:
@@ -101,10 +116,16 @@ class CommandDetector:
             severity = _weight(hit, is_hint=is_hint or run.from_script)
             if self._is_news(event.step, run, hit, severity):
                 found.append(draft(hit.rule, event, hit.detail or " ".join(run.argv), severity=severity))
+        if isinstance(event, Exec) and event.argv_truncated and self._hides(path, event.argv):
+            found.append(draft(UNREAD, event, program_name(path or event.argv[0])))
         if self._failures:
             found += [_failed(failure, event) for failure in self._failures]
             self._failures.clear()
         return found
+
+    def _hides(self, path: str, argv: Sequence[str]) -> bool:
+        """Whether options that were not read could change what the families say of a program."""
+        return any(run.name in self._stark for run in invocations(argv, path=path) if not run.from_script)
 
     def _known_hits(self, path: str, argv: tuple[str, ...]) -> list[tuple[Invocation, Hit]]:
         """Return what the rules say, from memory where the same command was seen lately, as in every build."""
@@ -155,16 +176,14 @@ class CommandDetector:
                     yield from self._asked(check, run)
 
     def _asked(self, check: Check, run: Invocation) -> Iterable[Hit]:
-        """Return what a check says; one that raises is asked no more, and the others go on."""
-        if check in self._off:
-            return ()
+        """Return what a check says; that one raises is told once, and it is asked again for the next command."""
         try:
             return list(check(run))
         except Exception as error:  # noqa: BLE001 - whatever it is: an agent may have looked for it
-            self._off.add(check)
-            self._failures.append(
-                f"{getattr(check, '__name__', 'a check').strip('_')}: {type(error).__name__}: {error}"
-            )
+            if check not in self._told:
+                self._told.add(check)
+                name = getattr(check, "__name__", "a check").strip("_")
+                self._failures.append(f"{name}: {type(error).__name__}: {error}")
             return ()
 
     def _is_news(self, step: int, run: Invocation, hit: Hit, severity: Severity) -> bool:
@@ -182,12 +201,12 @@ class CommandDetector:
 def _failed(what: str, event: AnyEvent) -> Draft:
     return Draft(
         rule=RULE_FAILED,
-        title=f"a check of commands is out of service: {what[:200]}",
+        title=f"a check of commands failed: {what[:200]}",
         severity="high",
         family="monitor",
         technique="T1685",
         rationale=(
-            "What it looks for is not noticed in this watch from now on. The evidence is the command on which it "
+            "What it looks for is not noticed in commands like this one. The evidence is the command on which it "
             "failed: a defect of the check, or an agent that has found one."
         ),
         evidence=(event.seq,),

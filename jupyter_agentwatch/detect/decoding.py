@@ -14,13 +14,14 @@ from typing import Final
 
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 
-__all__ = ["MAX_TEXT", "ansi_c", "braces", "decoded", "range_size"]
+__all__ = ["MAX_TEXT", "ansi_c", "braces", "decoded", "printed", "range_size"]
 
 MAX_TEXT: Final = 1 << 14
 """Characters of a script, and of anything decoded from one, that are looked at."""
 
 _MAX_LIST: Final = 64
 _MAX_WORD: Final = 512
+_MAX_SET: Final = 128
 _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
 _ESCAPE: Final = lazy_pattern(
     r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|([0-7]{1,4})|(.))", re.DOTALL
@@ -92,28 +93,33 @@ def _alternatives(word: str) -> tuple[list[str], re.Match[str] | None]:
 
 
 def decoded(stages: Sequence[_Stage]) -> str | None:
-    """Return what a pipeline prints, where each stage is a known pure text tool; else None.
+    """Return what a pipeline prints, where its last stages are known pure text tools; else None.
 
     Args:
         stages: Words of each command, and the text of its here-document or here-string if it has one.
     """
     text: str | None = None
     for words, given in stages:
-        text = given if given is not None else text
-        text = _output(words, text)
-        if text is None or len(text) > MAX_TEXT:
-            return None
+        text = printed(words, text if given is None else given)
     return text
 
 
-def _output(words: Sequence[str], given: str | None) -> str | None:
+def printed(words: Sequence[str], given: str | None) -> str | None:
+    """Return what one command prints, where it is a known pure text tool; else None.
+
+    Args:
+        words: The command.
+        given: What it reads, None where that is not known.
+    """
     if not words:
         return None
     name, args = words[0].rpartition("/")[2], list(words[1:])
-    if given is None:
-        source = _SOURCES.get(name)
-        return source(args) if source else None
-    return _filtered(name, args, given)
+    text: str | None = None
+    if name in _SOURCES:  # they read nothing
+        text = _SOURCES[name](args)
+    elif given is not None:
+        text = _filtered(name, args, given)
+    return text if text is None or len(text) <= MAX_TEXT else None
 
 
 def _echo(args: list[str]) -> str | None:
@@ -199,7 +205,8 @@ def _inflate(given: str) -> bytes:
 def _tr(args: list[str], given: str) -> str | None:
     plain = [arg for arg in args if not arg.startswith("-")]
     if args[:1] == ["-d"] and len(plain) == 1:
-        return "".join(char for char in given if char not in _set(plain[0]))
+        dropped = frozenset(_set(plain[0]))
+        return "".join(char for char in given if char not in dropped)
     if len(plain) != 2 or len(plain) != len(args):
         return None
     source, target = _set(plain[0]), _set(plain[1])
@@ -211,4 +218,4 @@ def _set(text: str) -> str:
     def span(match: re.Match[str]) -> str:
         return "".join(chr(n) for n in range(ord(match[1]), min(ord(match[2]), ord(match[1]) + 255) + 1))
 
-    return re.sub(r"(.)-(.)", span, _unescape(text), flags=re.DOTALL)
+    return re.sub(r"(.)-(.)", span, _unescape(text[:_MAX_SET]), flags=re.DOTALL)

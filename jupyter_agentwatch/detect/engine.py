@@ -57,9 +57,15 @@ class Engine:
         _check(everyone)
         self._clock = clock
         self._limit_ns = limit_ns
-        self._strikes_left = {each.name: strikes for each in everyone}
+        self._strikes = strikes
+        self._everyone = tuple(everyone)
+        self.restore()
+
+    def restore(self) -> None:
+        """Take every detector into service again: for a person who has seen why one was out of it."""
+        self._strikes_left = {each.name: self._strikes for each in self._everyone}
         self._wanting: dict[type, tuple[Detector, ...]] = {
-            kind: tuple(each for each in everyone if tag in each.kinds) for tag, kind in KINDS.items()
+            kind: tuple(each for each in self._everyone if tag in each.kinds) for tag, kind in KINDS.items()
         }
         self._disabled: list[str] = []
 
@@ -116,8 +122,9 @@ class Engine:
             family="monitor",
             technique="T1685",
             rationale=(
-                "From now on nothing of what this detector looks for is noticed in this watch. The evidence is the "
-                "event on which it failed: a defect of the detector, or an agent that has found one."
+                "Until somebody lets the watch go on, nothing of what this detector looks for is noticed, so the watch "
+                "is suspended. The evidence is the event on which it failed: a defect of the detector, or an agent "
+                "that has found one."
             ),
             evidence=(event.seq,),
             step=event.step,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from jupyter_agentwatch.detect.commands import CommandDetector
+from jupyter_agentwatch.detect.commands import UNREAD, CommandDetector
 from jupyter_agentwatch.detect.diversion import DIVERSION
 from jupyter_agentwatch.detect.exfiltration import EXFILTRATION
 from jupyter_agentwatch.detect.guards import GUARDS
@@ -49,6 +49,7 @@ OWN_RULES: Final[tuple[Rule, ...]] = tuple(
         for rules in (
             *(each.rules for each in COMMAND_RULES),
             *(MINING_FLOW_RULES, TUNNEL_FLOW_RULES, SHELL_SOCKET_RULES, PROBING_WINDOW_RULES),
+            (UNREAD,),
             *(VOLUME_RULES, DIVERSION_RULES, PERSISTENCE_RULES, PAYMENT_FLOW_RULES),
         )
         for rule in rules

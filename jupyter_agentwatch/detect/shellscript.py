@@ -26,8 +26,8 @@ _OPERATOR: Final = lazy_pattern(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
 _REDIRECT: Final = lazy_pattern(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
 _ARGUMENT: Final = lazy_pattern(r"[^\s;&|<>()$`'\"\\{]+(?=[\s;|)]|\Z)")
 _ASSIGNMENT: Final = lazy_pattern(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-_ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,4096}?\)\)", re.DOTALL)
-_TEST: Final = lazy_pattern(r"\[\[(?=\s).{0,4096}?(?<=\s)\]\]", re.DOTALL)
+_ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,512}?\)\)", re.DOTALL)
+_TEST: Final = lazy_pattern(r"\[\[(?=\s).{0,1024}?(?<=\s)\]\]", re.DOTALL)
 
 _SKIPPED: Final = frozenset({"if", "then", "else", "elif", "fi", "do", "{", "}", "!", "time", "coproc", "esac"})
 _DECLARING: Final = frozenset({"export", "declare", "local", "readonly", "typeset", "let"})
@@ -119,6 +119,7 @@ class _Reader(WordReader):
         self._loops: list[tuple[str, Loop]] = []
         self._starts: list[int] = []
         self._heredocs: list[tuple[str, bool, _Building, int]] = []
+        self._peeked = self._peeked_to = 0
 
     # --- commands ---
 
@@ -184,7 +185,7 @@ class _Reader(WordReader):
     def _close(self, stages: list[_Building], *, background: bool) -> None:
         if not stages:
             return
-        if self._heredocs:
+        if len(self._heredocs) > self._peeked:
             self._read_heredocs(peek=True)
         loops = dict(self._loops)
         commands = tuple(
@@ -327,11 +328,14 @@ class _Reader(WordReader):
     def _read_heredocs(self, *, peek: bool = False) -> None:
         """Read the bodies that begin at the next line; `peek` leaves them to be skipped when the line ends."""
         at = self.at
-        if peek:
+        new = self._heredocs[self._peeked :] if peek else self._heredocs
+        if peek and self._peeked:
+            at = self._peeked_to
+        elif peek:
             at = self.text.find("\n", self.at - 1) + 1 if self.text[self.at - 1 : self.at] != "\n" else self.at
             if at == 0:
                 return
-        for delimiter, strips, command, index in self._heredocs:
+        for delimiter, strips, command, index in new:
             lines: list[str] = []
             while at < len(self.text):
                 end = self.text.find("\n", at)
@@ -344,9 +348,11 @@ class _Reader(WordReader):
                 lines.append(line)
             old = command.redirects[index]
             command.redirects[index] = Redirect(old.fd, old.op, old.target, "\n".join(lines))
+        self._peeked, self._peeked_to = len(self._heredocs), at
         if not peek:
             self.at = min(at, len(self.text))
             self._heredocs.clear()
+            self._peeked = 0
 
     # --- substitutions ---
 
@@ -356,7 +362,7 @@ class _Reader(WordReader):
         if self.depth >= _MAX_DEPTH:
             self.at = len(self.text)
             return "$(…)"
-        inner = _Reader(self.text, dict(self.scope), self.depth + 1)
+        inner = self._nested(self.text)
         inner.at = start
         inner.script(")")
         self.at = inner.at
@@ -366,11 +372,17 @@ class _Reader(WordReader):
         """Read a script of its own."""
         if self.depth >= _MAX_DEPTH:
             return "$(…)"
-        inner = _Reader(text, dict(self.scope), self.depth + 1)
+        inner = self._nested(text)
         inner.script("")
         return self._take(inner, text)
 
+    def _nested(self, text: str) -> _Reader:
+        inner = _Reader(text, dict(self.scope), self.depth + 1)
+        inner.growth_left = self.growth_left
+        return inner
+
     def _take(self, inner: _Reader, text: str) -> str:
+        self.growth_left = inner.growth_left
         self.pipelines += inner.pipelines
         self._building.inner += inner.pipelines
         if len(inner.pipelines) == 1:

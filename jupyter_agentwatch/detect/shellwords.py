@@ -19,7 +19,7 @@ _PLAIN: Final = lazy_pattern(r"[^\s;&|<>()$`'\"\\]+")
 _IN_DOUBLE: Final = lazy_pattern(r'[^"\\$`]+')
 _NAME: Final = lazy_pattern(r"[A-Za-z_]\w*|[0-9@*#?$!-]")
 _BRACED: Final = lazy_pattern(r"\$\{([!#]?)(\w+|[@*])(?:(:?[-=+?])([^{}]*)|:(-?\d+)(?::(\d+))?|([^{}]*))\}")
-_ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,4096}?\)\)", re.DOTALL)
+_ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,512}?\)\)", re.DOTALL)
 
 
 class WordReader(ABC):
@@ -29,6 +29,7 @@ class WordReader(ABC):
         text: The script, hostile.
         at: Position of the next character.
         scope: Variables that are known.
+        growth_left: Characters that variables may still add; a reader inside another one has no more than that.
     """
 
     def __init__(self, text: str, scope: Scope) -> None:
@@ -36,7 +37,7 @@ class WordReader(ABC):
         self.text = text
         self.at = 0
         self.scope = scope
-        self._growth_left = MAX_TEXT
+        self.growth_left = MAX_TEXT
 
     @abstractmethod
     def substitution(self) -> str:
@@ -184,7 +185,7 @@ class WordReader(ABC):
         if name in ("@", "*") or name.isdigit():
             return self.scope.get(name, "")
         value = self.scope.get(name)
-        if value is None or len(value) > self._growth_left:
+        if value is None or len(value) > self.growth_left:
             return "${" + name + "}"
-        self._growth_left -= len(value)
+        self.growth_left -= len(value)
         return value

@@ -14,7 +14,7 @@ import msgspec
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.carriers import carried
-from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded
+from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded, printed
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.shellscript import Command, Loop, Redirect, read_script
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS, wrapped
@@ -34,6 +34,7 @@ _ALSO_THEMSELVES: Final = frozenset(
     }
 )
 _MAX_STAGES: Final = 12
+_MAX_PASSED: Final = 8 * MAX_TEXT
 _MAX_SHOWN: Final = 4096
 _MAX_CODE: Final = 8192
 _SHELL: Final = Grammar(
@@ -49,8 +50,9 @@ _CALL: Final = lazy_pattern(
     r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
     r"\\.){1,512}?)\1"
 )
+# Without `+` behind each repetition, quotes and blanks without a bracket at their end would be read in 2^48 ways.
 _LIST_CALL: Final = lazy_pattern(
-    r"[\[(]\s*((?:[rbu]?(?:'(?:[^'\\]|\\.){0,256}'|\"(?:[^\"\\]|\\.){0,256}\")\s*,?\s*){2,48})[\])]"
+    r"[\[(]\s*+((?:[rbu]?(?:'(?:[^'\\]|\\.){0,256}+'|\"(?:[^\"\\]|\\.){0,256}+\")\s*+(?:,\s*+)?+){2,48}+)[\])]"
 )
 _LITERAL: Final = lazy_pattern(r"'([^']*)'|\"([^\"]*)\"")
 _B64: Final = lazy_pattern(r"b64decode\(\s*[rbu]?['\"]([A-Za-z0-9+/=\\n]{16,65536})['\"]")
@@ -144,6 +146,7 @@ class _Found:
     def __init__(self) -> None:
         self.items: list[Invocation] = []
         self._characters_left = MAX_TEXT
+        self._passed_left = _MAX_PASSED
 
     def add(self, invocation: Invocation, depth: int) -> None:
         """Take wrappers off one invocation, and add it and what it starts."""
@@ -185,19 +188,23 @@ class _Found:
             if len(self.items) >= _MAX_FOUND:
                 return
             earlier: list[Invocation] = []
-            for index, command in enumerate(pipeline):
-                run = _from_command(
-                    command,
-                    tuple(earlier[-_MAX_STAGES:]),
-                    _text_before(pipeline[max(0, index - _MAX_STAGES) : index]),
-                    parent,
-                )
+            fed: str | None = None
+            for command in pipeline:
+                run = _from_command(command, tuple(earlier[-_MAX_STAGES:]), fed, parent)
+                fed = self._printed(command, fed)
                 if run is None:
                     continue
                 peeled = list(_peeled(run))
                 earlier += [*run.inner, *peeled] if run.argv[0] == "(" else peeled
                 if run.argv[0] != "(":
                     self._add_peeled(peeled, depth)
+
+    def _printed(self, command: Command, fed: str | None) -> str | None:
+        """Return what the next command of a pipeline reads, where that is known."""
+        body = _body(command)
+        text = printed(command.words, fed if body is None else body)
+        self._passed_left -= len(text or "")
+        return text if self._passed_left >= 0 else None
 
 
 def _cut(argv: tuple[str, ...]) -> tuple[str, ...]:
@@ -248,12 +255,6 @@ def _from_command(
         wrappers=parent.wrappers,
         is_background=command.background,
     )
-
-
-def _text_before(stages: Sequence[Command]) -> str | None:
-    if not stages:
-        return None
-    return decoded([(stage.words, _body(stage)) for stage in stages])
 
 
 def _body(command: Command) -> str | None:

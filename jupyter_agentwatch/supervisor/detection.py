@@ -23,6 +23,9 @@ __all__ = ["LOAD_FAILED", "Detection", "Detectors"]
 LOAD_FAILED: Final = "agentwatch.detection_failed"
 """Rule id of the finding that nothing is looked for any more."""
 
+_BLIND: Final = frozenset({LOAD_FAILED, "agentwatch.detector_failed"})
+"""Findings that stop the watch whatever the policy says; the second one's detector is back once it may go on."""
+
 _LIMIT_NS: Final = 250_000_000
 _STRIKES: Final = 3
 
@@ -52,6 +55,10 @@ class Detectors:
         clock = time.thread_time_ns
         self._engine = Engine(own_detectors(), sigma, clock=clock, limit_ns=_LIMIT_NS, strikes=_STRIKES)
         self._disabled = frozenset(disabled)
+
+    def restore(self) -> None:
+        """Take detectors that were out of service into it again."""
+        self._engine.restore()
 
     def feed(self, event: Any) -> list[Draft]:
         """Show the next record to every detector; return what they find."""
@@ -87,6 +94,7 @@ class Detection:
         self.budgets = BudgetBook(policy.budgets)
         self._detectors: Detectors | None = None
         self._failure = ""
+        self._is_acquitted = False
 
     def load(self) -> None:
         """Make the detectors; nothing is found before. In any thread, without the recorder's lock."""
@@ -100,6 +108,9 @@ class Detection:
         found: list[tuple[type[Event], dict[str, Any]]] = []
         if self._detectors is not None:
             try:
+                if self._is_acquitted:
+                    self._is_acquitted = False
+                    self._detectors.restore()
                 found = [(Finding, _fields(draft)) for draft in self._detectors.feed(event)]
             except Exception as error:  # noqa: BLE001 -- as above
                 self._failure = f"the detectors failed: {type(error).__name__}: {error}"
@@ -123,7 +134,7 @@ class Detection:
                     evidence=event.evidence,
                 )
             )
-            if trip is None and event.rule == LOAD_FAILED:
+            if trip is None and event.rule in _BLIND:
                 trip = Trip("trip", event.title, (event.seq,))
         elif isinstance(event, LimitHit) and event.limit.startswith("budgets."):
             trip = Trip("trip", f"{event.limit} is used up: {event.value:g} of {event.maximum:g}", (event.seq,))
@@ -135,9 +146,12 @@ class Detection:
     def acquit(self) -> None:
         """A person lets the watch go on: what was found has been judged, and each used-up budget gets a tenth more.
 
+        Detectors that were out of service look again.
+
         Any thread.
         """
         self._judge.acquit()
+        self._is_acquitted = True
         self.budgets.grant()
 
     def _blind(self, event: Event) -> dict[str, Any]:
