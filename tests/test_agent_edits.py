@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_agentwatch.agents import Action, Edit, Finish, Observation, Outcome, Patch, Shell
+from jupyter_agentwatch.agents import Action, Edit, Observation, Outcome, Patch, Shell
 from jupyter_agentwatch.agents.edit_inside import EditError, apply_patch, replace_once, shown_diff
+from tests.actors import Doing
 
 if TYPE_CHECKING:
     from jupyter_agentwatch import Watch
@@ -99,19 +100,6 @@ def test_a_passage_stands_there_once_or_nothing_is_replaced(old: str, says: str)
     """None and several are refused, and a near miss is shown."""
     with pytest.raises(EditError, match=says):
         replace_once(BODY, old, "y")
-
-
-class Doing:
-    """Does one thing after the other, and keeps what it saw."""
-
-    def __init__(self, *actions: Action) -> None:
-        self._actions = iter(actions)
-        self.seen: list[Observation] = []
-
-    def act(self, observation: Observation, /) -> Action:
-        """Return the next action."""
-        self.seen.append(observation)
-        return next(self._actions, Finish())
 
 
 def told(watch: Watch, *actions: Action) -> list[Observation]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from jupyter_agentwatch import Watch
-from jupyter_agentwatch.agents import Action, AgentRun, Finish, Observation, Outcome, PenalisedReward, Shell
+from jupyter_agentwatch.agents import AgentRun, Outcome, PenalisedReward, Shell
 from jupyter_agentwatch.events import BreakerChanged, Exec, Finding, Gpu
+from tests.actors import Doing
 from tests.outside import recorded
 
 if TYPE_CHECKING:
@@ -20,19 +21,6 @@ pytestmark = pytest.mark.sandbox
 PATIENCE_S = 60.0
 MINER = "./worker -o stratum+tcp://pool.example:3333 -u nobody --donate-level 1"
 """The words of a miner, given to a copy of `true`."""
-
-
-class Doing:
-    """Does one thing after the other, and keeps what it saw."""
-
-    def __init__(self, *actions: Action) -> None:
-        self._actions = iter(actions)
-        self.seen: list[Observation] = []
-
-    def act(self, observation: Observation, /) -> Action:
-        """Return the next action."""
-        self.seen.append(observation)
-        return next(self._actions, Finish())
 
 
 def tripped(watch: Watch, run: AgentRun) -> None:

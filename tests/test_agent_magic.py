@@ -7,19 +7,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.error import UsageError
-from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.agents import AgentRun, Finish, Outcome, Say, Shell, write_trajectory
-from jupyter_agentwatch.notebook import load, unload
 from jupyter_agentwatch.testing import ScriptedModel, calls, fake_supervisor
+from tests.shells import displayed, shell_with_magics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from IPython.core.interactiveshell import InteractiveShell
 
 
 class Cells:
@@ -31,31 +30,19 @@ class Cells:
     def run(self, source: str) -> tuple[str, Any]:
         """Run a cell; return what it displayed and the error that it ended with, if any."""
         error = self.shell.run_cell(source).error_in_exec
-        publisher = self.shell.display_pub
-        assert isinstance(publisher, CapturingDisplayPublisher)
-        outputs = publisher.outputs
-        shown = "\n".join(each["data"]["text/plain"] for each in outputs)
-        outputs.clear()
-        return shown, error
+        return "\n".join(data["text/plain"] for data in displayed(self.shell)), error
 
 
 @pytest.fixture
 def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cells]:
     """A shell without history; the recorded commands of a test are its own, so that nothing need confine them."""
     monkeypatch.chdir(tmp_path)
-    config = Config()
-    config.HistoryManager.enabled = False
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance(config=config, display_pub_class=CapturingDisplayPublisher)
-    load(shell)
     (tmp_path / "w").mkdir()
-    with Watch(workspace=tmp_path / "w", supervisor=fake_supervisor()) as watch:
+    with shell_with_magics() as shell, Watch(workspace=tmp_path / "w", supervisor=fake_supervisor()) as watch:
         shell.user_ns["mine"] = watch
         made = Cells(shell)
         made.run("%agentwatch use mine")
         yield made
-    unload(shell)
-    InteractiveShell.clear_instance()
 
 
 def test_a_replay_is_shown_step_by_step(cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 from IPython.core.completer import provisionalcompleter
-from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
-from traitlets.config import Config
 
 from jupyter_agentwatch.cli import main as command_line
 from jupyter_agentwatch.notebook import load, unload
@@ -26,6 +24,7 @@ from jupyter_agentwatch.testing import event, fake_supervisor
 from jupyter_agentwatch.watch import CommandResult, Watch
 from jupyter_agentwatch.wire.runtime import live_watches
 from tests.outside import IDLE
+from tests.shells import displayed, shell_with_magics
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 60
@@ -53,11 +52,7 @@ class Notebook:
 
     def displayed(self) -> str:
         """Return and forget what was displayed; it must be plain text only."""
-        publisher = self.shell.display_pub
-        assert isinstance(publisher, CapturingDisplayPublisher)
-        outputs = publisher.outputs
-        shown = [each["data"] for each in outputs]
-        outputs.clear()
+        shown = displayed(self.shell)
         assert all(set(data) == {"text/plain"} for data in shown)
         return "\n".join(data["text/plain"] for data in shown)
 
@@ -66,14 +61,8 @@ class Notebook:
 def notebook(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notebook]:
     """A shell without history, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    config = Config()
-    config.HistoryManager.enabled = False
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance(config=config, display_pub_class=CapturingDisplayPublisher)
-    load(shell)
-    yield Notebook(shell, capsys)
-    unload(shell)
-    InteractiveShell.clear_instance()
+    with shell_with_magics() as shell:
+        yield Notebook(shell, capsys)
 
 
 @pytest.fixture

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from jupyter_agentwatch.audit.reader import list_logs, read_events
 from jupyter_agentwatch.audit.verify import verify_log
 from jupyter_agentwatch.events import AgentNote
+from tests.books import executed_book
 
 pytestmark = pytest.mark.sandbox
-
-BOOK = Path(__file__).parent.parent / "notebooks" / "05_bring_your_own_agent.ipynb"
-LONG_S = 120
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every cell's outputs by the cell's id; a cell that fails fails the test."""
-    folder = tmp_path_factory.mktemp("book")
-    (folder / "log").mkdir(mode=0o700)
-    book = nbformat.read(BOOK, as_version=4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AGENTWATCH_LOG_DIR", str(folder / "log"))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(BOOK.parent.parent), os.environ.get("PYTHONPATH", "")]))
-        NotebookClient(
-            book, timeout=LONG_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-        ).execute()
-    return {cell.id: cell.outputs for cell in book.cells if cell.cell_type == "code"} | {"folder": folder}
+    return executed_book("05_bring_your_own_agent.ipynb", tmp_path_factory.mktemp("book"))
 
 
 def test_every_cell_runs_and_every_run_has_an_end_on_record(executed: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from jupyter_agentwatch.agents.model import (
     Outcome,
     RewardFunction,
     Unclear,
+    check_positive,
     kind_of_action,
 )
 from jupyter_agentwatch.agents.rewards import RewardLedger
@@ -72,11 +73,7 @@ class Bounds:
         Raises:
             ValueError: One of them is not.
         """
-        for name in ("max_steps", "step_timeout", "output_chars"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                msg = f"{name} is {value!r}; give a positive number"
-                raise ValueError(msg)
+        check_positive(self, "max_steps", "step_timeout", "output_chars")
 
 
 def start_run(
@@ -225,10 +222,9 @@ class AgentRun:
         with self._listening(changed.set):
             while True:
                 changed.clear()
-                is_over = self._done.is_set()
-                while seen < len(self._steps):
-                    yield self._steps[seen]
-                    seen += 1
+                steps, is_over = self._since(seen)
+                yield from steps
+                seen += len(steps)
                 if is_over:
                     return
                 changed.wait()
@@ -239,13 +235,18 @@ class AgentRun:
         with self._listening_async() as changed:
             while True:
                 changed.clear()
-                is_over = self._done.is_set()
-                while seen < len(self._steps):
-                    yield self._steps[seen]
-                    seen += 1
+                steps, is_over = self._since(seen)
+                for step in steps:
+                    yield step
+                seen += len(steps)
                 if is_over:
                     return
                 await changed.wait()
+
+    def _since(self, seen: int) -> tuple[list[AgentStep], bool]:
+        """Return the steps after the first `seen` ones, and whether no more will come."""
+        is_over = self._done.is_set()  # asked first: a step that comes in between is then in the next answer
+        return self._steps[seen:], is_over
 
     def __repr__(self) -> str:
         how = self._outcome.value if self._outcome else "running"

@@ -26,6 +26,7 @@ __all__ = [
     "Say",
     "Shell",
     "Unclear",
+    "check_positive",
     "kind_of_action",
 ]
 
@@ -180,6 +181,24 @@ class Outcome(StrEnum):
     """Its own code raised, or that of a reward or of a listener."""
 
 
+def check_positive(bounds: object, *names: str, where: str = "") -> None:
+    """Refuse bounds that are neither None nor positive.
+
+    Args:
+        bounds: What has them.
+        names: The names of its attributes.
+        where: What stands before the name in the message.
+
+    Raises:
+        ValueError: One of them is not.
+    """
+    for name in names:
+        value = getattr(bounds, name)
+        if value is not None and not value > 0:
+            msg = f"{where}{name} is {value!r}; give a positive number"
+            raise ValueError(msg)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """What a run may cost; it ends before the first action after a bound is reached.
@@ -200,11 +219,7 @@ class Budget:
         Raises:
             ValueError: One of them is not.
         """
-        for name in ("cost_usd", "tokens", "seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                msg = f"budget: {name} is {value!r}; give a positive number"
-                raise ValueError(msg)
+        check_positive(self, "cost_usd", "tokens", "seconds", where="budget: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

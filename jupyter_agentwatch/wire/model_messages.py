@@ -45,12 +45,16 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     pass
 
 
-class Open(_Message, frozen=True, kw_only=True, tag="open"):
-    """A process inside has connected; the descriptor that comes with this is the other end."""
+class _OfFlow(_Message, frozen=True, kw_only=True):
+    """Whose connection it is about."""
 
     flow: int
     step: int
     pid: int
+
+
+class Open(_OfFlow, frozen=True, kw_only=True, tag="open"):
+    """A process inside has connected; the descriptor that comes with this is the other end."""
 
 
 class Judged(_Message, frozen=True, kw_only=True, tag="judged"):
@@ -60,12 +64,9 @@ class Judged(_Message, frozen=True, kw_only=True, tag="judged"):
     allow: bool
 
 
-class _About(_Message, frozen=True, kw_only=True):
+class _About(_OfFlow, frozen=True, kw_only=True):
     """Who asked for what. `endpoint` and `model` are as far as they were understood."""
 
-    flow: int
-    step: int
-    pid: int
     endpoint: str = ""
     model: str = ""
 
