@@ -8,12 +8,13 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from jupyter_agentwatch.proxy import server as proxy_server
 from jupyter_agentwatch.proxy.server import MAX_AT_ONCE, ModelProxy
 from jupyter_agentwatch.wire.model_messages import Answered, Asked, Judged, Open, ProxySetup, ProxyUpstream, Refused
-from tests.model_upstream import CLAUDE, KEY, MODEL, ModelService, chat, chunk, document, events, message
+from tests.model_upstream import CLAUDE, KEY, MODEL, ModelService, chat, chunk, document, event, events, message
 from tests.outside import LONG_S
 from tests.servers import free_port
 
@@ -348,6 +349,40 @@ def test_whoever_hangs_up_in_mid_stream_ends_the_request(supervised: Supervised,
         assert sock.recv(10)
     assert is_gone.wait(LONG_S)
     assert supervised.wait_told(Answered).status == 200
+
+
+def test_a_stream_of_messages_that_is_left_early_is_paid_for(supervised: Supervised, service: ModelService) -> None:
+    """Who reads the text and hangs up before the last count has used as much as came, and it is told as a guess."""
+    is_left = threading.Event()
+    begun = {**message(), "content": [], "usage": {"input_tokens": 11, "output_tokens": 1}}
+
+    def pieces(*_: Any) -> Iterator[bytes]:
+        yield event("message_start", message=begun)
+        yield event("content_block_delta", index=0, delta={"type": "text_delta", "text": "x" * 4000})
+        assert is_left.wait(LONG_S)
+        while True:  # until the proxy hangs up, too
+            yield event("ping")
+
+    service.answer = pieces
+    body = {"model": CLAUDE, "max_tokens": 5, "messages": [], "stream": True}
+    data = b""
+    with supervised.connect() as sock:
+        sock.sendall(request(body, "/v1/messages"))
+        while data.count(b"x") < 4000:
+            data += sock.recv(65536)
+    is_left.set()
+    answered = supervised.wait_told(Answered)
+    assert (answered.input_tokens, answered.estimated) == (11, True)
+    assert answered.output_tokens >= 1000
+
+
+def test_an_answer_that_cannot_be_told_whole_is_told(supervised: Supervised, service: ModelService) -> None:
+    """A tool call with half a surrogate pair does not keep its answer from the record, nor from being counted."""
+    service.answer = lambda *_: chat(None, calls=[("sh", "\ud800")])
+    assert supervised.ask()[0] == 200
+    answered = supervised.wait_told(Answered)
+    assert (answered.output_tokens, answered.tool_calls) == (5, ["sh \\ud800"])
+    assert msgspec.json.encode(answered)
 
 
 def test_a_slow_request_is_given_up(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:

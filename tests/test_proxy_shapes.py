@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +136,11 @@ HOSTED = [
     {"tools": ["web_search"]},
     {"mcp_servers": [{"url": "https://other.example"}]},
     {"web_search_options": {"search_context_size": "low"}},
+    {"models": [MODEL, "a-dear-one"]},
+    {"plugins": [{"id": "web"}]},
+    {"api_base": "https://other.example", "api_key": "x"},
+    {"fallbacks": ["a-dear-one"]},
+    {"data_sources": [{"type": "search", "parameters": {"endpoint": "https://other.example"}}]},
     {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "https://other.example/?secret"}}]}]},
     {"input": [{"content": [{"type": "input_image", "image_url": "http://other.example"}]}]},
     {"input": [{"content": [{"type": "input_file", "file_url": "https://other.example"}]}]},
@@ -220,6 +226,23 @@ def test_an_answer_that_counts_nothing_is_guessed_by_size() -> None:
         tally.feed(nonsense)
         assert tally.finish(9, 4001)
         assert (tally.input_tokens, tally.output_tokens) == (3, 1001)
+
+
+def test_whoever_hangs_up_before_the_count_pays_by_size() -> None:
+    """At its begin a stream counts what came in, and next to nothing out: that is not taken for all that was used."""
+    begun = {**message(), "content": [], "usage": {"input_tokens": 50, "output_tokens": 1}}
+    tally = Tally(is_events=True, limit=1 << 20)
+    tally.feed(event("message_start", message=begun))
+    tally.feed(event("content_block_delta", index=0, delta={"type": "text_delta", "text": "much"}))
+    assert tally.finish(9, 4000)
+    assert (tally.input_tokens, tally.output_tokens) == (50, 1000)
+
+
+def test_tool_calls_can_be_told_whatever_stands_in_them() -> None:
+    """Half of a surrogate pair, which JSON can hold and UTF-8 cannot, must not keep the answer from the record."""
+    raw = json.dumps(chat(None, calls=[("s\ud800h", '{"a": "\udc00"}')])).encode()
+    assert counted(raw, is_events=False).tool_calls == ['s\\ud800h {"a": "\\udc00"}']
+    assert msgspec.json.encode(counted(raw, is_events=False).tool_calls)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=8), st.booleans())

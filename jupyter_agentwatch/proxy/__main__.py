@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from jupyter_agentwatch.wire.model_messages import FromProxy, Open, ProxySetup, 
 __all__ = ["main"]
 
 _MAX_MESSAGE = 1 << 16
+_PR_SET_DUMPABLE = 4
 _MAX_MEMORY = 4 << 30
 """Bytes of address space: what comes from inside must not be able to fill the machine's memory."""
 
@@ -26,6 +28,8 @@ def main() -> int:
     """Serve the supervisor that started this process; end with it."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the owner's terminal and its ■ are not ours
+    # Where files are not confined (rung C), this process's memory would be one of them; and no key goes into a core.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     setup = msgspec.json.decode(sys.stdin.buffer.read(), type=ProxySetup)
     control = socket.socket(fileno=setup.control)

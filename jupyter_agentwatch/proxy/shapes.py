@@ -18,8 +18,16 @@ _CLIENT_TOOLS: Final = frozenset(("function", "custom"))
 _CLIENT_PREFIXES: Final = ("bash_", "text_editor_", "computer_", "memory_")
 """Tools that the client itself carries out; all other types are the provider's, and act outside of the sandbox."""
 _HOSTED_KEYS: Final = frozenset(
-    ("web_search_options", "mcp_servers", "container", "connectors", "background", "prompt")
+    (
+        *("web_search_options", "mcp_servers", "container", "connectors", "background", "prompt"),
+        *("plugins", "search_parameters", "enable_search", "data_sources", "guardrails", "callbacks"),
+        # Gateways of several providers take another model, host or key than the policy's from the request.
+        *("models", "fallbacks", "route", "provider", "preset", "custom_llm_provider", "user_config"),
+        *("api_base", "base_url", "api_key", "api_version", "extra_body", "extra_headers", "headers"),
+        "kv_transfer_params",
+    )
 )
+"""What makes an upstream reach out by itself, or go somewhere else than the policy says."""
 _MEDIA_KEYS: Final = frozenset(("image_url", "file_url", "video_url", "audio_url"))
 _MAX_DEPTH: Final = 64
 
@@ -92,7 +100,7 @@ def _hosted(asked: dict[str, Any]) -> Iterator[str]:
     """Yield why a request would make the provider reach out from outside of the sandbox."""
     for key in sorted(_HOSTED_KEYS & asked.keys()):
         if asked[key]:
-            yield f"{key} is the provider's to carry out, and the policy does not allow that"
+            yield f"{key} is the upstream's to carry out or to follow, and the policy does not allow that"
     tools = asked.get("tools")
     for tool in tools if isinstance(tools, list) else []:
         kind = tool.get("type", "custom") if isinstance(tool, dict) else ""

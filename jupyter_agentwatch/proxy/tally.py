@@ -41,7 +41,7 @@ class Tally:
         limit: Bytes of a document that are kept to be read.
         input_tokens: What the upstream counted in, 0 until it says so.
         output_tokens: What it counted out.
-        is_counted: It has counted.
+        is_counted: It has counted to the end, or to where the stream broke off.
     """
 
     is_events: bool
@@ -75,14 +75,15 @@ class Tally:
         self._held.clear()
         if self.is_counted:
             return False
-        self.input_tokens = -(-request_bytes // _BYTES_PER_TOKEN)
-        self.output_tokens = -(-response_bytes // _BYTES_PER_TOKEN)
+        self.input_tokens = self.input_tokens or -(-request_bytes // _BYTES_PER_TOKEN)
+        self.output_tokens = max(self.output_tokens, -(-response_bytes // _BYTES_PER_TOKEN))
         return True
 
     @property
     def tool_calls(self) -> list[str]:
-        """What the model asks to be called, each as "name arguments"; hostile text."""
-        return [f"{call.name} {call.arguments}" for call in self._calls.values()]
+        """What the model asks to be called, each as "name arguments"; hostile text that can be encoded."""
+        said = [f"{call.name} {call.arguments}" for call in self._calls.values()]
+        return [text.encode("utf-8", "backslashreplace").decode() for text in said]
 
     def _lose(self, is_lost: bool) -> None:
         if is_lost:
@@ -97,11 +98,11 @@ class Tally:
         if isinstance(document, dict):
             self._document(document)
 
-    def _document(self, document: dict[str, Any]) -> None:
+    def _document(self, document: dict[str, Any], *, is_begin: bool = False) -> None:
         for key in ("response", "message"):  # the end of a stream of responses, the begin of one of messages
             if isinstance(inner := document.get(key), dict):
-                self._document(inner)
-        self._usage(document.get("usage"))
+                self._document(inner, is_begin=key == "message")
+        self._usage(document.get("usage"), is_begin=is_begin)
         for choice in _dicts(document.get("choices")):
             for key in ("message", "delta"):
                 if isinstance(said := choice.get(key), dict):
@@ -134,7 +135,7 @@ class Tally:
             return _Call()
         return self._calls.setdefault(name, _Call())
 
-    def _usage(self, usage: object) -> None:
+    def _usage(self, usage: object, *, is_begin: bool) -> None:
         if not isinstance(usage, dict):
             return
         cached = _count(usage, "cache_creation_input_tokens") + _count(usage, "cache_read_input_tokens")
@@ -142,7 +143,8 @@ class Tally:
         # A stream tells the sums so far more than once; none of them is taken back.
         self.input_tokens = max(self.input_tokens, given)
         self.output_tokens = max(self.output_tokens, _count(usage, "completion_tokens", "output_tokens"))
-        self.is_counted = self.is_counted or self.input_tokens + self.output_tokens > 0
+        # At the begin of a stream nothing has been counted out: whoever hangs up before the end would pay for nothing.
+        self.is_counted = self.is_counted or (not is_begin and self.input_tokens + self.output_tokens > 0)
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
