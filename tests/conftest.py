@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from jupyter_agentwatch import Watch
     from jupyter_agentwatch.policy import Policy
+    from tests.history_agent import Agent
 
 REQUIRE = "AGENTWATCH_REQUIRE_SANDBOX"
 LEAK_PATIENCE_S = 5.0
@@ -186,6 +187,19 @@ def closed(tmp_path_factory: pytest.TempPathFactory, rung: str) -> Iterator[Watc
 
     with Watch(workspace=tmp_path_factory.mktemp("project")) as watch:
         yield watch
+
+
+@pytest.fixture(params=["openat2", "stepwise"])
+def agent(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    """An agent in an empty workspace, on a kernel with openat2 and on one that answers ENOSYS."""
+    from jupyter_agentwatch.sandbox import beneath
+    from tests.history_agent import make
+
+    if request.param == "stepwise":
+        monkeypatch.setattr(beneath, "_OPENAT2", 100_000)
+    made = make(tmp_path)
+    yield made
+    made.kept.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

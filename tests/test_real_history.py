@@ -51,6 +51,9 @@ WAYS: Final = {
     "named=added": "from_nowhere",
     "f=type source=modified": "link_instead",
     "f=mode": "chmod fchmod",
+    "f=times": "utime utime_now futimes utime_through old_utimes",
+    "link=times": "utime_link",
+    "": "attributes",
     "d=mode d/e=mode": "chmod_folder",
     "f=mode l=added": "chmod_link",
 }
@@ -74,13 +77,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, rung: str) -> Iterator[Watc
         yield watch
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, bytes | str]]:
-    """Return mode and content, or target, of everything below a folder."""
-    found: dict[str, tuple[int, bytes | str]] = {}
+def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes | str]]:
+    """Return mode, time and content, or target, of everything below a folder; of folders the mode alone."""
+    found: dict[str, tuple[int, int, bytes | str]] = {}
     for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
+        mode, modified = path.lstat().st_mode, path.lstat().st_mtime_ns
         content = os.readlink(path) if stat.S_ISLNK(mode) else path.read_bytes() if stat.S_ISREG(mode) else b""
-        found[str(path.relative_to(folder))] = (mode, content)
+        found[str(path.relative_to(folder))] = (mode, 0 if stat.S_ISDIR(mode) else modified, content)
     return found
 
 
@@ -123,6 +126,15 @@ def test_a_change_of_mode_is_on_record(shared: Watch, rung: str) -> None:
     assert (mode.op, mode.path, mode.mode) == ("fchmod", f"{shared.workspace}/f", 0o711)
     assert mode.basis == ("verified" if rung == "B" else "claimed")
     assert [change.note for change in shared.diff(result.step)] == ["mode 0755 → 0711"]
+    shared.undo(result.step)
+
+
+def test_a_change_of_times_is_on_record(shared: Watch, rung: str) -> None:
+    """Each call that sets times is on record, with what its name leads to; on rung B the supervisor makes it."""
+    result = shared.run(["python3", "changes.py", "way", "utime_through"])
+    (timed,) = [event for event in recorded(shared, FileOp, result.step) if event.op == "utimensat"]
+    assert (timed.path, timed.resolved) == (f"{shared.workspace}/link", f"{shared.workspace}/f")
+    assert timed.basis == ("verified" if rung == "B" else "claimed")
     shared.undo(result.step)
 
 

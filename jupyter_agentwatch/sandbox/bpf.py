@@ -19,6 +19,7 @@ from jupyter_agentwatch.sandbox.syscalls import Machine
 
 __all__ = [
     "ALLOW",
+    "IOCTLS",
     "NOTIFY",
     "Block",
     "FilterOptions",
@@ -58,9 +59,11 @@ _WRITE_FLAGS: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20000000
 _CLONE_NEW: Final = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
 _MSG_FASTOPEN: Final = 0x20000000
 
-ENOSYS_CALLS: Final = ("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3", "openat2", "vmsplice")
+ENOSYS_CALLS: Final = (
+    *("io_uring_setup", "io_uring_enter", "io_uring_register", "clone3", "openat2", "vmsplice", "file_setattr"),
+)
 """Calls with a fallback: io_uring acts without calls that could be trapped, clone3 and openat2 hide their flags in
-memory, vmsplice gives no one anything here."""
+memory, vmsplice gives no one anything here, file_setattr sets attributes."""
 
 EPERM_CALLS: Final = (
     # take over a sibling, or read what it does
@@ -82,8 +85,25 @@ EPERM_CALLS: Final = (
 NOTIFY_CALLS: Final = (
     *("execve", "execveat", "set_tid_address", "connect", "bind", "listen", "setsid"),
     *("unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
-    *("mkdir", "mkdirat", "rmdir", "truncate"),
+    *("mkdir", "mkdirat", "rmdir", "truncate", "utime", "utimes", "futimesat", "utimensat"),
 )
+
+ATTRIBUTE_CALLS: Final = (
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+    *("removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+)
+"""Extended attributes, access control lists among them, which may let other users in: as on a file system without any.
+They are no content, and nothing could be told or undone of them."""
+
+IOCTLS: Final = (
+    *(
+        0x5412,
+        0x541D,
+        0x541C,
+    ),  # TIOCSTI, TIOCCONS, TIOCLINUX: take over a terminal (CVE-2017-5226)
+    *(0x40086602, 0x401C5820),  # FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR: as attributes
+)
+"""Requests that are refused."""
 
 
 class FilterOptions(msgspec.Struct, frozen=True):
@@ -225,7 +245,6 @@ def _clone(options: FilterOptions) -> Block:
 
 def _blocks(options: FilterOptions) -> dict[str, Block]:
     eperm = errno_of(errno.EPERM)
-    tiocsti, tiocconsole, tioclinux = 0x5412, 0x541D, 0x541C
     set_ptracer, quiet_personality = 0x59616D61, (0, 0xFFFFFFFF)
     unix_pair_kinds = equal_any(1, _stream_kinds(), ALLOW, errno_of(errno.EACCES))
     blocks = {name: ret(errno_of(errno.ENOSYS)) for name in ENOSYS_CALLS}
@@ -242,8 +261,8 @@ def _blocks(options: FilterOptions) -> dict[str, Block]:
         "setsockopt": _setsockopt(),
         "seccomp": _seccomp(),
         "clone": _clone(options),
-        # types into, or takes over, the user's terminal (CVE-2017-5226)
-        "ioctl": equal_any(1, (tiocsti, tioclinux, tiocconsole), eperm, ALLOW),
+        "ioctl": equal_any(1, IOCTLS, eperm, ALLOW),
+        **dict.fromkeys(ATTRIBUTE_CALLS, ret(errno_of(errno.EOPNOTSUPP))),
         "prctl": equal_any(0, (set_ptracer,), eperm, ALLOW),
         "personality": equal_any(0, quiet_personality, ALLOW, eperm),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Literal
 
@@ -18,9 +19,10 @@ from jupyter_agentwatch.sandbox.textdiff import DiffBudget, unified_diff
 
 __all__ = ["ChangeKind", "Comparison", "Effect", "StepChange", "Survey"]
 
-ChangeKind = Literal["added", "modified", "removed", "mode", "type", "unclaimed"]
-"""What became of a path; "type" is one kind of thing replaced by another, "mode" is permissions only, "unclaimed" is a
-change that no call on record explains, so that nothing is known of what was there before."""
+ChangeKind = Literal["added", "modified", "removed", "mode", "times", "type", "unclaimed"]
+"""What became of a path; "type" is one kind of thing replaced by another, "mode" is permissions only, "times" is a
+modification time that was set, and nothing else, "unclaimed" is a change that no call on record explains, so that
+nothing is known of what was there before."""
 
 _LIST_PATHS = 100_000  # listed below one directory that came
 _DIFF_BYTES = 256 * 1024
@@ -104,6 +106,8 @@ class Comparison:
                 _, before = shared.get(before.ident[:2], (0, before))
             after = next_image(others.values(), rel, entry.first) or self.now(survey, rel)
             change = self._change(rel, before, after)
+            if change is None and rel in own and entry.timed and before.changed_ns != after.changed_ns:
+                change = "times" if before.kind in {"file", "symlink"} else None
             if rel in own and entry.below:
                 survey.incomplete[rel] = f"not all pre-images below it were kept: {entry.below}"
             if rel in survey.incomplete:
@@ -196,7 +200,7 @@ class Comparison:
         notes, diff = [], ""
         if "unknown" in kinds:
             notes.append(f"not known what it was: {before.lost or after.lost}")
-        elif effect.change != "mode":
+        elif effect.change not in {"mode", "times"}:
             try:
                 diff = self._diff(rel, before, after, budget) if "file" in kinds else ""
             except (OSError, NotKeptError) as error:
@@ -204,6 +208,8 @@ class Comparison:
             notes += dict.fromkeys(_kind_text(image) for image in (before, after) if image.kind not in _PLAIN)
         if before.kind == after.kind != "symlink" and before.mode != after.mode:
             notes.append(f"mode {before.mode:04o} → {after.mode:04o}")
+        if effect.change == "times":
+            notes.append(f"modified {_moment(before)} → {_moment(after)}")
         if before.kind == after.kind == "file" and before.names > 1 and before.ident[:2] == after.ident[:2]:
             notes.append(f"{before.names} names (hard links) share this content")
         if rel in survey.incomplete:
@@ -244,6 +250,13 @@ class Comparison:
 
 _OPAQUE = frozenset({"directory", "unknown"})
 _PLAIN = frozenset({"absent", "file"})
+
+
+def _moment(image: Image) -> str:
+    try:
+        return datetime.fromtimestamp(image.changed_ns / 1e9, tz=UTC).isoformat(" ", "milliseconds")
+    except (OverflowError, ValueError, OSError):  # a file may be of any year
+        return f"{image.changed_ns} ns"
 
 
 def _kind_text(image: Image) -> str:

@@ -39,16 +39,18 @@ _TREE_PATHS = 10_000  # kept below one directory that goes away
 _LOOKED_AT = 100_000  # paths that are looked at for changes without a claim
 _INDEX_BYTES = 32 << 20  # memory for all that was touched in one watch
 _ENTRY_BYTES = 600  # an entry with its image, besides its path
+_NO_CONTENT = frozenset({"mode", "times"})
 _NAMED = 10  # paths named in one refusal
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 # Calls that act on a name itself; all others (open, creat, truncate, chmod …) follow a symbolic link at the end.
-_NAME_OPS = ("unlink", "rmdir", "rename", "symlink", "link", "mkdir", "mknod", "lchown")
+_NAME_OPS = ("unlink", "rmdir", "rename", "symlink", "link", "mkdir", "mknod", "lutime")
 _TREE_OPS = ("rename", "rmdir", "unlink")
+_TIME_OPS = ("utime", "futimes", "lutime")  # lutimensat is what we call one that does not follow
 
 
 _NO_CLAIM = (
-    "changed while the step ran, by no call on record: somebody outside, a change of owner, times or attributes, or a "
+    "changed while the step ran, by no call on record: somebody outside, a change of owner, or a "
     "call whose name was changed after it was recorded; undo leaves it as it is"
 )
 _OTHER_NAME = "another name (hard link) of a file that is on record: its content is the same"
@@ -212,6 +214,8 @@ class WorkspaceHistory:
             raise
         try:
             info = self._keep(log, rel, fd, name, below=op.startswith(_TREE_OPS))
+            if op.startswith(_TIME_OPS) and rel in log:
+                log[rel].timed = True
         finally:
             os.close(fd)
         return info is None or not stat.S_ISLNK(info.st_mode) or not follows(op)
@@ -326,7 +330,7 @@ class WorkspaceHistory:
             return survey.incomplete[rel]
         if "unknown" in {before.kind, after.kind}:
             return f"not known what it was: {before.lost or after.lost}"
-        if before.kind == "absent" or effect.change == "mode":
+        if before.kind == "absent" or effect.change in _NO_CONTENT:
             return ""
         if before.lost:
             return f"pre-image not kept: {before.lost}"
@@ -360,7 +364,7 @@ def _refuse(step: int, conflicts: list[str]) -> None:
 
 
 def _wanted(effect: Effect) -> tuple[Image, Image]:
-    want = replace(effect.before, blob=None) if effect.change == "mode" else effect.before
+    want = replace(effect.before, blob=None) if effect.change in _NO_CONTENT else effect.before
     return want, effect.after
 
 

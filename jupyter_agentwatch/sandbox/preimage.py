@@ -25,6 +25,8 @@ __all__ = ["ABSENT", "Blob", "BlobStore", "Image", "bytes_text", "file_chunks", 
 _CHUNK = 1 << 20
 _PACKED = 128 * 1024  # up to here a write into one shared file costs an eighth of creating a file
 _SETTLED_NS = 100_000_000  # within one tick of its clock a file system may stamp two changes alike
+_ATTRIBUTES = ("user.", "system.posix_acl_")
+_MOST_ATTRIBUTES = 16  # of one file; file systems bound the size of each
 _TORN = "it changed while it was read"
 _FICLONE = 0x40049409
 
@@ -52,6 +54,7 @@ class Image:
         blob: The content of a file, where it was kept.
         lost: Why the content is not kept. A file with neither is one that was only looked at.
         settled: The last change lay far enough back for a later one to show in `ident`.
+        attributes: Extended attributes that a user may set, access control lists among them, where they were kept.
     """
 
     kind: Literal["absent", "file", "directory", "symlink", "special", "unknown"]
@@ -63,11 +66,17 @@ class Image:
     blob: Blob | None = None
     lost: str = ""
     settled: bool = True
+    attributes: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def size(self) -> int:
         """Size of a file in bytes."""
         return self.ident[2]
+
+    @property
+    def changed_ns(self) -> int:
+        """When the content was modified last (mtime), ns of Unix time."""
+        return self.ident[3]
 
 
 ABSENT = Image("absent")
@@ -110,12 +119,14 @@ class BlobStore:
             name: One component.
             info: What lstat said of it.
         """
+        if stat.S_ISDIR(info.st_mode):
+            return _image(info, "directory", attributes=_attributes(b"/proc/self/fd/%d/%b" % (folder, name)))
         if not stat.S_ISREG(info.st_mode):
             return look_at(folder, name, info)
         try:
             with open_regular(folder, name) as (fd, opened):
                 info = opened
-                return _image(info, "file", blob=self._put(fd, info))
+                return _image(info, "file", blob=self._put(fd, info), attributes=_attributes(fd))
         except (OSError, NotKeptError) as error:
             return _image(info, "file", lost=why(error))
 
@@ -277,11 +288,21 @@ def _image(
     target: bytes = b"",
     blob: Blob | None = None,
     lost: str = "",
+    attributes: tuple[tuple[str, bytes], ...] = (),
 ) -> Image:
     ident = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
     settled = time.time_ns() - info.st_ctime_ns > _SETTLED_NS
     mode, owner = stat.S_IMODE(info.st_mode), (info.st_uid, info.st_gid)
-    return Image(kind, mode, owner, ident, info.st_nlink, target, blob, lost, settled)
+    return Image(kind, mode, owner, ident, info.st_nlink, target, blob, lost, settled, attributes)
+
+
+def _attributes(file: int | bytes) -> tuple[tuple[str, bytes], ...]:
+    with suppress(OSError):  # a file system need not have any
+        # A descriptor is not followed anywhere; a name in a folder must not be.
+        by_name = {} if isinstance(file, int) else {"follow_symlinks": False}
+        names = [name for name in os.listxattr(file, **by_name) if name.startswith(_ATTRIBUTES)]
+        return tuple((name, os.getxattr(file, name, **by_name)) for name in names[:_MOST_ATTRIBUTES])
+    return ()
 
 
 def _write_all(fd: int, content: bytes, offset: int) -> None:

@@ -31,7 +31,7 @@ def restore(tree: WorkspaceTree, store: BlobStore, plan: Mapping[bytes, tuple[Im
         tree: The workspace.
         store: Holds the contents.
         plan: Path relative to the workspace → (what it shall be, what it is now). Whatever is below a directory that
-            goes away is in the plan, too. Of a file without `blob` only the mode is put back.
+            goes away is in the plan, too. Of a file without `blob` only mode and times are put back.
 
     Raises:
         WorkspaceError: The system refused a change. Those before it are done; the same call again does the rest.
@@ -56,7 +56,7 @@ def restore(tree: WorkspaceTree, store: BlobStore, plan: Mapping[bytes, tuple[Im
     for rel in sorted(made, reverse=True):
         want, _ = plan[rel]
         if want.kind == "directory" or (want.kind == "file" and want.blob is None):
-            _do(_set_mode, tree, rel, want)
+            _do(_set_mode_and_times, tree, rel, want)
 
 
 def _in_the_way(want: Image, now: Image) -> bool:
@@ -93,12 +93,19 @@ def _remove(folder: int, name: bytes, now: Image) -> None:
 def _make_directory(folder: int, name: bytes, want: Image) -> None:
     os.mkdir(name, 0o700, dir_fd=folder)
     _give(folder, name, want)
+    if want.attributes:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            _set_attributes(fd, want)
+        finally:
+            os.close(fd)
 
 
 def _make_link(folder: int, name: bytes, want: Image) -> None:
     temporary = _temporary()
     os.symlink(want.target, temporary, dir_fd=folder)
     _give(folder, temporary, want)
+    os.utime(temporary, ns=(want.changed_ns, want.changed_ns), dir_fd=folder, follow_symlinks=False)
     _put_in_place(folder, temporary, name)
 
 
@@ -110,7 +117,9 @@ def _make_file(store: BlobStore, folder: int, name: bytes, want: Image) -> None:
             store.write(want.blob, fd)
         with suppress(PermissionError):
             os.fchown(fd, *want.owner)
+        _set_attributes(fd, want)
         os.fchmod(fd, _safe_mode(os.fstat(fd), want))
+        _set_times(fd, want)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary, dir_fd=folder)
@@ -133,6 +142,7 @@ def _rewrite_file(store: BlobStore, folder: int, name: bytes, want: Image) -> No
             if want.blob is not None:
                 store.write(want.blob, fd)
             os.fchmod(fd, _safe_mode(os.fstat(fd), want))
+            _set_times(fd, want)
         finally:
             os.close(fd)
     finally:
@@ -148,7 +158,18 @@ def _put_in_place(folder: int, temporary: bytes, name: bytes) -> None:
         raise
 
 
-def _set_mode(folder: int, name: bytes, want: Image) -> None:
+def _set_times(file: int | bytes, want: Image) -> None:
+    # A compiler's rule "newer than its source" must come out as before. Who read a file when is not put back.
+    os.utime(file, ns=(os.stat(file).st_atime_ns, want.changed_ns))
+
+
+def _set_attributes(fd: int, want: Image) -> None:
+    for name, value in want.attributes:
+        with suppress(OSError):  # the file is of more worth than what the file system does not take
+            os.setxattr(fd, name, value)
+
+
+def _set_mode_and_times(folder: int, name: bytes, want: Image) -> None:
     # An O_PATH descriptor opens nothing, and its link under /proc/self/fd can lead to no other inode.
     fd = os.open(name, _NODE, dir_fd=folder)
     try:
@@ -156,6 +177,9 @@ def _set_mode(folder: int, name: bytes, want: Image) -> None:
         mode = _safe_mode(info, want)
         if not stat.S_ISLNK(info.st_mode) and stat.S_IMODE(info.st_mode) != mode:
             os.chmod(b"/proc/self/fd/%d" % fd, mode)
+        if stat.S_ISREG(info.st_mode) and info.st_mtime_ns != want.changed_ns:
+            with suppress(PermissionError):  # it is another user's
+                _set_times(b"/proc/self/fd/%d" % fd, want)
     finally:
         os.close(fd)
 

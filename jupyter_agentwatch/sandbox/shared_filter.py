@@ -10,9 +10,19 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from jupyter_agentwatch.sandbox.bpf import ALLOW, NOTIFY, Block, argument, equal_any, errno_of, ret, socket_block
+from jupyter_agentwatch.sandbox.bpf import (
+    ALLOW,
+    IOCTLS,
+    NOTIFY,
+    Block,
+    argument,
+    equal_any,
+    errno_of,
+    ret,
+    socket_block,
+)
 
-__all__ = ["PROCESS_CALLS", "SIGNAL_CALLS", "TIME_CALLS", "shared_blocks"]
+__all__ = ["PROCESS_CALLS", "SIGNAL_CALLS", "shared_blocks"]
 
 PROCESS_CALLS: Final = ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
 """Change the process that a register names; 0 is the caller."""
@@ -20,14 +30,7 @@ PROCESS_CALLS: Final = ("prlimit64", "sched_setaffinity", "sched_setattr", "sche
 SIGNAL_CALLS: Final = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 """Signal the process that a register names; Landlock's scope (ABI 6) holds them in the kernel."""
 
-TIME_CALLS: Final = ("utime", "utimes", "futimesat", "utimensat")
-"""Change times, which Landlock does not restrict."""
-
 _OWNER_CALLS: Final = ("chown", "fchown", "lchown", "fchownat")
-_ATTRIBUTE_CALLS: Final = (
-    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
-    *("removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
-)
 _SYSTEM_V: Final = (
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
@@ -39,8 +42,6 @@ _SOL_SOCKET, _SO_REUSEPORT, _IPPROTO_TCP, _TCP_FASTOPEN_CONNECT = 1, 15, 6, 30
 _SET_DUMPABLE, _SET_PTRACER = 4, 0x59616D61
 _SET_OWNER: Final = (8, 15, 10)  # fcntl: F_SETOWN, F_SETOWN_EX, F_SETSIG
 _OWNER_IOCTLS: Final = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
-_TERMINAL_IOCTLS: Final = (0x5412, 0x541D, 0x541C)  # TIOCSTI, TIOCCONS, TIOCLINUX
-_FLAG_IOCTLS: Final = (0x40086602, 0x401C5820)  # FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR
 
 _JEQ, _RET = 0x15, 0x06
 
@@ -52,7 +53,7 @@ def shared_blocks(abi: int) -> dict[str, Block]:
         abi: Version of Landlock's interface that files are held by, 0 for none.
     """
     eperm = errno_of(errno.EPERM)
-    ioctls = _TERMINAL_IOCTLS + _FLAG_IOCTLS + (_OWNER_IOCTLS if abi < 6 else ())
+    ioctls = IOCTLS + (_OWNER_IOCTLS if abi < 6 else ())
     blocks: dict[str, Block] = {
         # Made by the supervisor; datagrams could be sent anywhere by `sendmsg`, whose address no filter sees.
         "socket": socket_block(NOTIFY, datagrams=False),
@@ -62,10 +63,8 @@ def shared_blocks(abi: int) -> dict[str, Block]:
         **{name: _other_than_caller(0, NOTIFY) for name in PROCESS_CALLS},
         "setpriority": _priority(process=0),
         "ioprio_set": _priority(process=1),
-        **dict.fromkeys(TIME_CALLS, ret(NOTIFY)),
         **dict.fromkeys((*_OWNER_CALLS, "migrate_pages", "process_mrelease"), ret(eperm)),
-        **dict.fromkeys(_ATTRIBUTE_CALLS, ret(errno_of(errno.EOPNOTSUPP))),
-        **dict.fromkeys((*_SYSTEM_V, *_NOTICES, "file_setattr"), ret(errno_of(errno.ENOSYS))),
+        **dict.fromkeys((*_SYSTEM_V, *_NOTICES), ret(errno_of(errno.ENOSYS))),
     }
     if abi < 6:
         blocks |= {name: ret(NOTIFY) for name in SIGNAL_CALLS}

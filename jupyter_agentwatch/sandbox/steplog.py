@@ -14,13 +14,15 @@ __all__ = ["Entry", "StepLog", "above", "known", "later_steps", "next_image"]
 class Entry:
     """What a step's first touch of a path kept; moments count all touches of the watch.
 
-    `below` is None until the tree below a directory was kept, then "" or why it is incomplete.
+    `below` is None until the tree below a directory was kept, then "" or why it is incomplete. `timed`: the step set
+    its times by a call for that.
     """
 
     first: int
     last: int
     image: Image
     below: str | None = None
+    timed: bool = False
 
 
 StepLog = dict[bytes, Entry]

@@ -117,7 +117,7 @@ class Supervisor:
             workspace=launch.workspace,
         )
         self.circuit = self._make_circuit()
-        measured = Measured(policy, sandbox, host.gpus, self._task_table, recorder, self.trip, lambda: self.state)
+        measured = Measured(policy, sandbox, host.gpus, self._task_table, recorder, self.trip, self._measured_state)
         self.telemetry = TelemetryFeed(self._loop, measured, self._connections)
         self.commands.on_end = self.telemetry.step_ended
 
@@ -245,6 +245,9 @@ class Supervisor:
     def state(self) -> BreakerState:
         """What the breaker is in."""
         return self.circuit.state
+
+    def _measured_state(self) -> BreakerState:
+        return "killed" if self.is_ending else self.state  # the sandbox is gone before the breaker's record of it
 
     def trip(self, why: str) -> None:
         """Freeze because the monitor itself cannot do its work. Any thread."""

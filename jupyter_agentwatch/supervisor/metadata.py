@@ -13,14 +13,11 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, as_int
-from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root, base_folder
-from jupyter_agentwatch.sandbox.programs import claimed_path
-from jupyter_agentwatch.sandbox.truename import TrueNames
+from jupyter_agentwatch.sandbox.notify import Notification, TargetMemory
+from jupyter_agentwatch.sandbox.paths import Root
 
-__all__ = ["Metadata"]
+__all__ = ["Metadata", "read_times"]
 
-_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_EMPTY_PATH: Final = 0x1000
 _SPECS = struct.Struct("=4q")
 _SECONDS = struct.Struct("=2q")
@@ -28,30 +25,42 @@ _SECONDS = struct.Struct("=2q")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def read_times(memory: TargetMemory, n: Notification, address: int, scale: int) -> bytes:
+    """Return the two `timespec`s that a call names.
+
+    Args:
+        memory: Reads the caller's memory.
+        n: The call.
+        address: Where they are.
+        scale: Nanoseconds in a unit of the smaller number; 0 where there are only whole seconds.
+
+    Raises:
+        Gone: The process is gone.
+        OSError: EFAULT, or EINVAL as the kernel gives it.
+    """
+    if scale == 0:
+        accessed, changed = _SECONDS.unpack(memory.read(n.tid, address, _SECONDS.size))
+        return _SPECS.pack(accessed, 0, changed, 0)
+    data = memory.read(n.tid, address, _SPECS.size)
+    if scale == 1:
+        return data
+    accessed, first, changed, second = _SPECS.unpack(data)
+    if not (0 <= first < 1_000_000 and 0 <= second < 1_000_000):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return _SPECS.pack(accessed, first * scale, changed, second * scale)
+
+
 class Metadata:
     """Performs what changes modes and times. Used by the notification thread.
 
     Args:
-        listener: Answers calls.
         root: What names are resolved in.
         writable: Real names of the folders and files where commands may write.
     """
 
-    def __init__(self, listener: Listener, root: Root, writable: Sequence[str]) -> None:
-        self._listener = listener
+    def __init__(self, root: Root, writable: Sequence[str]) -> None:
         self._root = root
-        self._names = TrueNames(root)
-        self._memory = TargetMemory()
         self._writable = tuple(os.fsencode(name).rstrip(b"/") for name in writable)
-
-    def handlers(self) -> dict[str, Callable[[Notification], None]]:
-        """Return what handles each call that sets times, by the call's name."""
-        return {
-            "utimensat": lambda n: self._times(n, 0, 1, 2, flags=as_int(n.args[3])),
-            "futimesat": lambda n: self._times(n, 0, 1, 2, scale=1000),
-            "utimes": lambda n: self._times(n, None, 0, 1, scale=1000),
-            "utime": lambda n: self._times(n, None, 0, 1, scale=0),
-        }
 
     def set_mode(self, true: bytes, mode: int) -> int:
         """Set the mode of what a true name (no links, no dots) stands for; return the errno.
@@ -66,49 +75,15 @@ class Metadata:
 
         return self._on(true, change)
 
-    def _times(
-        self, n: Notification, folder: int | None, path: int, times: int, *, flags: int = 0, scale: int = 1
-    ) -> None:
-        dirfd = AT_FDCWD if folder is None else as_int(n.args[folder])
-        try:
-            # Without a name it is the descriptor itself that is meant.
-            named = n.args[path] != 0 and not (
-                flags & _AT_EMPTY_PATH and not self._memory.string(n.tid, n.args[path], 2)
-            )
-            claimed = claimed_path(self._memory, n.tid, dirfd, n.args[path]) if named else base_folder(n.tid, dirfd)
-            specs = self._specs(n, n.args[times], scale) if n.args[times] else None
-        except OSError as refusal:
-            self._listener.finish(n.id, refusal.errno or errno.EFAULT)
-            return
-        if not self._listener.is_valid(n.id):
-            return
-        follow = named and not flags & _AT_SYMLINK_NOFOLLOW
-        try:
-            true, _ = self._names.resolve(os.fsencode(claimed), n.tid, follow=follow)
-        except OSError as refusal:
-            self._listener.finish(n.id, refusal.errno or errno.EACCES)
-            return
-        error = errno.ENOENT if true is None else self._on(true, lambda held: _set_times(held, specs))
-        self._listener.finish(n.id, error)
-
-    def _specs(self, n: Notification, address: int, scale: int) -> bytes:
-        """Return two `timespec`s: of nanoseconds (1), microseconds (1000), or of whole seconds (0)."""
-        if scale == 0:
-            accessed, changed = _SECONDS.unpack(self._memory.read(n.tid, address, _SECONDS.size))
-            return _SPECS.pack(accessed, 0, changed, 0)
-        data = self._memory.read(n.tid, address, _SPECS.size)
-        if scale == 1:
-            return data
-        accessed, first, changed, second = _SPECS.unpack(data)
-        if not (0 <= first < 1_000_000 and 0 <= second < 1_000_000):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return _SPECS.pack(accessed, first * scale, changed, second * scale)
+    def set_times(self, true: bytes, specs: bytes | None) -> int:
+        """Set access and modification time of what a true name stands for, both to now for None; return the errno."""
+        return self._on(true, lambda held: _set_times(held, specs))
 
     def _on(self, true: bytes, change: Callable[[int], None]) -> int:
         if not any(true == place or true.startswith(place + b"/") for place in self._writable):
             return errno.EACCES
         try:
-            held = self._root.open_true(true)
+            held = self._root.open_true(true, os.O_NOFOLLOW)  # a link has times of its own
         except OSError as refusal:
             return refusal.errno or errno.EACCES
         try:

@@ -45,7 +45,7 @@ class StandIns:
         writable: Sequence[str],
         shared_memory: str,
     ) -> None:
-        self.metadata = Metadata(listener, root, writable)
+        self.metadata = Metadata(root, writable)
         self._sockets = sockets
         self._guard = NeighbourGuard(listener, tasks, recorder, init_pid)
         self._shared_memory = SharedMemory(listener, tasks, recorder, shared_memory)
@@ -61,6 +61,5 @@ class StandIns:
         return {
             "socket": self._sockets.make,
             **self._guard.handlers(),
-            **self.metadata.handlers(),
             **self._shared_memory.before(plain),
         }

@@ -22,7 +22,7 @@ from jupyter_agentwatch.sandbox.programs import claimed_path
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
 from jupyter_agentwatch.sandbox.truename import TrueNames
 from jupyter_agentwatch.supervisor.gate import Gate
-from jupyter_agentwatch.supervisor.metadata import Metadata
+from jupyter_agentwatch.supervisor.metadata import Metadata, read_times
 from jupyter_agentwatch.supervisor.record import Recorder
 
 __all__ = ["WriteWatch"]
@@ -30,6 +30,8 @@ __all__ = ["WriteWatch"]
 _KEPT_NAMES: Final = 4096
 _OPENING: Final = ("open", "openat", "creat", "truncate")
 _LINKING: Final = ("link", "linkat")
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_EMPTY_PATH: Final = 0x1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,27 @@ _CALLS: Final[Mapping[str, _Where]] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """The same of a call that sets times; `scale`: nanoseconds in a unit of the smaller number (0: there is none)."""
+
+    path: int
+    times: int
+    scale: int
+    dirfd: int | None = None
+    flags: int | None = None
+
+
+_TIME_CALLS: Final = MappingProxyType(
+    {
+        "utime": _Times(0, 1, 0),
+        "utimes": _Times(0, 1, 1000),
+        "futimesat": _Times(1, 2, 1000, dirfd=0),
+        "utimensat": _Times(1, 2, 1, dirfd=0, flags=3),
+    }
+)
+
+
 class WriteWatch:
     """Follows the calls that can change files. Used by the notification thread only.
 
@@ -69,7 +92,7 @@ class WriteWatch:
         recorder: Where records go.
         gate: Shut where a record has tripped the breaker.
         history: Keeps what a step is about to change.
-        metadata: Sets modes where no mounts hold the files; None: the kernel does.
+        metadata: Sets modes and times where no mounts hold the files; None: the kernel does.
     """
 
     def __init__(
@@ -97,7 +120,8 @@ class WriteWatch:
 
     def handlers(self) -> dict[str, Callable[[Notification], None]]:
         """Return what handles each call, by the call's name; a machine need not have all of them."""
-        return {name: self._handler(name, where) for name, where in _CALLS.items()}
+        plain = {name: self._handler(name, where) for name, where in _CALLS.items()}
+        return plain | {name: self._timer(name, at) for name, at in _TIME_CALLS.items()}
 
     def forget_touched(self) -> None:
         """Ask the history again about every name: an undo may have dropped what was kept."""
@@ -107,6 +131,9 @@ class WriteWatch:
         if op in _OPENING:
             return lambda n: self._open(n, op, where)
         return lambda n: self._change(n, op, where)
+
+    def _timer(self, op: str, at: _Times) -> Callable[[Notification], None]:
+        return lambda n: self._times(n, op, at)
 
     def _open(self, n: Notification, op: str, where: _Where) -> None:
         task = self._tasks.get(n.tid)
@@ -143,12 +170,40 @@ class WriteWatch:
             fields |= {f"path{suffix}": name, f"resolved{suffix}": resolved}
         if where.mode is not None:
             fields["mode"] = n.args[where.mode] & 0o7777
-            if self._metadata is not None:
-                self._answer_mode(n, task, op, fields, self._metadata.set_mode)
+            change = self._metadata.set_mode if self._metadata is not None else self._set_group_id
+            if self._metadata is not None or fields["mode"] & stat.S_ISGID:
+                self._answer(n, task, op, fields, lambda true: change(true, fields["mode"]), follow=follows(op))
                 return
-            if fields["mode"] & stat.S_ISGID:
-                self._answer_mode(n, task, op, fields, self._set_group_id)
-                return
+        self._record(task, op, **fields)
+        self._gate.check()
+        self._listener.proceed(n.id)
+
+    def _times(self, n: Notification, op: str, at: _Times) -> None:
+        task = self._tasks.get(n.tid)
+        dirfd = AT_FDCWD if at.dirfd is None else as_int(n.args[at.dirfd])
+        flags = 0 if at.flags is None else n.args[at.flags]
+        name, times = n.args[at.path], n.args[at.times]
+        specs = None
+        try:
+            # Without a name it is the descriptor itself that is meant.
+            is_named = name != 0 and not (flags & _AT_EMPTY_PATH and not self._memory.string(n.tid, name, 2))
+            path = claimed_path(self._memory, n.tid, dirfd, name) if is_named else base_folder(n.tid, dirfd)
+            if times != 0 and self._metadata is not None:
+                specs = read_times(self._memory, n, times, at.scale)
+        except OSError as refusal:
+            self._listener.finish(n.id, refusal.errno or errno.EFAULT)
+            return
+        if not self._listener.is_valid(n.id):
+            return
+        follow = is_named and not flags & _AT_SYMLINK_NOFOLLOW
+        resolved = self._keep(n, task, path, op, touch_as=op if follow else f"l{op}")
+        if resolved is None:
+            return
+        fields = {"path": path, "resolved": resolved}
+        if self._metadata is not None:
+            change = self._metadata.set_times
+            self._answer(n, task, op, fields, lambda true: change(true, specs), follow=follow)
+            return
         self._record(task, op, **fields)
         self._gate.check()
         self._listener.proceed(n.id)
@@ -206,12 +261,19 @@ class WriteWatch:
             self._touched[task.step, path] = resolved
         return resolved
 
-    def _answer_mode(
-        self, n: Notification, task: Task, op: str, fields: dict[str, Any], change: Callable[[bytes, int], int]
+    def _answer(
+        self,
+        n: Notification,
+        task: Task,
+        op: str,
+        fields: dict[str, Any],
+        change: Callable[[bytes], int],
+        *,
+        follow: bool,
     ) -> None:
         """Make the call ourselves, on what was looked at."""
-        true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follows(op))
-        error = errno.ENOENT if true is None else change(true, fields["mode"])
+        true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follow)
+        error = errno.ENOENT if true is None else change(true)
         self._record(task, op, basis="verified", verdict="deny" if error else "allow", **fields)
         self._listener.finish(n.id, error)
 

@@ -1,11 +1,12 @@
 """What a visitor of Binder does: starts the server by binder/start, opens the page, runs the notebook; says what was.
 
-`binder_visit.py TREE NOTEBOOK` prints JSON. The memory is the largest sum of the resident memory of all processes there
-are, shared pages counted for each: in a process space of one's own, an upper bound of what a container would need.
+`binder_visit.py TREE NOTEBOOK` prints JSON. The memory is the largest sum of the resident memory of this process
+and all that come of it, shared pages counted for each: an upper bound of what a container would need.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ PATIENCE_S = 90.0
 
 
 class Meter(threading.Thread):
-    """Looks at the memory of all processes ten times a second."""
+    """Looks at the memory of this process and all that come of it ten times a second."""
 
     def __init__(self) -> None:
         """Begin at once."""
@@ -34,9 +35,13 @@ class Meter(threading.Thread):
 
     def run(self) -> None:
         """Measure until it is over."""
+        own = psutil.Process()
         while not self.over.wait(0.1):
-            infos = (process.info["memory_info"] for process in psutil.process_iter(["memory_info"]))
-            self.peak = max(self.peak, sum(info.rss for info in infos if info))
+            resident = 0
+            for process in (own, *own.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):  # it has ended
+                    resident += process.memory_info().rss
+            self.peak = max(self.peak, resident)
 
 
 def fetch(path: str) -> tuple[str, str]:

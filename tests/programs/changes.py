@@ -133,6 +133,50 @@ def fchmod() -> None:
     os.fchmod(os.open("f", os.O_RDONLY), 0o711)
 
 
+def utime() -> None:
+    os.utime("f", (1, 2))
+
+
+def utime_now() -> None:
+    os.utime("/proc/self/cwd/f")
+
+
+def futimes() -> None:
+    os.utime(os.open("f", os.O_RDONLY), (1, 2))
+
+
+def utime_link() -> None:
+    os.utime("link", (1, 2), follow_symlinks=False)
+
+
+def utime_through() -> None:
+    os.utime("link", (1, 2))
+
+
+def old_utimes() -> None:
+    """By the calls that only x86-64 has."""
+    if os.uname().machine != "x86_64":
+        utime()
+        return
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    whole, small = (ctypes.c_int64 * 2)(1, 2), (ctypes.c_int64 * 4)(1, 3, 2, 4)
+    for number, *arguments in ((132, b"f", whole), (261, HERE, b"f", small), (235, b"f", small)):
+        if call(number, *arguments):
+            raise OSError(ctypes.get_errno(), f"call {number}")
+    assert os.stat("f").st_mtime_ns == 2_000_004_000
+
+
+def attributes() -> None:
+    """Extended attributes and flags cannot be set: as where a file system has none."""
+    libc, fd, flags = ctypes.CDLL(None, use_errno=True), os.open("f", os.O_RDONLY), ctypes.c_long(0x40)
+    told = [
+        libc.setxattr(b"f", b"user.x", b"1", 1, 0),
+        libc.fremovexattr(fd, b"user.x"),
+        libc.ioctl(fd, 0x40086602, flags),
+    ]
+    assert told == [-1, -1, -1]
+
+
 def chmod_folder() -> None:
     os.chmod("d", 0o2750)
     os.chmod("d/e", 0o1777)
