@@ -179,7 +179,7 @@ import resource, subprocess
 def change(pid):
     return [
         attempt(os.kill, pid, 0), attempt(resource.prlimit, pid, resource.RLIMIT_CORE, (0, 0)),
-        attempt(os.setpriority, os.PRIO_PROCESS, pid, 5), attempt(os.sched_setaffinity, pid, os.sched_getaffinity(0)),
+        attempt(os.setpriority, os.PRIO_PROCESS, pid, 15), attempt(os.sched_setaffinity, pid, os.sched_getaffinity(0)),
         attempt(os.sched_setscheduler, pid, os.SCHED_BATCH, os.sched_param(0)),
     ]
 child = subprocess.Popen(["sleep", "100"])
