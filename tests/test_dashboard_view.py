@@ -168,6 +168,30 @@ def test_a_click_on_the_graph_shows_the_process(desk: Page, lab: Lab, watch: Wat
     wait_for_text(desk, ".aw-chosen", "step 1: curl -sS --max-time 2 https://198.51.100.7/ → 198.51.100.7:443")
 
 
+def test_in_a_large_graph_every_node_can_be_pointed_at(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+    """A graph of more nodes than have room for a name is few elements; a click says all the same which node it was."""
+    watch = start({"version": 1, "breaker": {"freeze_at": "never", "two_families_at": "never", "throttle_at": "never"}})
+    code = "import socket\nfor i in range(90): socket.socket().connect_ex((f'198.51.100.{i}', 443))"
+    watch.run(["python3", "-c", code])
+    show(desk, lab, watch)
+    desk.locator(f"{DASHBOARD} .aw-graph[data-nodes='91'] .main-svg").first.wait_for(timeout=LONG_MS)
+    assert desk.locator(f"{DASHBOARD} .aw-graph .points path").count() == 0
+    plot = desk.locator(f"{DASHBOARD} .aw-graph")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    place = """(selector) => {
+        const {_fullLayout: {xaxis, yaxis}, data: [{x, y}]} = document.querySelector(selector);
+        return [xaxis._offset + xaxis.l2p(x[0]), yaxis._offset + yaxis.l2p(y[0])];
+    }"""
+    x, y = desk.evaluate(place, f"{DASHBOARD} .aw-graph")
+    desk.mouse.move(box["x"] + x, box["y"] + y, steps=5)
+    desk.locator(f"{DASHBOARD} .hoverlayer .hovertext").wait_for(timeout=LONG_MS)
+    desk.mouse.down()
+    desk.mouse.up()
+    wait_for_text(desk, ".aw-chosen", "step 1: python3 -c")
+
+
 def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, watch: Watch) -> None:
     """Markup, terminal escapes and bidirectional marks in names reach no panel as what they are."""
     name = f"{HOSTILE}.sh"

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -201,17 +201,18 @@ class Feeds:
         self._runs = runs
         self._feeds: dict[str, asyncio.Task[Feed]] = {}
 
-    async def join(self, watch: str) -> Viewer:
+    async def join(self, watch: str, kinds: Collection[str] | None = None) -> Viewer:
         """Begin to look at a run.
 
         Args:
             watch: Id of a watch that `Runs.check` has accepted.
+            kinds: Only records of these kinds; None: all.
 
         Raises:
             SessionEndedError: Nobody listens on its socket.
             ControlError: Its supervisor does not answer, or is another user's.
         """
-        viewer = Viewer()
+        viewer = Viewer(kinds)
         while True:
             task = self._feeds.get(watch)
             if task is None:

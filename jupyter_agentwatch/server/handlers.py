@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -37,6 +38,7 @@ __all__ = [
     "RunHandler",
     "RunsHandler",
     "SuspendHandler",
+    "kinds_of",
     "who",
 ]
 
@@ -49,6 +51,7 @@ SETTING = "agentwatch_relay"
 _MOST_BODY = 16 * 1024
 _USER = 100
 _NUMBER = re.compile(r"-?[0-9]{1,12}")
+_KINDS = re.compile(r"[a-z]{1,20}(?:,[a-z]{1,20}){0,31}")
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -87,6 +90,20 @@ class _BadBodyError(AgentwatchError):
 def who(user: Any) -> str:
     """Return the name under which a Jupyter user stands in the audit log."""
     return printable(str(getattr(user, "username", "") or "?"), _USER)
+
+
+def kinds_of(text: str) -> list[str] | None:
+    """Return the kinds of records that a query names; None, which is all of them, where it names none.
+
+    Raises:
+        AgentwatchError: These are no names of kinds.
+    """
+    if not text:
+        return None
+    if not _KINDS.fullmatch(text):
+        msg = "`kinds` must be names of kinds of records with commas between them, as gpu,resources"
+        raise _BadBodyError(msg)
+    return text.split(",")
 
 
 class _Handler(APIHandler):
@@ -172,21 +189,23 @@ class RunHandler(_Handler):
 
 
 class EventsHandler(_Handler):
-    """`GET api/runs/ID/events?after=SEQ&limit=N`: the newest records of a watch, live or ended."""
+    """`GET api/runs/ID/events?after=SEQ&limit=N&kinds=A,B`: the newest records of a watch, live or ended."""
 
     @web.authenticated
     @authorized
     async def get(self, run: str) -> None:
         """Answer `{"events": [...]}`, oldest first; records before the first one are in the log only."""
+        await self.reply_with(self._events(run))
+
+    async def _events(self, run: str) -> dict[str, Any]:
         after, limit = self.get_query_argument("after", "-1"), self.get_query_argument("limit", str(MOST_RECORDS))
         if not (_NUMBER.fullmatch(after) and _NUMBER.fullmatch(limit)):
-            self.refuse(_BadBodyError("`after` and `limit` must be whole numbers"))
-            return
-        await self.reply_with(self._events(run, int(after), int(limit)))
-
-    async def _events(self, run: str, after: int, limit: int) -> dict[str, Any]:
+            msg = "`after` and `limit` must be whole numbers"
+            raise _BadBodyError(msg)
+        kinds = kinds_of(self.get_query_argument("kinds", ""))
         await self.relay.runs.check(run)
-        return {"events": await self.relay.runs.in_thread(recent_events, audit_log(run), after, max(0, limit))}
+        read = partial(recent_events, after=int(after), most=int(limit), kinds=kinds)
+        return {"events": await self.relay.runs.in_thread(read, audit_log(run))}
 
 
 class IncidentsHandler(_Handler):

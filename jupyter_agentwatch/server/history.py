@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import msgspec
 from jupyter_agentwatch.audit.chain import open_line
 from jupyter_agentwatch.audit.reader import open_log, read_header, read_line, shown
 from jupyter_agentwatch.errors import LogError
-from jupyter_agentwatch.server.render import event_messages, position
+from jupyter_agentwatch.server.render import beginnings, event_messages, position
 
 __all__ = ["MOST_BYTES", "MOST_RECORDS", "recent_events"]
 
@@ -22,20 +23,24 @@ MOST_RECORDS: Final = 5000
 """Records in one answer."""
 
 
-def recent_events(log: Path, after: int, most: int = MOST_RECORDS) -> list[Any]:
+def recent_events(
+    log: Path, after: int, most: int = MOST_RECORDS, *, kinds: Collection[str] | None = None
+) -> list[Any]:
     """Return the newest records of a log as JSON that is safe to show, oldest first.
 
     Args:
         log: The audit log, which may still grow.
         after: Only records with a greater `seq`.
         most: Records returned at most, and never more than `MOST_RECORDS`.
+        kinds: Only records of these kinds; None: all.
 
     Raises:
         LogError: The log cannot be opened, or is not ours.
         ControlError: A line is not a record.
     """
-    bodies = [body for body in _bodies(log) if position(body) > after]
-    kept = bodies[max(0, len(bodies) - min(most, MOST_RECORDS)) :]
+    begin = beginnings(kinds)
+    bodies = [body for body in _bodies(log) if body.startswith(begin) and position(body) > after]
+    kept = bodies[max(0, len(bodies) - min(max(0, most), MOST_RECORDS)) :]
     messages, _ = event_messages(kept, None)
     return [event for message in messages for event in msgspec.json.decode(message).get("events", ())]
 

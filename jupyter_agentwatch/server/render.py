@@ -5,7 +5,7 @@ Pure: what is not passed in is not known, and nothing is ever HTML.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from jupyter_agentwatch.wire.messages import Killed, WatchStatus
 
 __all__ = [
     "LONGEST_TEXT",
+    "beginnings",
     "encode",
     "ended_json",
     "event_messages",
@@ -109,12 +110,18 @@ def kill_json(watch: str, result: Killed | str) -> dict[str, Any]:
     return found if final else {**found, **left}
 
 
-def event_messages(bodies: Sequence[bytes], last: int | None) -> tuple[list[bytes], int | None]:
+def beginnings(kinds: Collection[str] | None) -> bytes | tuple[bytes, ...]:
+    """Return what the records of some kinds begin with, None for all, as `bytes.startswith` takes it."""
+    return b"" if kinds is None else tuple(b'{"kind":"%s"' % kind.encode() for kind in kinds)
+
+
+def event_messages(bodies: Sequence[bytes], last: int | None, *, some: bool = False) -> tuple[list[bytes], int | None]:
     """Turn records into messages for a browser: runs of events, and a `gap` wherever records are missing in between.
 
     Args:
         bodies: Records as JSON, in their order.
         last: `seq` of the record before them, or None.
+        some: Only some kinds of records are wanted: what is missing in between tells nothing.
 
     Returns:
         The messages, and the `seq` of the last record.
@@ -126,7 +133,7 @@ def event_messages(bodies: Sequence[bytes], last: int | None) -> tuple[list[byte
     together: list[msgspec.Raw] = []
     for body in bodies:
         seq = position(body)
-        if last is not None and seq > last + 1:
+        if last is not None and seq > last + 1 and not some:
             messages += _together(together)
             together = []
             messages.append(encode({"type": "gap", "lost": seq - last - 1, "before": seq}))

@@ -13,7 +13,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
 from jupyter_agentwatch.server.curves import Packed
-from jupyter_agentwatch.server.handlers import RESOURCE, SETTING, Relay
+from jupyter_agentwatch.server.handlers import RESOURCE, SETTING, Relay, kinds_of
 from jupyter_agentwatch.server.render import encode, safe
 from jupyter_agentwatch.server.runs import UnknownRunError
 from jupyter_agentwatch.server.viewers import pump
@@ -54,6 +54,10 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
         super().open(*args, **kwargs)  # begins to ping
         self._task = asyncio.ensure_future(self._run())
 
+    def get_compression_options(self) -> dict[str, Any]:
+        """Offer the cheapest deflate: records are alike, and become a fifth; what comes from a page is never read."""
+        return {"compression_level": 1, "mem_level": 5}
+
     def on_message(self, message: str | bytes) -> None:
         """Nothing is taken from browsers here."""
 
@@ -83,7 +87,8 @@ class _Socket(WebSocketMixin, WebSocketHandler, JupyterHandler):
 class RunSocket(_Socket):
     """`stream?run=ID`: first a `state`, then `state`, `lines`, `events`, `gap` as they come, last `ended` or `lost`.
 
-    What is not text is points of the lines (`curves.Packed`).
+    With `&kinds=A,B` only records of these kinds, and no `gap`. What is not text is points of the lines
+    (`curves.Packed`).
     """
 
     @ws_authenticated
@@ -93,6 +98,10 @@ class RunSocket(_Socket):
         self._watch = self.get_query_argument("run", "")
         if not is_watch_id(self._watch):
             raise web.HTTPError(400, "give ?run= with the id of a run: 8 hexadecimal characters")
+        try:
+            self._kinds = kinds_of(self.get_query_argument("kinds", ""))
+        except AgentwatchError as error:
+            raise web.HTTPError(400, str(error)) from error
         try:
             await self.relay.runs.check(self._watch)
         except UnknownRunError as error:
@@ -104,7 +113,7 @@ class RunSocket(_Socket):
     async def _stream(self) -> int:
         feeds = self.relay.feeds
         try:
-            viewer = await feeds.join(self._watch)
+            viewer = await feeds.join(self._watch, self._kinds)
         except SessionEndedError as error:
             return await self._part(str(error))
         except AgentwatchError as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
-from jupyter_agentwatch.server.render import encode, event_messages, position
+from jupyter_agentwatch.server.render import beginnings, encode, event_messages, position
 
 __all__ = ["Backlog", "Viewer", "pump"]
 
@@ -67,13 +68,19 @@ class Backlog:
 class Viewer:
     """One browser's share of a stream. Belongs to the loop.
 
+    Args:
+        kinds: Only records of these kinds; None: all.
+
     Attributes:
         backlog: Records that were not sent yet.
+        has_all: It gets records of every kind.
         end: Why nothing more comes, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Collection[str] | None = None) -> None:
         self.backlog = Backlog()
+        self.has_all = kinds is None
+        self._begin = beginnings(kinds)
         self.end: str | None = None
         self._picture: Any = None
         self._drawings: deque[bytes] = deque(maxlen=_DRAWINGS)
@@ -91,9 +98,10 @@ class Viewer:
             self._news.set()
 
     def put(self, body: bytes) -> None:
-        """Leave a record."""
-        self.backlog.put(body)
-        self._news.set()
+        """Leave a record; one of a kind that is not wanted is passed over."""
+        if body.startswith(self._begin):
+            self.backlog.put(body)
+            self._news.set()
 
     def finish(self, why: str) -> None:
         """Say that nothing more comes."""
@@ -154,7 +162,8 @@ async def pump(viewer: Viewer, send: Callable[[bytes], Awaitable[None]], threads
             if last is None:
                 last = position(viewer.backlog.first or bodies[0]) - 1  # what was dropped since then is a gap, too
             before = loop.time()
-            messages, last = await loop.run_in_executor(threads, event_messages, bodies, last)
+            make = partial(event_messages, bodies, last, some=not viewer.has_all)
+            messages, last = await loop.run_in_executor(threads, make)
             pause = max(_PACE_S, _SHARE * (loop.time() - before))
             for message in messages:
                 await send(message)

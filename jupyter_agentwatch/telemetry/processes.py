@@ -24,6 +24,9 @@ _STAT_BYTES: Final = 1024  # the kernel writes less than 400, whatever the name
 _MAX_KEPT: Final = 512
 _IDLE_NS: Final = 2_000_000_000
 _IDLE_EVERY_NS: Final = 400_000_000
+_ASLEEP_NS: Final = 10_000_000_000
+_ASLEEP_EVERY_NS: Final = 1_000_000_000
+_ASLEEP_IO: Final = 4
 
 
 class _Rate:
@@ -50,6 +53,7 @@ class _Process:
     __slots__ = (
         "changed_ns",
         "cpu_ticks",
+        "due_ns",
         "fd",
         "io_ns",
         "last",
@@ -59,7 +63,6 @@ class _Process:
         "rate",
         "raw",
         "read_bytes",
-        "read_ns",
         "rss_bytes",
         "start_ticks",
         "state",
@@ -74,16 +77,20 @@ class _Process:
         self.raw = b""
         self.read_bytes: int | None = None
         self.write_bytes: int | None = None
-        self.io_ns = 0
+        self.cpu_ticks = self.changed_ns = self.io_ns = 0
+        self.due_ns = 0
+        """When it is to be read again; until then `last` holds. 0: at each sample."""
         self.last: ProcessSample | None = None
         self.take(raw, t_ns)
         self.rate = _Rate(t_ns, self.cpu_ticks)
 
     def take(self, raw: bytes, t_ns: int) -> None:
-        self.read_ns = t_ns
-        if raw == self.raw:
-            return  # an idle process: the same text costs a comparison, no parsing
-        self.changed_ns, self.last = t_ns, None
+        if raw == self.raw:  # an idle process: the same text costs a comparison, no parsing
+            idle_ns = t_ns - self.changed_ns
+            if idle_ns >= _IDLE_NS:
+                self.due_ns = t_ns + (_IDLE_EVERY_NS if idle_ns < _ASLEEP_NS else _ASLEEP_EVERY_NS)
+            return
+        self.changed_ns, self.due_ns, self.last = t_ns, 0, None
         # The name is the process's own choice and may hold parentheses and newlines; what follows the last one may not.
         end = raw.rindex(b")")
         fields = raw[end + 2 :].split(b" ", 22)
@@ -95,6 +102,11 @@ class _Process:
         self.name = from_bytes(raw[raw.index(b"(") + 1 : end])
         self.raw = raw
 
+    def wants_io(self, t_ns: int, every_ns: int) -> bool:
+        # What has not used a clock tick for ten seconds can have done little: it is asked more rarely, not left out.
+        asleep = t_ns - self.changed_ns >= _ASLEEP_NS
+        return t_ns - self.io_ns >= (_ASLEEP_IO * every_ns if asleep else every_ns)
+
     def take_io(self, t_ns: int) -> None:
         self.io_ns, self.last = t_ns, None
         try:
@@ -102,9 +114,6 @@ class _Process:
             self.read_bytes, self.write_bytes = int(fields[b"read_bytes"]), int(fields[b"write_bytes"])
         except (OSError, KeyError, ValueError):
             return  # ended, or a kernel without IO accounting: what was known stays
-
-    def rests(self, t_ns: int) -> bool:
-        return t_ns - self.changed_ns >= _IDLE_NS and t_ns - self.read_ns < _IDLE_EVERY_NS
 
     def sample(self, t_ns: int) -> ProcessSample:
         percent = self.rate.percent(t_ns, self.cpu_ticks)
@@ -134,7 +143,8 @@ class _Process:
 class ProcessTable:
     """Samples the members of a sandbox. One thread at a time.
 
-    A process of which nothing has changed for 2 s is read again after 0.4 s, all others at each sample.
+    A process of which nothing has changed for 2 s is read again after 0.4 s, one of which nothing has for 10 s after
+    1 s, all others at each sample.
 
     The CPU time of all includes processes that ended between two samples, because the kernel adds it to whoever waited
     for them; for that, init must be among the members.
@@ -168,8 +178,7 @@ class ProcessTable:
             self._forget(pid)
         chosen = pids if len(pids) <= self._max else sorted(pids)[: self._max]
         self._unread = len(pids) - len(chosen)
-        read = [process for pid in chosen if (process := self._read(pid, t_mono_ns)) is not None]
-        return self._sum(read, t_mono_ns)
+        return self._take(chosen, t_mono_ns)
 
     def close(self) -> None:
         """Close every file."""
@@ -179,8 +188,6 @@ class ProcessTable:
     def _read(self, pid: int, t_ns: int) -> _Process | None:
         process = self._known.get(pid)
         if process is not None:
-            if process.rests(t_ns):
-                return process
             try:
                 kept = process.fd >= 0
                 raw = os.pread(process.fd, _STAT_BYTES, 0) if kept else _read(f"/proc/{pid}/stat", _STAT_BYTES)
@@ -190,7 +197,7 @@ class ProcessTable:
                 self._forget(pid)
             else:
                 if process.start_ticks == before:
-                    if t_ns - process.io_ns >= self._io_every_ns:
+                    if process.wants_io(t_ns, self._io_every_ns):
                         process.take_io(t_ns)
                     return process
                 self._forget(pid)
@@ -221,20 +228,39 @@ class ProcessTable:
         self._ended_io[0] += process.read_bytes or 0
         self._ended_io[1] += process.write_bytes or 0
 
-    def _sum(self, read: list[_Process], t_ns: int) -> Resources:
-        ticks = sum(process.total_ticks for process in read)
+    def _take(self, pids: Iterable[int], t_ns: int) -> Resources:
+        # One plain loop, and no call for a process that is not due: of a hundred, most sleep.
+        known = self._known
+        samples: list[ProcessSample] = []
+        ticks = rss_bytes = threads = 0
+        read_bytes, write_bytes = self._ended_io
+        for pid in pids:
+            process = known.get(pid)
+            if process is None or process.due_ns <= t_ns:
+                process = self._read(pid, t_ns)
+                if process is None:
+                    continue
+                sample = process.sample(t_ns)
+            else:
+                sample = process.last or process.sample(t_ns)
+            samples.append(sample)
+            ticks += process.total_ticks
+            rss_bytes += process.rss_bytes
+            threads += process.threads
+            read_bytes += process.read_bytes or 0
+            write_bytes += process.write_bytes or 0
         if self._rate is None:
             self._rate = _Rate(t_ns, ticks)
         return Resources(
             t_mono_ns=t_ns,
-            processes=[process.sample(t_ns) for process in read],
+            processes=samples,
             unread=self._unread,
             cpu_s=ticks * _TICK_S,
             cpu_percent=self._rate.percent(t_ns, ticks),
-            rss_bytes=sum(process.rss_bytes for process in read),
-            threads=sum(process.threads for process in read),
-            read_bytes=self._ended_io[0] + sum(process.read_bytes or 0 for process in read),
-            write_bytes=self._ended_io[1] + sum(process.write_bytes or 0 for process in read),
+            rss_bytes=rss_bytes,
+            threads=threads,
+            read_bytes=read_bytes,
+            write_bytes=write_bytes,
         )
 
 

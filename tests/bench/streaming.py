@@ -274,7 +274,7 @@ def _frames(ground: Ground, lab: Lab, page: Page, name: str, processes: int, end
         page.wait_for_function(_LISTED, arg=[_CONNECTED, 2 * endpoints], timeout=LONG_MS)
         page.wait_for_timeout(3000)
         frames, longest = page.evaluate(_COUNT_FRAMES, seconds)
-        drawn = page.evaluate("(place) => document.querySelectorAll(`${place} .points path`).length", _CONNECTED)
+        drawn = page.evaluate("(place) => document.querySelector(`${place} .aw-graph`).dataset.nodes", _CONNECTED)
         watch.kill()
     beside = {"before it": f"{still:.3g} /s", "longest frame": f"{longest:.3g} ms", "nodes drawn": str(drawn)}
     note = f"{processes + endpoints} nodes and {edges}s, 10 changes a second; beyond 300 nodes neighbours are folded"

@@ -42,6 +42,22 @@ def test_what_is_no_number_is_refused(browser: Browser, watch: Watch, query: dic
     ask()
 
 
+@scene
+async def test_a_page_gets_only_the_kinds_that_it_asks_for(browser: Browser, watch: Watch) -> None:
+    """History and stream leave out other records and call none of them missing; what names no kind is refused."""
+    stream = await browser.stream("stream", params={"run": watch.id, "kinds": "step,session"})
+    assert (await stream.next())["type"] == "state"
+    watch.run("true")
+    events = await browser.get("api", "runs", watch.id, "events", params={"kinds": "step,session"})
+    assert [event["kind"] for event in events.content["events"]] == ["session", "step", "step"]
+    watch.kill()
+    told = [message for message in await stream.rest() if message["type"] in {"events", "gap"}]
+    assert [event["kind"] for message in told for event in message["events"]] == ["step", "step", "session"]
+    refused = await browser.get("api", "runs", watch.id, "events", params={"kinds": 'step"'})
+    assert (refused.status, "`kinds`" in refused.content["message"]) == (400, True)
+    assert await browser.refused_stream("stream", params={"run": watch.id, "kinds": "a;b"}) == 400
+
+
 def test_only_the_end_of_a_long_log_is_read(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a log is, a bounded piece is read, and a line that this piece cuts is left out."""
     watch.run("true")

@@ -64,9 +64,9 @@ export class Connections {
       this.#flow(event);
       return;
     }
-    const endpoint = place(event);
-    const key = `${event.pid} ${endpoint}`;
-    const edge = this.edges.get(key) ?? newEdge(event, endpoint, process);
+    const where = place(event);
+    const key = `${event.pid} ${where}`;
+    const edge = this.edges.get(key) ?? newEdge(event, where, process);
     this.edges.set(key, edge);
     edge.count += 1;
     edge.denied += event.verdict === "deny" ? 1 : 0;
@@ -99,13 +99,15 @@ export class Connections {
 /** Return the graph of some edges, folded until it has no more nodes than `most`. */
 export function graphOf(edges: Iterable<Edge>, most = MOST_NODES): Graph {
   const list = [...edges];
-  let graph = build(list, program, (edge) => edge.endpoint, false);
-  if (graph.nodes.length > most) {
-    graph = build(list, program, (edge) => network(edge.endpoint), true);
-  }
-  if (graph.nodes.length > most) {
-    graph = build(list, (edge) => edge.program, (edge) => network(edge.endpoint), true);
-  }
+  const ways = [
+    [program, endpoint],
+    [program, neighbours],
+    [named, neighbours],
+  ] as const;
+  // Counted before it is built: this happens a few times a second.
+  const fitting = ways.findIndex(([from, to]) => distinct(list, from) + distinct(list, to) <= most);
+  const [from, to] = ways[fitting] ?? [named, neighbours];
+  const graph = build(list, from, to, fitting !== 0);
   return graph.nodes.length > most ? cut(graph, most) : graph;
 }
 
@@ -126,6 +128,22 @@ export function network(endpoint: string): string {
   return labels.length > 2 ? `*.${labels.slice(-2).join(".")}` : host;
 }
 
+function distinct(edges: readonly Edge[], name: (edge: Edge) => string): number {
+  return new Set(edges.map(name)).size;
+}
+
+function endpoint(edge: Edge): string {
+  return edge.endpoint;
+}
+
+function neighbours(edge: Edge): string {
+  return network(edge.endpoint);
+}
+
+function named(edge: Edge): string {
+  return edge.program;
+}
+
 function program(edge: Edge): string {
   return `${edge.program} (${edge.pid})`;
 }
@@ -136,12 +154,12 @@ function place(event: AuditEvent): string {
   return port === 0 ? name : `${name.includes(":") ? `[${name}]` : name}:${port}`;
 }
 
-function newEdge(event: AuditEvent, endpoint: string, process: Process | undefined): Edge {
+function newEdge(event: AuditEvent, where: string, process: Process | undefined): Edge {
   const name = process?.exe.split("/").pop() ?? "";
   return {
     pid: event.pid,
     program: name === "" ? "process" : name,
-    endpoint,
+    endpoint: where,
     verdict: "allow",
     count: 0,
     denied: 0,

@@ -37,6 +37,8 @@ export class Curves {
   #order: Curve[] = [];
   #notes: Readonly<Record<string, readonly string[]>> = {};
   readonly #recorded = new Map<string, string>();
+  /** Grows with each change. */
+  version = 0;
   #liveFrom = Infinity;
 
   /** The lines of a chart, in the order in which they appeared. */
@@ -52,12 +54,14 @@ export class Curves {
 
   /** Learn which lines the numbers of further points stand for. */
   name(lines: readonly LineName[], notes: Readonly<Record<string, readonly string[]>>): void {
+    this.version += 1;
     this.#order = lines.slice(0, LINES).map((line) => this.#curve(line));
     this.#notes = notes;
   }
 
   /** Say something of a GPU, "" to take it back, as long as nobody says it live. */
   note(device: string, words: string): void {
+    this.version += 1;
     if (this.#recorded.size < LINES || this.#recorded.has(device)) {
       this.#recorded.set(device, words);
     }
@@ -66,6 +70,7 @@ export class Curves {
   /** Take a value from a record of the log; where there are live samples, these are finer. */
   record(line: LineName, t: number, value: number | null): void {
     if (t < this.#liveFrom) {
+      this.version += 1;
       append(this.#curve(line), t, value);
     }
   }
@@ -76,6 +81,7 @@ export class Curves {
     if (view.byteLength < HEAD || view.getUint32(0, true) !== VERSION) {
       return;
     }
+    this.version += 1;
     const runs = view.getUint32(4, true);
     const base = view.getFloat64(8, true);
     this.#begin(base);

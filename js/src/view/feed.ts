@@ -9,8 +9,13 @@ const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 10_000;
 const HISTORY = 5000;
 
-/** What is listened for: records and pictures of the run alone, or live points, too, which come three times a second. */
-export type Topic = "records" | "points";
+/** What is listened for: records and pictures of the run, or lines of charts, whichever way their points come. */
+export type Topic = "records" | "curves";
+
+/** What is asked for: all records, or only those that charts are made of. */
+export type Scope = "all" | "measurements";
+
+const KINDS: Readonly<Record<Scope, string>> = { all: "", measurements: "&kinds=gpu,resources" };
 
 /** A run's records as they come, and who wants to hear of them. */
 export class Feed {
@@ -24,11 +29,13 @@ export class Feed {
   #socket: WebSocket | null = null;
   #pause = FIRST_PAUSE_MS;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #toldCurves = 0;
 
   constructor(
     private readonly run: string,
     server: Server | null,
     model: Messages | null,
+    private readonly scope: Scope = "all",
   ) {
     this.#server = server;
     this.#model = server === null ? model : null;
@@ -83,11 +90,11 @@ export class Feed {
   /** Take points of lines. */
   takePoints(points: ArrayBuffer | DataView): void {
     this.store.curves.unpack(points);
-    this.#tell("points");
+    this.#tellCurves();
   }
 
   #connect(server: Server): void {
-    const socket = new WebSocket(socketUrl(server, `stream?run=${encodeURIComponent(this.run)}`));
+    const socket = new WebSocket(socketUrl(server, `stream?run=${encodeURIComponent(this.run)}${KINDS[this.scope]}`));
     this.#socket = socket;
     socket.binaryType = "arraybuffer";
     this.#held = [];
@@ -122,7 +129,7 @@ export class Feed {
   async #recall(server: Server): Promise<void> {
     const after = this.store.last;
     try {
-      const path = `api/runs/${encodeURIComponent(this.run)}/events?after=${after}&limit=${HISTORY}`;
+      const path = `api/runs/${encodeURIComponent(this.run)}/events?after=${after}&limit=${HISTORY}${KINDS[this.scope]}`;
       const { status, body } = await get(server, path, this.#ending.signal);
       if (status === 200 && Array.isArray(body.events)) {
         this.store.take({ type: "events", events: readEvents(body.events) }, performance.now());
@@ -156,9 +163,22 @@ export class Feed {
     model.send({ type: "follow", after: this.store.last });
   }
 
-  #tell(what: Topic = "records"): void {
+  #tell(): void {
+    this.#ring("records");
+    this.#tellCurves();
+  }
+
+  /** Records come at any moment: a chart that drew for each of them would make the next points wait for its pace. */
+  #tellCurves(): void {
+    if (this.store.curves.version !== this.#toldCurves) {
+      this.#toldCurves = this.store.curves.version;
+      this.#ring("curves");
+    }
+  }
+
+  #ring(what: Topic): void {
     for (const [listener, topic] of this.#listeners) {
-      if (what === "records" || topic === "points") {
+      if (topic === what) {
         listener();
       }
     }
@@ -168,9 +188,17 @@ export class Feed {
 const feeds = new Map<string, { feed: Feed; users: number }>();
 
 /** Return the page's feed of a run, and how to let it go; with the last user its connection ends. */
-export function join(run: string, server: Server | null, model: Messages | null): [Feed, () => void] {
-  const entry = feeds.get(run) ?? { feed: new Feed(run, server, model), users: 0 };
-  feeds.set(run, entry);
+export function join(
+  run: string,
+  server: Server | null,
+  model: Messages | null,
+  wanted: Scope = "all",
+): [Feed, () => void] {
+  // The kernel, where there is no server, sends everything; and what has everything has the measurements.
+  const scope = server === null || feeds.has(`${run} all`) ? "all" : wanted;
+  const key = `${run} ${scope}`;
+  const entry = feeds.get(key) ?? { feed: new Feed(run, server, model, scope), users: 0 };
+  feeds.set(key, entry);
   entry.users += 1;
   let isHeld = true;
   const leave = (): void => {
@@ -181,7 +209,7 @@ export function join(run: string, server: Server | null, model: Messages | null)
     entry.users -= 1;
     if (entry.users === 0) {
       entry.feed.close();
-      feeds.delete(run);
+      feeds.delete(key);
     }
   };
   return [entry.feed, leave];

@@ -39,9 +39,12 @@ const PANELS: Readonly<Record<string, Make>> = {
   audit: (feed) => new AuditPanel(feed),
 };
 
+/** Panels that need no other records: an agent that starts much makes many of those. */
+const MEASURED: ReadonlySet<string> = new Set(["gpu", "resources"]);
+
 /** Put a view into the page; returns how to take it out again. */
 export function mount({ place, run, view, server, model, kill }: Request): () => void {
-  const [feed, leave] = join(run, server, model);
+  const [feed, leave] = join(run, server, model, MEASURED.has(view) ? "measurements" : "all");
   const onEnd = (state: RunState): void => {
     kill?.ended({ ...state });
   };

@@ -3,11 +3,17 @@
 /** Shortest time between two drawings, milliseconds: 2 to 4 a second cost a quarter of what 10 do. */
 export const PACE_MS = 300;
 
+/** A drawing that takes long comes less often, so that a panel has a third of the page's time at most … */
+const REST = 3;
+
+/** … but this often in any case, milliseconds: on a loaded machine a drawing's time is not its own. */
+const LONGEST_MS = 1000;
+
 /** Calls a drawing function after changes, at a bounded rate and only while its element can be seen. */
 export class Pace {
   #isDirty = false;
   #isSeen = true;
-  #last = -Infinity;
+  #next = -Infinity;
   #timer: ReturnType<typeof setTimeout> | undefined;
   readonly #observer: IntersectionObserver | null;
   readonly #onVisible = (): void => {
@@ -47,15 +53,16 @@ export class Pace {
     if (!this.#isDirty || !this.#isSeen || document.hidden || this.#timer !== undefined) {
       return;
     }
-    const wait = Math.max(0, this.#last + this.pace - performance.now());
+    const wait = Math.max(0, this.#next - performance.now());
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
       if (!this.#isSeen || document.hidden) {
         return; // planned again when it is seen
       }
       this.#isDirty = false;
-      this.#last = performance.now();
+      const begun = performance.now();
       this.draw();
+      this.#next = begun + Math.max(this.pace, Math.min(LONGEST_MS, REST * (performance.now() - begun)));
     }, wait);
   }
 }
