@@ -118,7 +118,9 @@ def test_every_record_of_a_step_leads_to_its_turn_and_cell(tmp_path: Path, rung:
     """Programs and connections bear the step, a step its run and turn, and all of them the cell that began the run."""
     with Watch(workspace=tmp_path, cell=lambda: "cell-7") as watch:
         agent = Scripted([Shell("exec 3<>/dev/tcp/192.0.2.1/80"), Edit("a.txt", "", "x")])
-        run = watch.run_agent(agent, "call out", reward=lambda step: {"task": 0.5, "price": -0.25 * step.turn})
+        run = watch.run_agent(
+            agent, "call out", max_steps=9, reward=lambda step: {"task": 0.5, "price": -0.25 * step.turn}
+        )
         assert run.wait(PATIENCE_S) is Outcome.FINISHED
         started = {event.step: (event.run, event.turn) for event in recorded(watch, Step) if event.op == "start"}
         assert started == {run.steps[0].step: (run.id, 1), run.steps[1].step: (run.id, 2)}
@@ -137,6 +139,7 @@ def test_every_record_of_a_step_leads_to_its_turn_and_cell(tmp_path: Path, rung:
             ("end", 3, ""),
         ]
         assert {(note.run, note.basis) for note in notes} == {(run.id, "claimed")}
+        assert notes[0].max_steps == 9
         assert (notes[0].text, notes[-1].outcome, notes[-1].text) == ("call out", "finished", "done")
         rewards = recorded(watch, Reward)
         assert [(each.turn, each.terms, each.total) for each in rewards] == [

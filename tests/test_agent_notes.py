@@ -60,6 +60,7 @@ def test_notes_are_claims_and_cut(recorder: Recorder, tmp_path: Path) -> None:
         (NoteAgent(op="turn", run="r\n"), "letters"),
         (NoteAgent(op="turn", run="r", turn=-1), "turn: -1"),
         (NoteAgent(op="turn", run="r", step=-1), "step: -1"),
+        (NoteAgent(op="begin", run="r", max_steps=-1), "max_steps: -1"),
         (NoteAgent(op="turn", run="r", tokens_in=-1), "tokens_in: -1"),
         (NoteAgent(op="turn", run="r", tokens_out=1 << 60), "tokens_out"),
         (NoteAgent(op="turn", run="r", cost_usd=math.nan), "cost_usd: nan"),

@@ -102,7 +102,7 @@ def test_a_widget_is_made_for_a_run_only(bad: str) -> None:
     """A text that cannot be a run's id is refused with the form of one; so is a panel that does not exist."""
     with pytest.raises(ControlError, match="8 hexadecimal characters"):
         KillSwitch(bad)
-    with pytest.raises(ControlError, match="there are incidents, findings"):
+    with pytest.raises(ControlError, match="there are agent, incidents"):
         Panel("0123abcd", "graph")  # type: ignore[arg-type]
 
 

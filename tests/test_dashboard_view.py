@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from jupyter_agentwatch import Watch
+from jupyter_agentwatch.agents import Finish, Shell
 from tests.jupyter_page import LONG_MS, Lab, run_all, running_chromium, running_lab
 from tests.node import tools
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from playwright.sync_api import Browser, Error, Page
+
+    from jupyter_agentwatch.agents import Action, Observation
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.browser]
 
@@ -244,6 +248,39 @@ def test_a_call_that_is_held_is_decided_by_a_button(desk: Page, lab: Lab, start:
     desk.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
     assert running.wait().stdout.strip() == "13"
     desk.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
+
+
+def test_an_agents_run_shows_how_far_it_is(desk: Page, lab: Lab, watch: Watch) -> None:
+    """Step of how many, action, verdicts, reward and outcome of an agent's run come as they happen; names are text."""
+    goes_on = threading.Event()
+
+    class Slow:
+        name = HOSTILE
+
+        def act(self, observation: Observation) -> Action:
+            if observation.turn == 1:
+                return Shell("curl -sS --max-time 2 https://198.51.100.7/ || true")
+            goes_on.wait(LONG_MS / 1000)
+            return Finish("that was all")
+
+    show(desk, lab, watch)
+    run = watch.run_agent(Slow(), "call out", max_steps=4, reward=lambda step: {"task": 0.5, "price": -2.0})
+    wait_for_text(desk, ".aw-agent-place", "step 1 of 4")
+    wait_for_text(desk, ".aw-agent td", "curl -sS --max-time 2")
+    wait_for_text(desk, ".aw-agent tr", "1 denied")
+    wait_for_text(desk, ".aw-agent .aw-facts", "\u22121.5 = task +0.5, price \u22122")
+    wait_for_text(desk, ".aw-agent-state", "running")
+    watch.suspend()
+    wait_for_text(desk, ".aw-agent-state", "paused: the watch is frozen")
+    watch.resume()
+    assert_accessible(desk)
+    goes_on.set()
+    run.wait(LONG_MS / 1000)
+    wait_for_text(desk, ".aw-agent-state", "finished")
+    wait_for_text(desk, ".aw-agent .aw-facts", "that was all")
+    wait_for_text(desk, ".aw-agent-name", "<img src=x")
+    assert desk.locator(f"{DASHBOARD} img").count() == 0
+    assert desk.evaluate("() => window.owned") is None
 
 
 def test_a_run_is_suspended_and_resumed_from_the_dashboard(desk: Page, lab: Lab, watch: Watch) -> None:

@@ -57,6 +57,20 @@ def a_run(text: str = "x") -> list[AnyEvent]:
     return [msgspec.structs.replace(each, t_wall_ns=WALL + i * 10**9) for i, each in enumerate(made)]
 
 
+def an_agent(text: str = "x") -> list[AnyEvent]:
+    """Return the records of an agent's run that a finding was about, where everything that it says is a text."""
+    return [
+        event("agent", op="begin", run="r1", agent=text, text=f"task {text}", max_steps=9),
+        event("step", step=5, op="start", run="r1", turn=1, argv=["sh", "-c", text]),
+        event("exec", step=5, path=text, argv=[text], basis="claimed"),
+        event("connect", step=5, transport="tcp", addr="192.0.2.1", verdict="deny"),
+        event("finding", step=5, rule="r", title=text, severity="high"),
+        event("agent", op="turn", run="r1", turn=1, step=5, action="shell", text=text, outcome="exited 1", tokens_in=9),
+        event("reward", run="r1", turn=1, total=-0.5, terms={text: -0.5}),
+        event("agent", op="end", run="r1", turn=1, outcome="finished", text=f"answer {text}"),
+    ]
+
+
 def image(content: str) -> ET.Element:
     """Return the picture in what is saved, parsed."""
     (data,) = re.findall(r'src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)"', content)
@@ -83,6 +97,19 @@ def test_a_picture_tells_state_steps_connections_and_findings() -> None:
     assert {line.get("stroke-dasharray") for line in root.iter(f"{SVG}line")} == {"4 3", "none"}
 
 
+def test_a_picture_tells_how_far_an_agent_was() -> None:
+    """Step, action, verdicts, tokens and reward of an agent's run are in the picture and in a table."""
+    content = saved_html(told(*a_run("word"), *an_agent("word")), "", "")
+    shown = texts(image(content))
+    assert "agent word: finished · step 1 of 9 · 9 tokens · reward -0.5 = word -0.5" in shown
+    assert "1 shell · word · exited 1 · 1 allowed, 1 denied, 1 found" in shown
+    assert "<td>answer word</td>" in content
+    assert "<td>1</td><td>shell</td><td>word</td><td>exited 1</td><td>1 allowed, 1 denied, 1 found</td>" in content
+    running = texts(image(saved_html(told(*an_agent("word")[:2]), "", "")))
+    assert "agent word: goes on · step 1 of 9" in running
+    assert "1 · sh -c word · goes on" in running
+
+
 def test_a_run_that_is_frozen_says_why_until_it_goes_on() -> None:
     """State and cause are those of the last move, and of a run that goes on nothing is said of its end."""
     frozen = told(*a_run("word")[:9])
@@ -96,8 +123,9 @@ def test_a_run_that_is_frozen_says_why_until_it_goes_on() -> None:
 @given(st.one_of(st.just(HOSTILE), st.text(max_size=2000)))
 def test_whatever_an_agent_names_is_text(text: str) -> None:
     """Picture and tables stay what they are around any text: no element, attribute or control character comes of it."""
-    story = told(*a_run(text.encode("utf-8", "replace").decode()))
-    plain = told(*a_run("word"))
+    safe = text.encode("utf-8", "replace").decode()
+    story = told(*a_run(safe), *an_agent(safe))
+    plain = told(*a_run("word"), *an_agent("word"))
     content = saved_html(story, "ab" * 32, "/logs/x")
     root, other = image(content), image(saved_html(plain, "ab" * 32, "/logs/x"))
     assert {each.tag for each in root.iter()} == {each.tag for each in other.iter()}
@@ -119,6 +147,9 @@ def test_a_long_run_stays_small() -> None:
             event("connect", step=number, pid=number, transport="tcp", addr=f"192.0.2.{number % 250}", port=number)
         )
         story.feed(event("finding", rule="r", title="t" * 1000, severity="high"))
+        run = str(number // 100)
+        story.feed(event("agent", op="begin" if number % 100 == 1 else "turn", run=run, turn=number, text="t" * 1000))
+        story.feed(event("reward", run=run, turn=number, terms={"n" * 100 + str(number): 1.0}))
         story.feed(event("resources", interval_s=1.0, cpu_s=0.5))
     assert story.steps == 2999
     assert len(saved_html(story, "", "")) < 200_000

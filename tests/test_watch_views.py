@@ -75,7 +75,7 @@ def test_a_watch_shows_dashboard_button_and_panels(client: BlockingKernelClient,
         shown = run(client, expression)
         assert sum(VIEW in data for data in shown) == 1, expression
     reply = client.execute_interactive("w.panel('x')", timeout=LONG_S, output_hook=lambda _: None)
-    assert "there are incidents, findings" in reply["content"]["evalue"]
+    assert "there are agent, incidents" in reply["content"]["evalue"]
     run(client, "w.close()")
 
 

@@ -145,7 +145,7 @@ class AgentRun:
         self._done = threading.Event()
         self._listeners: list[Callable[[], None]] = []
         self._bench = Bench(watch, bounds.step_timeout, bounds.output_chars, bounds.gpu)
-        self._episode = watch.episode(self.agent, task)
+        self._episode = watch.episode(self.agent, task, max_steps=bounds.max_steps)
         self.id = self._episode.id
         self._forget_end = watch.when_ended(lambda: self._end_from_outside(Outcome.KILLED))
         threading.Thread(target=self._drive, name=f"agentwatch-run-{self.id}", daemon=True).start()

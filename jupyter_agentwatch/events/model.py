@@ -252,6 +252,7 @@ class AgentNote(Event, frozen=True, kw_only=True, tag="agent"):
         run: Id of the run in its watch.
         turn: Number of the turn, from 1; at the end that of the last one.
         agent: Name of the agent, at the beginning.
+        max_steps: Most turns that it may take, at the beginning; 0 where nobody said.
         action: What it chose: "shell", "edit", "patch", "say", "finish", "unclear".
         text: The task, what the action says, or the answer; cut.
         outcome: What came of the action, or how the run ended.
@@ -265,6 +266,7 @@ class AgentNote(Event, frozen=True, kw_only=True, tag="agent"):
     run: str
     turn: int = 0
     agent: str = ""
+    max_steps: int = 0
     action: str = ""
     text: str = ""
     outcome: str = ""

@@ -14,6 +14,7 @@ from typing import Final
 from jupyter_agentwatch.cli.words import count
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.notebook.story import Command, Story
+from jupyter_agentwatch.watch.agent_digest import AgentProgress, AgentTurn
 from jupyter_agentwatch.watch.connections import Edge, EndpointNode, ProcessNode
 
 __all__ = ["SAVED_CLASS", "picture", "saved_html"]
@@ -26,6 +27,9 @@ _ROW: Final = 20
 _NODES: Final = 24
 _COMMANDS: Final = 12
 _FINDINGS: Final = 6
+_AGENTS: Final = 3
+_LAST_TURNS: Final = 5
+_TURN: Final = ("turn", "action", "what", "outcome", "verdicts", "tokens", "reward")
 _TABLE: Final = 50
 _CHART: Final = 70
 _LEFT: Final = 20
@@ -58,11 +62,14 @@ def saved_html(story: Story, head: str, log: str) -> str:
         for edge in graph.edges[:_TABLE]
     ]
     found = [[each.severity, each.title, each.rule, each.step] for each in story.findings]
+    told = [[run.line, run.task, run.answer] for run in story.agents.runs.values()]
     return "".join(
         [
             f'<div class="{SAVED_CLASS}"><img alt="{title}" src="data:image/svg+xml;base64,{image}">',
             f"<details><summary>{title}, as tables</summary>",
             _table(("", ""), [[name, value] for name, value in facts if value]),
+            _table(("agent run", "task", "answer"), told),
+            *(_table(_TURN, _turns(run)) for run in list(story.agents.runs.values())[-_AGENTS:]),
             _table(("step", "command", "outcome"), rows),
             _table(("process", "endpoint", "verdict", "rule", "bytes out"), edges),
             _table(("severity", "finding", "rule", "step"), found),
@@ -80,6 +87,7 @@ def picture(story: Story, head: str = "") -> str:
     """
     canvas = _Canvas()
     _draw_head(canvas, story)
+    _draw_agents(canvas, story)
     _draw_commands(canvas, story)
     top = canvas.y
     _draw_chart(canvas, "CPU, % of one core", list(story.cpu), _LEFT, 1.0)
@@ -131,6 +139,16 @@ def _draw_head(canvas: _Canvas, story: Story) -> None:
         f"{count(len(story.findings), 'finding')}{left}",
         fill=_MUTED,
     )
+
+
+def _draw_agents(canvas: _Canvas, story: Story) -> None:
+    for run in list(story.agents.runs.values())[-_AGENTS:]:
+        _title(canvas, run.line)
+        canvas.line(f"task: {run.task}", size=12, fill=_MUTED)
+        for turn in list(run.turns.values())[-_LAST_TURNS:]:
+            words = [f"{turn.number} {turn.action}".strip(), turn.text, turn.outcome or "goes on", turn.verdicts]
+            fill = _COLOURS["deny"] if turn.findings or turn.calls["deny"] else _INK
+            canvas.line(" · ".join(word for word in words if word), size=12, fill=fill)
 
 
 def _draw_commands(canvas: _Canvas, story: Story) -> None:
@@ -215,6 +233,17 @@ def _outcome(command: Command) -> str:
     if not command.outcome:
         return "running"
     return f"{command.outcome}, {(command.ended_ns - command.started_ns) / 1e9:.2f} s"
+
+
+def _turns(run: AgentProgress) -> list[list[object]]:
+    return [
+        [turn.number, turn.action, turn.text, turn.outcome or "goes on", turn.verdicts, turn.tokens, _earned(turn)]
+        for turn in list(run.turns.values())[-_TABLE:]
+    ]
+
+
+def _earned(turn: AgentTurn) -> str:
+    return "" if turn.reward is None else f"{turn.reward:+g}"
 
 
 def _process(node: ProcessNode) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from jupyter_agentwatch.events import AnyEvent, BreakerChanged, Connect, Finding, Flow, Resources, Session, Step
+from jupyter_agentwatch.watch.agent_digest import AgentDigest
 from jupyter_agentwatch.watch.connections import ConnectionGraph, ConnectionGrapher
 
 __all__ = ["Command", "Story"]
@@ -46,6 +47,7 @@ class Story:
         survivors: Processes left at the end; None before it.
         commands: The newest steps.
         findings: The newest findings.
+        agents: Runs of agents, turn by turn.
         cpu: Percent of one core by Unix time in nanoseconds.
         memory: Resident bytes, likewise.
     """
@@ -66,6 +68,7 @@ class Story:
         self.findings: deque[Finding] = deque(maxlen=_FINDINGS)
         self.cpu: deque[tuple[int, float]] = deque(maxlen=_POINTS)
         self.memory: deque[tuple[int, float]] = deque(maxlen=_POINTS)
+        self.agents = AgentDigest()
         self._grapher = ConnectionGrapher()
 
     @property
@@ -82,6 +85,7 @@ class Story:
         self.began_ns = self.began_ns or event.t_wall_ns
         self.last_ns = max(self.last_ns, event.t_wall_ns)
         self._grapher.feed(event)
+        self.agents.feed(event)
         match event:
             case Session():
                 self._session(event)

@@ -46,7 +46,7 @@ def note_agent(recorder: Recorder, note: NoteAgent) -> None:
     if not note.run or note.op not in _OPS:
         msg = f"op: give the id of a run and one of {', '.join(_OPS)}"
         raise ControlError(msg)
-    counts = {"tokens_in": note.tokens_in, "tokens_out": note.tokens_out, "cost_usd": note.cost_usd}
+    counts = {name: getattr(note, name) for name in ("max_steps", "tokens_in", "tokens_out", "cost_usd")}
     for name, value in counts.items():
         _check_amount(name, value, least=0)
     fields: dict[str, Any] = {name: getattr(note, name)[:_NAME] for name in ("agent", "action", "outcome", "model")}

@@ -41,14 +41,15 @@ class WatchAgents:
             self._accounts = Accounts(self.log)
         return self._accounts
 
-    def episode(self, agent: str, task: str) -> Episode:
+    def episode(self, agent: str, task: str, *, max_steps: int = 0) -> Episode:
         """Begin the account of a run that something else drives: a framework's loop, a learner, a program.
 
         Args:
             agent: Name of the agent.
             task: What it is to do.
+            max_steps: Most turns that it may take, for those who watch it; 0: nobody knows.
         """
-        return Episode(self._client, agent=agent, task=task, cell=self._cell())
+        return Episode(self._client, agent=agent, task=task, cell=self._cell(), max_steps=max_steps)
 
     def end_step(self, step: int) -> None:
         """Kill every process of a step, whether its command still runs or has left them behind.

@@ -93,7 +93,7 @@ class Episode:
         >>> episode.end("finished")  # doctest: +SKIP
     """
 
-    def __init__(self, client: Client, *, agent: str, task: str, cell: str) -> None:
+    def __init__(self, client: Client, *, agent: str, task: str, cell: str, max_steps: int = 0) -> None:
         """Put the beginning of a run on record; use `Watch.episode`."""
         self.id = secrets.token_hex(4)
         self.agent = agent
@@ -103,7 +103,8 @@ class Episode:
         self._numbers = itertools.count(1)
         self._last = 0
         self._ended = threading.Lock()
-        self._post(NoteAgent(op="begin", run=self.id, cell=cell, agent=_text(agent, _NAME), text=_text(task, _TEXT)))
+        name, what = _text(agent, _NAME), _text(task, _TEXT)
+        self._post(NoteAgent(op="begin", run=self.id, cell=cell, agent=name, max_steps=max_steps, text=what))
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:

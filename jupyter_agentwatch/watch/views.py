@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PanelName", "WatchViews", "has_kernel"]
 
-PanelName = Literal["incidents", "findings", "connections", "timeline", "processes", "gpu", "resources", "audit"]
+PanelName = Literal[
+    "agent", "incidents", "findings", "connections", "timeline", "processes", "gpu", "resources", "audit"
+]
 """What there is a panel for."""
 
 _WIDGETS: Final = "jupyter_agentwatch.notebook"
@@ -39,7 +41,7 @@ class WatchViews:
         raise NotImplementedError
 
     def dashboard(self) -> anywidget.AnyWidget:
-        """Return the live dashboard: state, kill switch, connections, steps, processes, findings, GPUs, audit log.
+        """Return the live dashboard: state, kill switch, agent runs, findings, connections, steps, GPUs, audit log.
 
         As a cell's last expression it shows itself. It goes on while the kernel is busy, and after a reload of the page
         it finds the run again. What a saved notebook keeps of it is a picture and tables.
@@ -68,7 +70,8 @@ class WatchViews:
         """Return one part of the dashboard, for a layout of one's own; the panels of one watch share a connection.
 
         Args:
-            name: "incidents", "findings", "connections", "timeline", "processes", "gpu", "resources" or "audit".
+            name: "agent", "incidents", "findings", "connections", "timeline", "processes", "gpu", "resources" or
+                "audit".
 
         Raises:
             ControlError: This is no notebook, or there is no such panel.

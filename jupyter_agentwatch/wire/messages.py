@@ -146,6 +146,7 @@ class NoteAgent(Request, frozen=True, kw_only=True, tag="note-agent"):
     step: int = 0
     cell: str = ""
     agent: str = ""
+    max_steps: int = 0
     action: str = ""
     text: str = ""
     outcome: str = ""

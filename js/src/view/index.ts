@@ -5,6 +5,7 @@ import type { KillButton } from "../core/button";
 import type { RunState } from "../core/events";
 import type { Messages } from "../core/routes";
 import type { Server } from "../core/server";
+import { AgentPanel } from "./agent";
 import { AuditPanel } from "./audit";
 import { GpuPanel, ResourcesPanel } from "./charts";
 import { join, type Feed } from "./feed";
@@ -29,6 +30,7 @@ export interface Request {
 type Make = (feed: Feed) => Panel;
 
 const PANELS: Readonly<Record<string, Make>> = {
+  agent: (feed) => new AgentPanel(feed),
   incidents: (feed) => new IncidentsPanel(feed),
   findings: (feed) => new FindingsPanel(feed),
   connections: (feed) => new GraphPanel(feed),

@@ -1,6 +1,7 @@
 /** What is known of one run, put together from its records; pure, bounded, and drawn by nobody here. */
 
 import { number, text, texts, type AuditEvent, type Incident, type RunState, type StreamMessage } from "../core/events";
+import { Agents } from "./agents";
 import { Connections } from "./connections";
 import { Curves } from "./curves";
 
@@ -37,6 +38,7 @@ export class Store {
   readonly steps = new Map<number, Step>();
   readonly processes = new Map<number, Process>();
   readonly findings: AuditEvent[] = [];
+  readonly agents = new Agents();
   readonly connections = new Connections();
   readonly curves = new Curves();
   incidents: readonly Incident[] = [];
@@ -104,6 +106,7 @@ export class Store {
     if (this.rows.length > ROWS * 1.25) {
       this.rows = this.rows.slice(-ROWS);
     }
+    this.agents.add(event);
     this.#sort(event);
   }
 
