@@ -192,13 +192,14 @@ class Circuit:
         """
         works = self._works
         self._begin_move(cause, by, detail, evidence)
+        # At once: whoever sees that it is frozen is told how long, and standing still may take its time.
+        self._expiry = works.loop.call_later(self._policy.frozen_s, self._expired)
         try:
             async with self._freezing:
                 self._hold_network()
                 # Init waits for the exec of what it starts: were that call held, nobody could ask init to freeze.
                 await works.commands.pause()
                 works.gate.shut("frozen")
-                self._expiry = works.loop.call_later(self._policy.frozen_s, self._expired)
                 try:
                     reply, _ = await works.init.ask({"op": "freeze"})
                 except SessionEndedError:
@@ -226,9 +227,9 @@ class Circuit:
         works.recorder.rearm()
         self._detection.acquit()
         self.move(cause, by)
+        if self._expiry is not None:
+            self._expiry.cancel()
         async with self._freezing:
-            if self._expiry is not None:
-                self._expiry.cancel()
             if self._guard is not None:
                 self._guard.cancel()
             self.is_running.set()
