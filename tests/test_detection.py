@@ -209,7 +209,7 @@ def test_a_replay_finds_the_same(ground: Callable[..., Ground]) -> None:
     live = [(each.rule, each.title, each.severity, each.evidence, each.step, each.pid) for each in made.found()]
     again = [
         (each.rule, each.title, each.severity, list(each.evidence), each.step, each.pid)
-        for each in replayed(made.path, rules, ())
+        for each in replayed(made.path, rules, Policy())
     ]
     assert len(live) > 30
     assert again == live

@@ -49,7 +49,7 @@ def replay(options: argparse.Namespace) -> int:
     opened = _opened(log)
     policy = msgspec.json.decode(opened.policy, type=Policy) if opened.policy else Policy()
     data, names = _rules(options.rules, policy)
-    found = list(replayed(log, data, policy.detect.disabled))
+    found = list(replayed(log, data, policy))
     for draft in found:
         say(msgspec.json.encode(draft).decode() if options.json else _line(draft))
     if options.rules is not None:
@@ -64,20 +64,20 @@ def replay(options: argparse.Namespace) -> int:
     return 0 if same else 1
 
 
-def replayed(log: Path, rules: bytes, disabled: Iterable[str]) -> Iterator[Draft]:
+def replayed(log: Path, rules: bytes, policy: Policy) -> Iterator[Draft]:
     """Yield what the detectors find in a log.
 
     Args:
         log: Path of the log.
         rules: Compiled Sigma rules, b"" for none.
-        disabled: Ids of rules whose findings are dropped.
+        policy: What was in force; rules that it disables find nothing.
 
     Raises:
         LogError: The log cannot be read.
     """
     from jupyter_agentwatch.supervisor.detection import Detectors
 
-    detectors = Detectors(rules, frozenset(disabled))
+    detectors = Detectors(rules, policy.detect.disabled, policy)
     for event in read_events(log):
         if not isinstance(event, Finding):
             yield from detectors.feed(event)

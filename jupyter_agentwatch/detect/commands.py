@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from jupyter_agentwatch.detect.decoding import MAX_TEXT
@@ -15,6 +16,7 @@ from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
+from jupyter_agentwatch.detect.slowness import Meter, Slowness
 from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, invocations, program_name
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS
 from jupyter_agentwatch.events import AnyEvent, Exec, Severity, Step
@@ -87,6 +89,8 @@ class CommandDetector:
         self._analysed: OrderedDict[tuple[str, tuple[str, ...]], list[tuple[Invocation, Hit]]] = OrderedDict()
         self._told: set[Check] = set()
         self._failures: list[str] = []
+        self._off: set[Check] = set()
+        self._slowness: Slowness[Check] = Slowness()
         self.rules: tuple[Rule, ...] = (*(rule for each in rulesets for rule in each.rules), UNREAD)
 
     @property
@@ -127,6 +131,29 @@ class CommandDetector:
         """Whether options that were not read could change what the families say of a program."""
         return any(run.name in self._stark for run in invocations(argv, path=path) if not run.from_script)
 
+    def narrow(self, event: AnyEvent, meter: Meter) -> Iterable[Draft]:
+        """Put the one check out of service that was slow again and again; reading the text is no check's fault."""
+        if not isinstance(event, Exec | Step) or not event.argv:
+            return
+        path = event.path if isinstance(event, Exec) else ""
+        parts = (
+            (check, partial(_exhausted, check, run))
+            for run in invocations(tuple(event.argv), path=path)
+            for check in self._checks(run, self._shapes)
+            if check not in self._off
+        )
+        found = self._slowness.first_slow(parts, meter)
+        if found:
+            check, spent_ns = found
+            self._off.add(check)
+            reason = f"out of service: it took {spent_ns / 1e6:.0f} ms for one command, and was too slow before"
+            yield _failed(f"{_name(check)}: {reason}", event)
+
+    def restore(self) -> None:
+        """Take every check into service again."""
+        self._off.clear()
+        self._slowness = Slowness()
+
     def _known_hits(self, path: str, argv: tuple[str, ...]) -> list[tuple[Invocation, Hit]]:
         """Return what the rules say, from memory where the same command was seen lately, as in every build."""
         if path == argv[0]:
@@ -162,8 +189,12 @@ class CommandDetector:
         return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 
     def _hits(self, run: Invocation, shapes: Sequence[_Shape]) -> Iterable[Hit]:
-        for check in self._by_name.get(run.name, ()):
+        for check in self._checks(run, shapes):
             yield from self._asked(check, run)
+
+    def _checks(self, run: Invocation, shapes: Sequence[_Shape]) -> Iterable[Check]:
+        """Return the checks that have to do with a program: by its name, and by the shape of what it is told."""
+        yield from self._by_name.get(run.name, ())
         if not shapes or (run.name in _TEXT_TOOLS and not (run.redirects or run.assigned)):
             return
         words = [*run.argv, run.stdin[:_STDIN_SHOWN]]
@@ -172,18 +203,18 @@ class CommandDetector:
         joined = " ".join(words)[:_STDIN_SHOWN]
         for _, pattern, checks in shapes:
             if pattern.search(joined):
-                for check in checks:
-                    yield from self._asked(check, run)
+                yield from checks
 
     def _asked(self, check: Check, run: Invocation) -> Iterable[Hit]:
         """Return what a check says; that one raises is told once, and it is asked again for the next command."""
+        if check in self._off:
+            return ()
         try:
             return list(check(run))
         except Exception as error:  # noqa: BLE001 - whatever it is: an agent may have looked for it
             if check not in self._told:
                 self._told.add(check)
-                name = getattr(check, "__name__", "a check").strip("_")
-                self._failures.append(f"{name}: {type(error).__name__}: {error}")
+                self._failures.append(f"{_name(check)}: {type(error).__name__}: {error}")
             return ()
 
     def _is_news(self, step: int, run: Invocation, hit: Hit, severity: Severity) -> bool:
@@ -196,6 +227,16 @@ class CommandDetector:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return True
+
+
+def _name(check: Check) -> str:
+    module = getattr(check, "__module__", "").rpartition(".")[2]
+    return f"{module} {getattr(check, '__name__', 'a check').strip('_')}"
+
+
+def _exhausted(check: Check, run: Invocation) -> None:
+    for _ in check(run):
+        pass
 
 
 def _failed(what: str, event: AnyEvent) -> Draft:

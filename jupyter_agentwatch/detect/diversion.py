@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from jupyter_agentwatch.detect.expressions import lazy_pattern
@@ -30,6 +30,14 @@ STRESS: Final = Rule(
     technique=_T,
     rationale="It takes every core or GPU that it is given.",
     false_positives=("a test of cooling or of a scheduler",),
+)
+FOREIGN: Final = Rule(
+    id="diversion.foreign_work",
+    title="a program that computes for somebody else is started",
+    severity="high",
+    technique=_T,
+    rationale="It takes work from a project or a market for computing power, and the machine was given for other work.",
+    false_positives=("volunteer computing on a machine of one's own",),
 )
 FORK_BOMB: Final = Rule(
     id="diversion.fork_bomb",
@@ -92,9 +100,51 @@ def _burns(run: Invocation) -> Iterable[Hit]:
         yield Hit(BURNER, severity="medium")
 
 
+_CRACKERS: Final = frozenset({"hashcat", "john", "hashcat-cli", "aircrack-ng", "cap2hccapx", "princeprocessor"})
+_SPAN: Final = lazy_pattern(r"(\d{1,9})([smhdw]?)")
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONG_S: Final = 600
+
+
 def _stress(run: Invocation) -> Iterable[Hit]:
-    asks = len(run.argv) < 2 or any(word in ("--version", "--help", "-h", "-V") for word in run.argv[1:3])
-    yield Hit(STRESS, severity="info" if asks else None)
+    """A load of some minutes is a test; one without end, or guesses at passwords, is work for somebody."""
+    words = run.argv[1:]
+    asks = not words or any(
+        word in ("--version", "--help", "-h", "-V", "-b", "--benchmark", "-I", "--show", "--test") for word in words[:3]
+    )
+    if asks or any(word.startswith(("--list", "--show", "--status")) for word in words):
+        yield Hit(STRESS, severity="info")
+        return
+    spans = [found for word in words for found in [_SPAN.fullmatch(word.rpartition("=")[2])] if found]
+    if run.name in _CRACKERS:
+        endless = True
+    elif run.name in ("stress", "stress-ng"):
+        times = _times(words, "-t", "--timeout")
+        endless = not times or max(times) >= _LONG_S
+    else:
+        endless = not spans or max(int(found[1]) * _UNITS[found[2]] for found in spans) >= _LONG_S
+    yield Hit(STRESS, severity="high" if endless else None)
+
+
+def _times(words: Sequence[str], *names: str) -> list[int]:
+    """Return the seconds that options with a time give; 0 stands for no end."""
+    found = []
+    for at, word in enumerate(words):
+        name, _, value = word.partition("=")
+        value = value or (words[at + 1] if at + 1 < len(words) else "")
+        span = _SPAN.fullmatch(value) if name in names else None
+        if span:
+            found.append(int(span[1]) * _UNITS[span[2]] or _LONG_S)
+    return found
+
+
+def _foreign(run: Invocation) -> Iterable[Hit]:
+    """Clients that compute for others, for credit, tokens or a cause."""
+    asks = any(word in ("--version", "--help", "-h", "-V") for word in run.argv[1:3])
+    yield Hit(FOREIGN, severity="info" if asks else None)
+
+
+_PATIENT: Final = lazy_pattern(r"\bwhile\s+(?::|true|\[+\s*1\s*\]+)\s*[;\n]|\buntil\s+false\b|\bfor\s*\(\(\s*;\s*;")
 
 
 def _bomb(run: Invocation) -> Iterable[Hit]:
@@ -111,6 +161,9 @@ def _detached(run: Invocation) -> Iterable[Hit]:
     if _GPU_VARIABLES & run.assigned.keys() and run.assigned.get("CUDA_VISIBLE_DEVICES", "0") not in ("", "-1"):
         yield Hit(DETACHED_GPU)
     elif run.wrappers & {"nohup", "setsid", "daemonize"}:
+        if _PATIENT.search(" ".join(run.argv[1:3])):
+            yield Hit(DETACHED, "a loop without end", "high")
+            return
         hidden = re.match(r"(?:/tmp|/dev/shm|/var/tmp)/|.*/\.\w|^\./\.\w", run.argv[0]) is not None
         yield Hit(DETACHED, severity="high" if hidden else None)
 
@@ -131,14 +184,22 @@ _STRESSORS: Final = (
     "glmark2",
 )
 
+_FOREIGN: Final = listed(
+    "boinc boinccmd boinc_client fahclient fah-client fahcore fahcoreservice petals golemsp yagna golem salad nosana "
+    "nosana-node ionet io-worker vastai akash-provider render-node livepeer bacalhau rewardable honeygain pawns-cli "
+    "earnapp peer2profit repocket packetstream traffmonetizer proxyrack bitping mysterium myst gaganode nodepay grass "
+    "gradient-node titan-edge distributed-net dnetc gimps hyperspace aios-cli nexus-network"
+)
+
 DIVERSION: Final = Ruleset(
-    rules=(BURNER, STRESS, FORK_BOMB, DETACHED_GPU, DETACHED),
+    rules=(BURNER, STRESS, FOREIGN, FORK_BOMB, DETACHED_GPU, DETACHED),
     by_name={
         **dict.fromkeys(
             ("yes", "dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "gzip", "bzip2", "xz"),
             (_burns,),
         ),
-        **dict.fromkeys(_STRESSORS, (_stress,)),
+        **dict.fromkeys((*_STRESSORS, *_CRACKERS), (_stress,)),
+        **dict.fromkeys(_FOREIGN, (_foreign,)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_bomb,)),
     },
     quiet=frozenset(listed("dd cat openssl sha256sum md5sum sha1sum sha512sum gzip bzip2 xz sh bash dash zsh yes")),

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, get_args
 
-from jupyter_agentwatch.detect.model import Detector, Draft
+from jupyter_agentwatch.detect.model import Detector, Divisible, Draft
+from jupyter_agentwatch.detect.slowness import Meter
 from jupyter_agentwatch.events import AnyEvent
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Engine:
         sigma_rules: Compiled Sigma rules to run beside them.
         clock: Nanoseconds that the calling thread has spent, as `time.thread_time_ns`; CPU time, so that a machine
             under load does not put detectors out of service.
-        limit_ns: What one detector may spend on one event.
-        strikes: How many times it may spend more before it is disabled.
+        limit_ns: What one detector, or one part of a divisible one, may spend on one event.
+        strikes: How many times it may spend more before it is disabled. Of a divisible detector only the part is.
 
     Raises:
         ValueError: Two detectors have one name, or a detector wants a kind of event that does not exist.
@@ -57,6 +58,7 @@ class Engine:
         _check(everyone)
         self._clock = clock
         self._limit_ns = limit_ns
+        self._meter = Meter(clock, limit_ns, strikes)
         self._strikes = strikes
         self._everyone = tuple(everyone)
         self.restore()
@@ -68,6 +70,9 @@ class Engine:
             kind: tuple(each for each in self._everyone if tag in each.kinds) for tag, kind in KINDS.items()
         }
         self._disabled: list[str] = []
+        for each in self._everyone:
+            if isinstance(each, Divisible):
+                each.restore()
 
     @property
     def disabled(self) -> tuple[str, ...]:
@@ -100,9 +105,18 @@ class Engine:
                     drafts.append(self._disable(detector, event, "it returned something else than drafts"))
             ended = clock()
             if ended - started > self._limit_ns:
-                drafts += self._strike(detector, event, ended - started)
+                drafts += self._slow(detector, event, ended - started)
+                ended = clock()
             started = ended
         return drafts
+
+    def _slow(self, detector: Detector, event: AnyEvent, spent_ns: int) -> list[Draft]:
+        if not isinstance(detector, Divisible):
+            return self._strike(detector, event, spent_ns)
+        try:
+            return list(detector.narrow(event, self._meter))
+        except Exception as error:  # noqa: BLE001 - as above
+            return [self._disable(detector, event, f"{type(error).__name__}: {error}")]
 
     def _strike(self, detector: Detector, event: AnyEvent, spent_ns: int) -> list[Draft]:
         self._strikes_left[detector.name] -= 1

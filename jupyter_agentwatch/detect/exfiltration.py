@@ -226,6 +226,25 @@ def _ftp(run: Invocation) -> Iterable[Hit]:
         yield Hit(UPLOAD, severity="high" if any(zone_of(host) == "outside" for host in hosts) else None)
 
 
+def _publishes(run: Invocation) -> Iterable[Hit]:
+    """Files that a code host is given: only secrets count."""
+    words = [word for word in run.argv[1:] if not word.startswith("-")]
+    if run.name == "gh" and tuple(words[:2]) in (("gist", "create"), ("release", "upload"), ("gist", "edit")):
+        if any(is_sensitive(word) for word in (*words[2:], *sources_of(run))):
+            yield Hit(SECRET)
+    elif run.name == "git" and words[:1] == ["add"] and any(is_sensitive(word) for word in words[1:]):
+        yield Hit(ARCHIVED, severity="high" if {"-f", "--force"} & set(run.argv) else None)
+
+
+def _says(run: Invocation) -> Iterable[Hit]:
+    """Any client whose question holds what a command printed: `whois -h host "$(base64 key)"`."""
+    asks = any("$(" in word or "`" in word for word in run.argv[1:]) or "xargs" in run.wrappers
+    if asks and any(is_sensitive(path) for path in sources_of(run)):
+        yield Hit(SECRET, " ".join(run.argv))
+    elif "" in run.loops and any(is_sensitive(word) for word in run.loops[""].first.strip("$()").split()):
+        yield Hit(SECRET, f"{run.loops[''].first} {' '.join(run.argv)}")
+
+
 def _served(run: Invocation) -> Iterable[Hit]:
     yield Hit(SERVED, " ".join(run.argv))
 
@@ -256,11 +275,17 @@ EXFILTRATION: Final = Ruleset(
         **dict.fromkeys(
             ("http.server", "http-server", "simplehttpserver", "updog", "uploadserver", "pyftpdlib"), (_served,)
         ),
-        **dict.fromkeys(("mail", "mailx", "mutt", "sendmail", "swaks"), (_mails,)),
+        **dict.fromkeys(("mail", "mailx", "mutt", "sendmail", "swaks"), (_mails, _says)),
+        **dict.fromkeys(("whois", "finger", "dig", "host", "nslookup", "ping", "drill", "mosquitto_pub"), (_says,)),
+        **dict.fromkeys(("gh", "git"), (_publishes,)),
         **dict.fromkeys(_CODE_NAMES, (code_sends,)),
     },
     quiet=frozenset(
-        {*_CODE_NAMES, *listed("curl wget tar zip rsync openssl mail http https http.server mc gcloud aws az 7z")}
+        {
+            *_CODE_NAMES,
+            *listed("curl wget tar zip rsync openssl mail http https http.server mc gcloud aws az 7z gh git"),
+        }
+        | {"whois", "finger", "dig", "host", "nslookup", "ping"}
     ),
     marks=listed(
         "/dev/tcp/,/dev/udp/,@,-t ,--upload,post-file,body-file,$(,`,-f ,--form,http post,| http,<,s_client,"

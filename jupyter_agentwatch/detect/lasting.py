@@ -9,12 +9,16 @@ from jupyter_agentwatch.detect.expressions import lazy_pattern
 __all__ = ["persistence_of"]
 
 _PERSISTENT: Final = (
-    (lazy_pattern(r"/\.ssh/authorized_keys2?$|/etc/ssh/(?:authorized_keys|sshd_config)"), "authorized_keys"),
+    (
+        lazy_pattern(r"/\.ssh/(?:authorized_keys2?|rc|environment)$|/etc/ssh/(?:authorized_keys|sshd_config|sshrc)"),
+        "authorized_keys",
+    ),
     (lazy_pattern(r"/etc/(?:cron\.\w+/|crontab$|anacrontab$)|/var/spool/cron/|/etc/at\.|/var/spool/at"), "cron"),
     (
         lazy_pattern(
             r"(?:/etc|/usr/lib|/lib|/run)/systemd/(?:system|user)/[^/]+\.(?:service|timer|path|socket)|"
-            r"/\.config/systemd/user/|/etc/init\.d/|/etc/rc\.local$"
+            r"/\.config/systemd/user/|/etc/init\.d/|/etc/rc\.local$|/systemd/(?:system|user)-generators/|"
+            r"/usr/lib/systemd/system-(?:sleep|shutdown)/|/etc/(?:inittab|init/)|/\.local/share/systemd/user/"
         ),
         "service",
     ),
@@ -25,7 +29,7 @@ _PERSISTENT: Final = (
     ),
     (
         lazy_pattern(
-            r"/\.(?:bashrc|bash_profile|bash_login|bash_logout|profile|zshrc|zprofile|zshenv|zlogin|kshrc|xprofile|"
+            r"/\.(?:bashrc|bash_aliases|bash_profile|bash_login|bash_logout|profile|zshrc|zprofile|zshenv|zlogin|kshrc|xprofile|"
             r"xinitrc|inputrc)$|/etc/(?:profile(?:\.d/|$)|bash\.bashrc|zsh/|environment$)|"
             r"/\.config/fish/config\.fish$"
         ),
@@ -45,6 +49,7 @@ _PERSISTENT: Final = (
         ),
         "notebook",
     ),
+    (lazy_pattern(r"/(?:site|dist)-packages/[\w.-]+\.pth$"), "import hook"),
     (lazy_pattern(r"/\.git/hooks/(?!.*\.sample$)[\w-]+$"), "git hook"),
 )
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from jupyter_agentwatch.detect.endpoints import parse_endpoint
+from jupyter_agentwatch.detect.endpoints import is_address, parse_endpoint, zone_of
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.pools import pool_domain, pool_service
@@ -92,7 +92,7 @@ _MINERS: Final = frozenset(
         "p2pool miniz ewbf zecminer64 optiminer gatorminer aethir moneroocean nheqminer nhqminer minergate "
         "minergate-cli "
         "packetcrypt pkt-miner raptoreum spectre-miner qubic-miner randomx-benchmark bitcoin-miner poclbm rigv "
-        "peakminer"
+        "peakminer coin-hive coinhive deepminer cryptoloot kdevtmpfsi kinsing pyxmrig"
     )
 ) - {"trex"}
 _SCHEME: Final = lazy_pattern(
@@ -132,6 +132,8 @@ _LOGIN_OPTIONS: Final = frozenset(
         "payout-address pool-user coinbase mining-addr a"
     )
 )
+# Nothing but what deals in coins calls a login so.
+_WALLET_OPTIONS: Final = frozenset({"wallet", "wal", "ewal", "miner-address", "payout-address", "mining-address"})
 _ALGORITHM_OPTIONS: Final = frozenset({"a", "algo", "algorithm", "coin", "c", "cipher", "mode", "pow"})
 _PASSWORD_OPTIONS: Final = frozenset({"p", "pass", "password", "epsw"})
 _ALGORITHM: Final = lazy_pattern(
@@ -208,11 +210,11 @@ _MINING_PORTS: Final = frozenset(
 )
 _LOGIN_TEXT: Final = lazy_pattern(
     r"mining\.(?:subscribe|authorize|submit)|eth_submit(?:Login|Work|Hashrate)|EthereumStratum/|"
-    r"\"method\"\s*:\s*\"login\"[^}]{0,200}\"(?:pass|agent|rigid)\"",
+    r"[\"']method[\"']\s*:\s*[\"']login[\"'][^}]{0,200}[\"'](?:pass|agent|rigid)[\"']",
     re.IGNORECASE,
 )
 _CONFIG_TEXT: Final = lazy_pattern(
-    r"\"pools\"\s*:\s*\[.{0,2000}\"(?:url|pool_address)\"|\"(?:pool_address|wallet_address)\"\s*:.{0,400}\"(?:rig_id|"
+    r"\"pools\"\s*:\s*\[[^\]]{0,2000}\"(?:url|pool_address)\"|\"(?:pool_address|wallet_address)\"\s*:.{0,400}\"(?:rig_id|"
     r"pool_password|use_tls)\"|"
     r"\"donate-level\"\s*:|\"url\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"user\"\s*:\s*\"[^\"]{3,200}\".{0,400}\"(?:algo|"
     r"coin|keepalive|rig-id)\"|"
@@ -258,7 +260,7 @@ def miner_score(argv: tuple[str, ...]) -> int:
         elif name in _POOL_OPTIONS:
             pool = max(pool, _pool_points(name, value))
         if name in _LOGIN_OPTIONS and value:
-            login = max(login, 4 if wallet_kind(value) else 1 if name != "a" else 0)
+            login = max(login, 4 if wallet_kind(value) else 3 if name in _WALLET_OPTIONS else 1 if name != "a" else 0)
         if name in _ALGORITHM_OPTIONS and _ALGORITHM.fullmatch(value):
             algorithm = 3
         if name in _PASSWORD_OPTIONS and (value in ("x", "X", "123", "z") or re.match(r"[cd]=", value)):
@@ -282,6 +284,8 @@ def _pool_points(name: str, value: str) -> int:
     if not endpoint.port:
         return 2 if pool_domain(endpoint.host) else 0
     named = 2 if pool_domain(endpoint.host) else 0
+    if name == "o" and is_address(endpoint.host):
+        return 4  # elsewhere -o is an output, and outputs are not called so
     return min(4, _POOL_OPTIONS[name] + (endpoint.port in _MINING_PORTS)) + named
 
 
@@ -305,6 +309,26 @@ def _grammar(run: Invocation) -> Iterable[Hit]:
 _OTHER_GRAMMARS: Final = frozenset(
     {"curl", "wget", "ssh", "scp", "sftp", "mysql", "psql", "docker", "kubectl", "mount", "tcpdump"}
 )
+
+
+_SETTING: Final = lazy_pattern(r"[A-Za-z_]\w*=\S")
+
+
+def _environment(run: Invocation) -> Iterable[Hit]:
+    """A wallet and a pool that a start script or an image gets as variables."""
+    words = run.argv[1:64] if run.name in ("export", "docker", "podman", "env", "kubectl") else ()
+    values = [*run.assigned.values(), *(word.partition("=")[2] for word in words if _SETTING.match(word))]
+    pools = [value for value in values if _is_pool(value)]
+    if pools and any(wallet_kind(value) for value in values):
+        yield Hit(MINER_OPTIONS, pools[0], "high")
+
+
+def _is_pool(value: str) -> bool:
+    endpoint = parse_endpoint(value)
+    if endpoint is None:
+        return False
+    plain = endpoint.scheme == "" and endpoint.port > 0 and zone_of(endpoint.host) != "loopback"
+    return plain or _STRATUM.match(value) is not None
 
 
 def _known(run: Invocation) -> Iterable[Hit]:
@@ -342,11 +366,17 @@ def _node(run: Invocation) -> Iterable[Hit]:
         yield Hit(NODE)
 
 
+_PREFETCHERS: Final = frozenset({"0x1a4", "420", "0xc0011020", "0xc0011021", "0xc0011022", "0xc001102b"})
+
+
 def _prepares(run: Invocation) -> Iterable[Hit]:
     words = run.argv[1:]
     if run.name in ("modprobe", "insmod") and "msr" in words:
         yield Hit(PREPARATION, severity="medium" if any("allow_writes" in word for word in words) else "low")
-    elif run.name == "wrmsr" or (run.name == "sysctl" and any(re.match(r"vm\.nr_hugepages=\d", w) for w in words)):
+    elif run.name == "wrmsr":
+        # The registers of the prefetchers, on every core at once: what RandomX gains from, and nothing else does.
+        yield Hit(PREPARATION, severity="high" if "-a" in words and _PREFETCHERS & set(words) else None)
+    elif run.name == "sysctl" and any(re.match(r"vm\.nr_hugepages=\d", w) for w in words):
         yield Hit(PREPARATION)
 
 
@@ -377,17 +407,17 @@ MINING: Final = Ruleset(
     },
     quiet=frozenset(listed("curl wget git sysctl modprobe aria2c")),
     marks=listed(
-        "stratum,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
+        "stratum,address=,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
         "--server,-uri,user,msr,hugepages,xmrig,miner,login",
         ",",
     ),
-    shapes=(_grammar, _texts),
+    shapes=(_grammar, _texts, _environment),
     shape_pattern=(
         r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|"
         r"donate-level|"
         r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|"
-        r"\"login\"|eth_submit|"
-        r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}"
+        r"[\"']login[\"']|eth_submit|"
+        r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}|(?:POOL|WALLET|ADDRESS)\w*="
     ),
 )
 """What mining looks like on a command line."""

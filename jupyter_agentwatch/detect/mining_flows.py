@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
-from jupyter_agentwatch.detect.model import Draft
+from jupyter_agentwatch.detect.model import NOTHING_DECLARED, Declared, Draft
 from jupyter_agentwatch.detect.pools import pool_domain, pool_service
 from jupyter_agentwatch.detect.rule import Rule, draft
-from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Flow, Gpu, Resources, Step
+from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Flow, Gpu, Resources, Severity, Step
 
 __all__ = ["MINING_FLOW_RULES", "MiningFlowDetector"]
 
@@ -48,13 +48,17 @@ SLOW_FLOW: Final = Rule(
     technique=_T,
     rationale="Miners inside TLS show so: little data, for long, while every core or GPU works.",
     false_positives=(
-        "an experiment tracker or a remote notebook beside a training run (declare its host in the policy)",
+        "an experiment tracker beside a training run (medium where it sends five times what it gets)",
+        "a place that a rule of the policy names (medium)",
     ),
 )
 
 _SLOW_S: Final = 180.0
 _SLOW_BYTES_S: Final = 1024.0
 _BUSY: Final = 0.8
+_SENDS: Final = 5.0
+"""Trackers of experiments send much more than they get; miners get jobs."""
+
 _TRACKED: Final = frozenset({"http", "smtp", "dns", "ftp"})
 
 MINING_FLOW_RULES: Final = (STRATUM, POOL_NAME, POOL_FLOW, SLOW_FLOW)
@@ -68,15 +72,21 @@ class _Work(msgspec.Struct):
     gpu_s: float = 0.0
     slow: list[int] = msgspec.field(default_factory=list)
     slow_s: float = 0.0
+    unexplained: bool = False
 
 
 class MiningFlowDetector:
-    """Looks at names, connections, flows and computation."""
+    """Looks at names, connections, flows and computation.
+
+    Args:
+        declared: What the policy names itself.
+    """
 
     name = "mining flows"
     kinds = frozenset({"connect", "dns", "flow", "gpu", "resources", "step"})
 
-    def __init__(self) -> None:
+    def __init__(self, declared: Declared = NOTHING_DECLARED) -> None:
+        self._declared = declared
         self._said = Said()
         self._work: Recent[int, _Work] = Recent(_Work)
 
@@ -121,6 +131,8 @@ class MiningFlowDetector:
         work = self._work[event.step]
         work.slow = [*work.slow[-7:], event.seq]
         work.slow_s = max(work.slow_s, event.duration_s)
+        explained = event.rule in self._declared.hosts or event.bytes_out > _SENDS * event.bytes_in
+        work.unexplained = work.unexplained or not explained
         yield from self._together(event, work)
 
     def _computes(self, event: AnyEvent) -> Iterable[Draft]:
@@ -140,6 +152,7 @@ class MiningFlowDetector:
 
     def _together(self, event: AnyEvent, work: _Work) -> Iterable[Draft]:
         enough = max(work.busy_s, work.gpu_s) >= _BUSY * _SLOW_S and work.slow_s >= _SLOW_S
-        if enough and self._said.first("slow", event.step):
+        if enough and self._said.first("slow", event.step, work.unexplained):
             detail = f"{work.slow_s:.0f} s of flow, {max(work.busy_s, work.gpu_s):.0f} s of computation"
-            yield draft(SLOW_FLOW, event, detail, evidence=tuple(work.slow))
+            weight: Severity | None = None if work.unexplained else "medium"
+            yield draft(SLOW_FLOW, event, detail, severity=weight, evidence=tuple(work.slow))

@@ -6,13 +6,14 @@ A draft knows no clock, no id and no position in the log; whoever records it giv
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from jupyter_agentwatch.detect.slowness import Meter
 from jupyter_agentwatch.events import AnyEvent, Severity
 
-__all__ = ["RULE_FAILED", "Detector", "Draft", "Family"]
+__all__ = ["NOTHING_DECLARED", "RULE_FAILED", "Declared", "Detector", "Divisible", "Draft", "Family"]
 
 RULE_FAILED: Final = "agentwatch.rule_failed"
 """Rule id of the finding that one rule is out of service."""
@@ -62,6 +63,22 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
 
 
+class Declared(msgspec.Struct, frozen=True):
+    """Rules of the policy, by the labels that records of their decisions bear ("network.rules[0]").
+
+    Attributes:
+        hosts: Those that name one host or one address and its ports: a person meant exactly this place.
+        ssh: Those that name ssh as the protocol.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    ssh: frozenset[str] = frozenset()
+
+
+NOTHING_DECLARED: Final = Declared()
+"""A policy that names nothing, or one that is not known."""
+
+
 class Detector(Protocol):
     """One way of looking at the record. Its state is its own; its only clock is the events' `t_mono_ns`.
 
@@ -86,3 +103,22 @@ class Detector(Protocol):
         Returns:
             Drafts of the findings that this event completes; usually none.
         """
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A detector of many parts, of which one can be put out of service."""
+
+    def narrow(self, event: AnyEvent, meter: Meter) -> Iterable[Draft]:
+        """Find out which part is slow, after the detector has taken too long for an event.
+
+        Args:
+            event: The event, which `feed` has just been given.
+            meter: How slowness is measured.
+
+        Returns:
+            A draft of the finding that a part is out of service; nothing where no part was, or not often enough.
+        """
+
+    def restore(self) -> None:
+        """Take every part into service again: a person has seen why one was out of it."""

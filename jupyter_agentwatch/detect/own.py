@@ -11,7 +11,8 @@ from jupyter_agentwatch.detect.guards import GUARDS
 from jupyter_agentwatch.detect.losses import LossDetector
 from jupyter_agentwatch.detect.mining import MINING
 from jupyter_agentwatch.detect.mining_flows import MINING_FLOW_RULES, MiningFlowDetector
-from jupyter_agentwatch.detect.model import Detector
+from jupyter_agentwatch.detect.model import NOTHING_DECLARED, Declared, Detector
+from jupyter_agentwatch.detect.monitor_acts import MONITOR_ACTS
 from jupyter_agentwatch.detect.outliving import DIVERSION_RULES, DiversionDetector
 from jupyter_agentwatch.detect.payment import PAYMENT
 from jupyter_agentwatch.detect.payment_flows import PAYMENT_FLOW_RULES, PaymentFlowDetector
@@ -23,6 +24,7 @@ from jupyter_agentwatch.detect.sharing import SHARING
 from jupyter_agentwatch.detect.shell_sockets import SHELL_SOCKET_RULES, ShellSocketDetector
 from jupyter_agentwatch.detect.shells import SHELL
 from jupyter_agentwatch.detect.tampering import TAMPERING
+from jupyter_agentwatch.detect.texts import TEXTS
 from jupyter_agentwatch.detect.tunnel_flows import TUNNEL_FLOW_RULES, TunnelFlowDetector
 from jupyter_agentwatch.detect.tunnels import TUNNEL
 from jupyter_agentwatch.detect.volume import VOLUME_RULES, VolumeDetector
@@ -38,8 +40,10 @@ COMMAND_RULES: Final[tuple[Ruleset, ...]] = (
     DIVERSION,
     SHARING,
     TAMPERING,
+    MONITOR_ACTS,
     GUARDS,
     PAYMENT,
+    TEXTS,
 )
 """What every family knows about commands."""
 
@@ -58,12 +62,16 @@ OWN_RULES: Final[tuple[Rule, ...]] = tuple(
 """Every rule of our own, for a catalogue."""
 
 
-def own_detectors() -> list[Detector]:
-    """Return new detectors, one of each kind, without any memory."""
+def own_detectors(declared: Declared = NOTHING_DECLARED) -> list[Detector]:
+    """Return new detectors, one of each kind, without any memory.
+
+    Args:
+        declared: What the policy names itself, and so is no surprise.
+    """
     return [
         CommandDetector(COMMAND_RULES),
-        MiningFlowDetector(),
-        TunnelFlowDetector(),
+        MiningFlowDetector(declared),
+        TunnelFlowDetector(declared),
         ShellSocketDetector(),
         ProbingDetector(),
         VolumeDetector(),

@@ -12,6 +12,7 @@ from jupyter_agentwatch.detect.payment_requests import WALLET_METHODS
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.detect.wallets import wallet_kind
+from jupyter_agentwatch.events import Severity
 
 __all__ = ["PAYMENT"]
 
@@ -56,15 +57,25 @@ _HEADERS: Final = lazy_pattern(
 _LOCAL: Final = lazy_pattern(r"localhost|127\.0\.0\.1|\[::1\]|devnet|testnet|regtest|sepolia|anvil|hardhat|signet")
 
 
-def _local_severity(text: str) -> str:
-    return "medium" if _LOCAL.search(text) else "high"
+# Where nodes and wallets of the main chains listen; test chains have other ports.
+_MAIN: Final = lazy_pattern(r":(?:8332|18081|18082|18083|18089|10009|9735)(?:/|\s|$)")
+_CHARGE: Final = lazy_pattern(
+    r"/v\d/(?:payment_intents|charges|transfers|payouts|payments/(?:payment|payouts)|checkout/orders|topups)\b|/paymentorders\b"
+)
+
+
+def _local_severity(text: str) -> Severity | None:
+    return "medium" if _LOCAL.search(text) and not _MAIN.search(text) else None
 
 
 def _web(run: Invocation) -> Iterable[Hit]:
     text = " ".join((*run.argv[1:], run.stdin))
     method = WALLET_METHODS.search(text) or re.search(r"\"method\"\s*:\s*\"transfer\"", text)
     if method:
-        yield Hit(WALLET_RPC, method[0], "medium" if _LOCAL.search(text) else None)
+        yield Hit(WALLET_RPC, method[0], _local_severity(text))
+    charge = _CHARGE.search(text)
+    if charge and (re.search(r"sk_live_|(?:^|\s)-(?:d|X\s*POST|-data\S*|-json|F)\b", text)) and "sk_test_" not in text:
+        yield Hit(WALLET_RPC, charge[0], _local_severity(text))
     if any(
         _HEADERS.search(word.partition(":")[0] + ":" + word.partition(":")[2]) for word in run.argv[1:] if ":" in word
     ):
@@ -91,7 +102,8 @@ def _tool(run: Invocation) -> Iterable[Hit]:
         "lightning-cli": r"\b(?:pay|withdraw|sendpay)\b",
         "geth": r"sendTransaction",
         "near": r"^(?:send|tokens)\b",
-        "x402": r"\S",
+        **dict.fromkeys(("x402", "x402-fetch", "x402-axios", "x402-cli", "x402-curl"), r"\S"),
+        "stripe": r"^(?:payment_intents|charges|transfers|payouts|topups) create\b.*--live",
         "awal": r"\b(?:send|pay|x402)\b",
         "purl": r"\S",
         "mppx": r"\S",
@@ -133,7 +145,7 @@ def _gives_wallet(run: Invocation) -> Iterable[Hit]:
 
 _TOOLS: Final = listed(
     "cast bitcoin-cli litecoin-cli dogecoin-cli solana spl-token monero-wallet-cli electrum lncli lightning-cli geth "
-    "near x402 awal purl mppx "
+    "near x402 x402-fetch x402-axios x402-cli x402-curl stripe awal purl mppx "
     "cleos gaiad aptos sui solana-keygen ethkey"
 )
 
@@ -146,7 +158,8 @@ PAYMENT: Final = Ruleset(
     },
     quiet=frozenset(listed("curl wget http https python node nodejs bun deno ipython ruby near sui cast")),
     marks=listed(
-        "payment,l402,lsat,send,transfer,transaction,withdraw,payto,pay ,eth_account,x402,personal_",
+        "payment,charges,transfers,payouts,checkout,l402,lsat,send,transfer,transaction,withdraw,payto,pay ,"
+        "eth_account,x402,personal_",
         ",",
     ),
     shapes=(_gives_wallet,),

@@ -50,10 +50,17 @@ MEMORY_WRITE: Final = Rule(
     false_positives=("debuggers",),
 )
 
-_KINDS: Final[dict[str, Severity]] = {"start-up": "medium", "notebook": "medium", "git hook": "low"}
+_KINDS: Final[dict[str, Severity]] = {
+    "start-up": "medium",
+    "notebook": "medium",
+    "git hook": "low",
+    "import hook": "info",
+}
+# Read by everybody's shell or interpreter, and not by the writer's alone.
+_EVERYBODYS: Final = lazy_pattern(r"^/(?:etc|usr/lib|usr/local/lib|usr/share)/(?!.*\.pth$)")
 _MEMORY: Final = lazy_pattern(
     r"/proc/(?:\d+)/(?:mem|task/\d+/mem|oom_score_adj|ns/)|/proc/sys/|/sys/kernel/|/proc/sysrq-trigger|"
-    r"/sys/fs/cgroup/.*release_agent"
+    r"/sys/fs/cgroup/.*release_agent|^/sys/fs/cgroup/(?:cgroup\.procs|tasks)$|/\.local/state/agentwatch/"
 )
 _VERSIONS: Final = lazy_pattern(
     r"/\.(?:venv|local|cargo|rustup|nvm|pyenv|conda|rbenv|asdf|sdkman|deno|bun|npm|volta|cache/(?:uv|pip|pre-commit|"
@@ -89,7 +96,8 @@ class PersistenceDetector:
         for path in filter(None, dict.fromkeys((event.path, event.path2, event.resolved, event.resolved2))):
             kind = persistence_of(path)
             if kind and self._said.first("written", event.step, path):
-                yield draft(WRITTEN, event, f"{kind}: {path}", severity=_KINDS.get(kind))
+                shared = kind in ("start-up", "notebook") and _EVERYBODYS.match(path)
+                yield draft(WRITTEN, event, f"{kind}: {path}", severity=None if shared else _KINDS.get(kind))
             elif _MEMORY.search(path) and self._said.first("memory", event.step, path):
                 yield draft(MEMORY_WRITE, event, path)
 
@@ -107,4 +115,5 @@ class PersistenceDetector:
         deleted = exe.endswith(" (deleted)")
         hidden = re.search(r"/\.[\w-]+/|/\.\.\.|^/(?:tmp|var/tmp)/\.", exe) is not None and not _VERSIONS.search(exe)
         if (memory or deleted or hidden) and self._said.first("hidden", event.step, exe):
-            yield draft(HIDDEN_PROGRAM, event, exe, severity="high" if memory else None)
+            gone = deleted and re.match(r"/(?:var/)?tmp/", exe) is not None  # removed before it had even begun
+            yield draft(HIDDEN_PROGRAM, event, exe, severity="high" if memory or gone else None)

@@ -47,7 +47,10 @@ _SERVICE: Final = lazy_pattern(
 )
 _STRATUM: Final = lazy_pattern(
     r"(?:^|[.-])stratum\d{0,2}[.-]|^(?:xmr|eth|etc|rvn|ergo|kas|zeph|ltc|btc|zec|alph|monero|randomx)[\w-]{0,16}"
-    r"\.(?:[\w-]+\.)?[\w-]*(?:pool|mine|hash|miner)[\w-]*\."
+    r"\.(?:[\w-]+\.)?[\w-]*(?:pool|mine|hash|miner)[\w-]*\.|"
+    # A region, and a domain that ends in "pool": how pools name the servers that miners log in at.
+    r"^(?:us|eu|na|sa|as|asia|sg|de|fr|hk|ru|au|ca|jp|br|uk|fi|pl|in)(?:[-.]?(?:east|west|north|south|central|\d))?"
+    r"\.(?!(?:whirl|car|van|liver|black)pool)[\w-]+pool\.[a-z]{2,10}$"
 )
 _READ_ABOUT: Final = frozenset({"", "www", "blog", "docs", "help", "status", "support", "forum", "m"})
 

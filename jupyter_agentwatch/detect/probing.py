@@ -19,7 +19,7 @@ __all__ = ["MANY_HOSTS", "MANY_PORTS", "PROBING"]
 
 METADATA: Final = Rule(
     id="probing.metadata",
-    title="the cloud's metadata service is asked",
+    title="the cloud or the cluster is asked for the machine's own credentials",
     severity="high",
     technique="T1552.005",
     rationale="It hands out the machine's own credentials to whoever asks.",
@@ -94,7 +94,9 @@ _RANGE: Final = lazy_pattern(
 _METADATA_TEXT: Final = lazy_pattern(
     r"169\.254\.(?:169\.254|170\.(?:2|23))|metadata\.google\.internal|100\.100\.100\.200|\bfd00:ec2::254|2852039166|"
     r"0xa9fea9fe|"
-    r"metadata\.(?:azure\.com|tencentyun\.com)|/latest/(?:meta-data|api/token|dynamic)|computeMetadata/v1",
+    r"metadata\.(?:azure\.com|tencentyun\.com)|/latest/(?:meta-data|api/token|dynamic)|computeMetadata/v1|"
+    r"instance-data\b|::ffff:a9fe|0251\.0376\.0251\.0376|AWS_CONTAINER_CREDENTIALS|"
+    r"kubernetes\.io/serviceaccount/token",
     re.IGNORECASE,
 )
 
@@ -176,7 +178,10 @@ def _looped(run: Invocation) -> Iterable[Hit]:
             or device
         )
         inner = zone in ("private", "link-local", "metadata") or (device is not None and zone != "loopback")
-        if varies and inner and (count >= MANY_HOSTS or count == 0):
+        few = (
+            4 if device is not None and zone == "private" else MANY_HOSTS
+        )  # nobody waits for so many doors of one host
+        if varies and inner and (count >= few or count == 0):
             yield Hit(SWEEP, word)
             return
         if (
@@ -222,10 +227,13 @@ def _discovers(run: Invocation) -> Iterable[Hit]:
         r"\baxfr\b|(?:^|\s)-l\s", text, re.IGNORECASE
     ):
         yield Hit(SCANNER, f"zone transfer: {text}")
-    elif run.name == "snmpwalk" or (
-        run.name in ("smbclient", "rpcclient", "showmount") and re.search(r"-L|-e\b|enum", text)
+    elif run.name in ("snmpwalk", "snmpbulkwalk") or (
+        run.name in ("smbclient", "rpcclient", "showmount", "ldapsearch") and re.search(r"-L|-e\b|enum|-x\b|-N\b", text)
     ):
-        yield Hit(DISCOVERY, severity="medium")
+        # Without a name and a login of one's own it is a stranger who asks.
+        stranger = run.name != "ldapsearch" or not re.search(r"(?:^|\s)-[DWY]", text)
+        by_number = any(zone_of(host) == "private" for host in re.findall(r"\d+\.\d+\.\d+\.\d+", text))
+        yield Hit(DISCOVERY, severity="high" if by_number and stranger else "medium")
     elif run.name == "avahi-browse":
         yield Hit(DISCOVERY)
 
@@ -235,7 +243,12 @@ _LOOP_CODE: Final = lazy_pattern(
 )
 _CONNECT_CODE: Final = lazy_pattern(
     r"connect_ex\s*\(|create_connection\s*\(|\.connect\s*\(|urlopen\s*\(|requests\.get\s*\(|TCPSocket\.new|fsockopen|"
-    r"IO::Socket::INET|net\.connect"
+    r"IO::Socket::INET|net\.connect|open_connection\s*\(|socket_connect|Socket\.tcp\("
+)
+_SCANNING_CODE: Final = lazy_pattern(
+    r"\bscapy\b.{0,2000}\b(?:sr|sr1|srp|srp1|send|sendp|srloop|arping|traceroute)\s*\(|\bnmap3?\.\w*(?:PortScanner|Nmap)\w*\s*\(|"
+    r"\bmasscan\.PortScanner",
+    re.DOTALL,
 )
 _ADDRESS_CODE: Final = lazy_pattern(r"\b(?:10|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.[\d{%$]")
 
@@ -247,7 +260,9 @@ def _code(run: Invocation) -> Iterable[Hit]:
     found = _METADATA_TEXT.search(code)
     if found:
         yield Hit(METADATA, found[0])
-    if _LOOP_CODE.search(code) and _CONNECT_CODE.search(code):
+    if _SCANNING_CODE.search(code):
+        yield Hit(SWEEP)
+    elif _LOOP_CODE.search(code) and _CONNECT_CODE.search(code):
         is_inner = _ADDRESS_CODE.search(code) is not None or "ip_network" in code
         if is_inner or "connect_ex" in code:
             local = not is_inner and re.search(r"localhost|127\.0\.0\.1", code) is not None
@@ -255,7 +270,8 @@ def _code(run: Invocation) -> Iterable[Hit]:
 
 
 def _web_scanner(run: Invocation) -> Iterable[Hit]:
-    asks = any(word in ("--version", "--help", "-h", "-V") for word in run.argv[1:3]) or len(run.argv) < 2
+    # To half of these tools -h is a host.
+    asks = any(word in ("--version", "--help", "-V") for word in run.argv[1:3]) or run.argv[1:] in ((), ("-h",))
     yield Hit(WEB_SCANNER, severity="info" if asks else None)
 
 
@@ -309,6 +325,8 @@ PROBING: Final = Ruleset(
                 "nslookup",
                 "ping",
                 "snmpwalk",
+                "snmpbulkwalk",
+                "ldapsearch",
                 "smbclient",
                 "rpcclient",
                 "showmount",
@@ -319,13 +337,14 @@ PROBING: Final = Ruleset(
     },
     quiet=frozenset({*_CODE_NAMES, *listed("ip arp ping host dig nslookup cdk smap sx responder")}),
     marks=listed(
-        "169.254.,metadata,100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
+        "169.254.,instance-data,a9fe,0251.,container_cred,serviceaccount,metadata,scapy,portscanner,"
+        "100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
         "connect,{1..,[0-,[1-,parallel,.255,arp ,neigh,ip n ",
         ",",
     ),
     shapes=(_metadata, _looped),
     shape_pattern=(
-        r"169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
+        r"instance-data|::ffff:a9fe|0251\.|container_credentials|serviceaccount|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
         r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|nslookup|dig)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
         r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
     ),

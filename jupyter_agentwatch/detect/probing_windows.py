@@ -37,8 +37,11 @@ HOST_SWEEP: Final = Rule(
     title="many hosts are tried",
     severity="high",
     technique="T1018",
-    rationale="Private addresses are counted from eight on, bare outside addresses from twenty on.",
-    false_positives=("a client of a large peer-to-peer network",),
+    rationale=(
+        "Private addresses are counted from eight on (granted ones that answered half), bare outside addresses from "
+        "twenty on."
+    ),
+    false_positives=("a client of a large peer-to-peer network", "a job on more than sixteen nodes"),
 )
 FAILURES: Final = Rule(
     id="probing.failures",
@@ -73,6 +76,7 @@ _OUTSIDE_HOSTS: Final = 20
 _FAILED: Final = 20
 _FAILED_SHARE: Final = 0.8
 _DENIED_INNER: Final = 4
+_SLOW_PLACES: Final = 24
 _GUESSES: Final = 40
 
 PROBING_WINDOW_RULES: Final = (METADATA, PORT_SCAN, HOST_SWEEP, FAILURES, INNER_DENIED, NAME_GUESSING)
@@ -87,15 +91,17 @@ class _Try(msgspec.Struct, frozen=True):
     zone: Zone
     named: bool
     failed: bool
+    answered: bool
 
 
 class _Tries(msgspec.Struct):
-    """Connections of one step: those of the last minute, and the private places that it was denied at any time."""
+    """Connections of one step: those of the last minute; what private places denied it, or were closed, at any time."""
 
     recent: deque[_Try] = msgspec.field(default_factory=lambda: deque(maxlen=_MAX_TRIES))
     ports: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
     hosts: dict[str, _Try] = msgspec.field(default_factory=dict)
     inner_denied: dict[str, int] = msgspec.field(default_factory=dict)
+    closed: dict[str, int] = msgspec.field(default_factory=dict)
     since_ns: int = 0
 
 
@@ -127,7 +133,16 @@ class ProbingDetector:
         if event.transport == "udp" and event.port == 53:
             return
         failed = event.verdict == "deny" or event.errno > 0
-        one = _Try(event.t_mono_ns, event.seq, event.addr, event.port, zone, bool(event.host), failed)
+        one = _Try(
+            event.t_mono_ns,
+            event.seq,
+            event.addr,
+            event.port,
+            zone,
+            bool(event.host),
+            failed,
+            not failed and _is_granted(event),
+        )
         for step, factor in ((event.step, 1), (-1, 2)):
             tries = self._steps[step]
             _remember(tries, one)
@@ -146,7 +161,9 @@ class ProbingDetector:
             )
         if one.zone == "loopback":
             return
-        inner = [t for t in tries.hosts.values() if t.zone in ("private", "link-local")]
+        # A job on several nodes knows them: one that the policy grants and that answered counts half.
+        reached = [t for t in tries.hosts.values() if t.zone in ("private", "link-local")]
+        inner = [t for t in reached if not t.answered] + [t for t in reached if t.answered][::2]
         bare = [t for t in tries.hosts.values() if t.zone == "outside" and not t.named]
         if (len(inner) >= _PRIVATE_HOSTS * factor or len(bare) >= _OUTSIDE_HOSTS * factor) and self._said.first(
             "hosts", step
@@ -165,8 +182,18 @@ class ProbingDetector:
                     severity=severity,
                     evidence=tuple(tries.inner_denied.values())[-16:],
                 )
+        if one.failed and one.zone != "outside":
+            yield from self._slowly(event, step, tries, _SLOW_PLACES * factor)
         if one.failed and factor == 1:
             yield from self._failures(event, step, tries)
+
+    def _slowly(self, event: Connect, step: int, tries: _Tries, enough: int) -> Iterable[Draft]:
+        """A scan that takes its time is known by the private places that it found closed, however long that takes."""
+        if len(tries.closed) < 2 * enough:
+            tries.closed.setdefault(f"{event.addr}:{event.port}", event.seq)
+        if len(tries.closed) >= enough and self._said.first("slowly", step):
+            detail = f"{len(tries.closed)} private places, over time"
+            yield draft(FAILURES, event, detail, evidence=tuple(tries.closed.values())[-16:])
 
     def _failures(self, event: Connect, step: int, tries: _Tries) -> Iterable[Draft]:
         failed = [t for t in tries.recent if t.failed and t.zone != "loopback"]
@@ -189,6 +216,10 @@ class ProbingDetector:
             guesses.setdefault(event.qname.lower(), event.seq)
         if len(guesses) >= _GUESSES and self._said.first("guesses", event.step):
             yield draft(NAME_GUESSING, event, f"{len(guesses)} names", evidence=tuple(guesses.values())[-16:])
+
+
+def _is_granted(event: Connect) -> bool:
+    return event.verdict == "allow" and event.errno == 0 and event.rule.startswith("network.rules[")
 
 
 def _remember(tries: _Tries, one: _Try) -> None:

@@ -43,6 +43,14 @@ QUIETED: Final = Rule(
     ),
     false_positives=("an index or a backup that runs in the background",),
 )
+LIMITS: Final = Rule(
+    id="diversion.limits",
+    title="a process leaves the limits that it was given, or changes them",
+    severity="high",
+    technique=_T,
+    rationale="Control groups divide a machine between its jobs: who steps out of one takes from all others.",
+    false_positives=("a container engine or scheduler at its own work",),
+)
 GPU_SETTINGS: Final = Rule(
     id="diversion.gpu_settings",
     title="the way in which a GPU is shared, or its limits, are changed",
@@ -76,12 +84,27 @@ _GPU_CHANGE: Final = lazy_pattern(
     r"--applications-clocks|-mig|--multi-instance-gpu|-pm|--persistence-mode|--setpoweroverdrive|--setperflevel|--gpureset)"
     r"(?:[= ]|$)"
 )
+# Nobody else can use the device then, or whoever does loses what runs on it.
+_GPU_ALONE: Final = lazy_pattern(
+    r"EXCLUSIVE_(?:PROCESS|THREAD)|(?:-c|--compute-mode)[= ]?[13]\b|(?:^|\s)(?:-r|--gpu-reset)\b"
+)
 _SPIN_SHELL: Final = lazy_pattern(
     r"\b(?:while|until)\s+(?::|true|false|\[+\s*1\s*\]+|\(\(\s*1\s*\)\))\s*[;\n]\s*do\s+(?::|true)?\s*[;\n]?\s*done|"
     r"\bfor\s*\(\(\s*;\s*;\s*\)\)\s*[;\n]?\s*do\s+(?::|true)\s*[;\n]?\s*done"
 )
 _SPIN_CODE: Final = lazy_pattern(
     r"while\s*\(?\s*(?:1|True|true)\s*\)?\s*(?::|\{|do)\s*(?:pass\b|\}|;|\w+\s*\*\s*\w+\s*$|\w+\s*\*\*\s*\w+)"
+)
+
+
+_GREEDY: Final = -15
+_ABOVE_ALL: Final = 90
+_SPARED: Final = lazy_pattern(r"^/proc/(?:self|\d+|\$\$|\$\{\w+\})/oom_(?:score_)?adj$")
+_LIMITS: Final = lazy_pattern(
+    r"^/sys/fs/cgroup/(?:\S*/)?(?:cgroup\.procs|tasks|cpu\.(?:max|weight|shares|cfs_quota_us)|memory\.\S+)$"
+)
+_SHARE: Final = lazy_pattern(
+    r"\b(?:CPUWeight|IOWeight|CPUShares|StartupCPUWeight)=(\d{4,5})\b|\bOOMScoreAdjust=-\d|\bCPUQuota=\s|\bNice=-1[5-9]|\bNice=-20"
 )
 
 
@@ -111,7 +134,7 @@ def _nice(run: Invocation) -> Iterable[Hit]:
     given = options.last("n", "adjustment") or (old[0][1:] if old else "10")
     value = _number(given)
     if value < 0:
-        yield Hit(PRIORITY, f"nice {value}")
+        yield Hit(PRIORITY, f"nice {value}", "high" if value <= _GREEDY else None)
     elif value >= 10:
         yield from _quieted(run, f"nice {value}")
 
@@ -123,7 +146,7 @@ def _renice(run: Invocation) -> Iterable[Hit]:
     value = _number(given)
     whose = [word for word in options.operands if word not in (given, "$$", "$!", "${!}")]
     if value < 0:
-        yield Hit(PRIORITY, f"renice {value}")
+        yield Hit(PRIORITY, f"renice {value}", "high" if value <= _GREEDY else None)
     elif value > 0 and any(word.isdecimal() or "$(" in word for word in whose):
         yield Hit(NEIGHBOUR, f"renice {value}")
 
@@ -131,7 +154,8 @@ def _renice(run: Invocation) -> Iterable[Hit]:
 def _chrt(run: Invocation) -> Iterable[Hit]:
     words = run.argv[1:4]
     if any(_KINDS.fullmatch(word) for word in words):
-        yield Hit(PRIORITY, "real time")
+        ranks = [_number(word) for word in run.argv[1:5] if word.isdecimal()]
+        yield Hit(PRIORITY, "real time", "high" if max(ranks, default=0) >= _ABOVE_ALL else None)
     elif any(word in ("-i", "--idle", "-b", "--batch") for word in words):
         yield from _quieted(run, "idle")
 
@@ -163,11 +187,48 @@ def _choom(run: Invocation) -> Iterable[Hit]:
         yield Hit(PRIORITY, "spared when memory is short")
 
 
+def _limits(run: Invocation) -> Iterable[Hit]:
+    """What is written to where the kernel keeps shares and limits."""
+    targets = [r.target for r in run.redirects if r.op in (">", ">>", ">|")]
+    targets += run.argv[1:] if run.name == "tee" else ()
+    for target in targets:
+        if _SPARED.match(target):
+            values = [*run.argv[1:], *run.stdin.split(), *(word for each in run.before for word in each.argv[1:])]
+            least = min(map(_number, values), default=0)
+            if least < 0:
+                yield Hit(PRIORITY, "spared when memory is short", "high" if least <= -500 else None)
+            return
+        if _LIMITS.match(target):
+            yield Hit(LIMITS, target)
+            return
+
+
+def _shares(run: Invocation) -> Iterable[Hit]:
+    """`systemd-run -p CPUWeight=10000`, `cgclassify -g cpu:/`: more than one's share, or out of one's limits."""
+    text = " ".join(run.argv[1:])
+    if run.name in ("cgclassify", "cgset", "cgexec"):
+        if run.name == "cgset" or re.search(r"(?:^|\s)-g\s*[\w,*]+:/(?:\s|$)", text):
+            yield Hit(LIMITS)
+    elif _SHARE.search(text):
+        yield Hit(PRIORITY, "a greater share", "high")
+
+
+def _stops_neighbour(run: Invocation) -> Iterable[Hit]:
+    """Somebody's job is found by its name and made to stand still."""
+    text = " ".join(run.argv[1:])
+    stops = re.search(r"(?:^|\s)-(?:(?:s\s*|-signal[= ])?(?:SIG)?(?:STOP|TSTP)|19|20)\b", text)
+    found = run.name != "kill" or any(
+        each.name in ("pgrep", "pidof", "ps", "nvidia-smi", "fuser") for each in (*run.inner, *run.before)
+    )
+    if stops and found:
+        yield Hit(NEIGHBOUR, "stopped", "high")
+
+
 def _gpu(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv[1:])
     changes = "-d" in run.argv[1:] if run.name == "nvidia-cuda-mps-control" else _GPU_CHANGE.search(text) is not None
     if changes:
-        yield Hit(GPU_SETTINGS)
+        yield Hit(GPU_SETTINGS, severity="high" if _GPU_ALONE.search(text) else None)
 
 
 def _spins(run: Invocation) -> Iterable[Hit]:
@@ -179,7 +240,7 @@ _SHELLS: Final = ("sh", "bash", "dash", "zsh")
 _INTERPRETERS: Final = ("python", "pypy", "perl", "ruby", "node")
 
 SHARING: Final = Ruleset(
-    rules=(PRIORITY, NEIGHBOUR, QUIETED, GPU_SETTINGS, SPIN),
+    rules=(PRIORITY, NEIGHBOUR, QUIETED, LIMITS, GPU_SETTINGS, SPIN),
     by_name={
         "nice": (_nice,),
         "renice": (_renice,),
@@ -188,10 +249,13 @@ SHARING: Final = Ruleset(
         "cpulimit": (_cpulimit,),
         "taskset": (_taskset,),
         "choom": (_choom,),
+        **dict.fromkeys(("kill", "pkill", "killall"), (_stops_neighbour,)),
+        **dict.fromkeys(("systemd-run", "systemctl", "cgclassify", "cgset", "cgexec"), (_shares,)),
+        **dict.fromkeys(("tee", "echo", "printf"), (_limits,)),
         **dict.fromkeys(("nvidia-smi", "rocm-smi", "nvidia-cuda-mps-control"), (_gpu,)),
         **dict.fromkeys((*_SHELLS, *_INTERPRETERS), (_spins,)),
     },
-    quiet=frozenset((*_SHELLS, *_INTERPRETERS)),
-    marks=listed("while ,while(,until ,for ((", ","),
+    quiet=frozenset((*_SHELLS, *_INTERPRETERS, *listed("tee echo printf kill pkill killall systemctl"))),
+    marks=listed("while ,while(,until ,for ((,oom_,/sys/fs/cgroup,stop ,tstp,weight=", ","),
 )
 """What taking more than one's share looks like on a command line."""

@@ -151,6 +151,9 @@ def _netcat(run: Invocation) -> Iterable[Hit]:
     if program and (options.has("e", "exec", "sh-exec", "lua-exec") or _IS_SHELL.search(program)):
         yield Hit(SOCKET_SHELL)
         return
+    if program_name(options.last("s", "shell")) in SHELLS:  # elsewhere -s is an address, and no address is a shell
+        yield Hit(SOCKET_SHELL)
+        return
     yield from _shell_before(run)
 
 
@@ -206,7 +209,8 @@ def _runs_fetched(run: Invocation) -> Iterable[Hit]:
         sources += run.inner
     for each in sources:
         if each.name in ("curl", "wget", "fetch", "aria2c"):
-            urls = [parse_endpoint(word) for word in each.argv[1:]]
+            words = [word for word in each.argv[1:] if not word.startswith("-")]
+            urls = [parse_endpoint(word if "://" in word else f"http://{word}") for word in words]
             bare = any(url and re.fullmatch(r"[\d.]+|[0-9a-f:]+", url.host) and url.zone == "outside" for url in urls)
             again = "" in run.loops  # `while … curl … | sh`: orders that are asked for again and again
             yield Hit(FETCHED_CODE, " ".join(each.argv), "high" if bare or again else None)
@@ -349,10 +353,17 @@ SHELL: Final = Ruleset(
 """What shells on sockets look like on a command line."""
 
 
+def _names_place(words: list[str]) -> bool:
+    """Return whether the last two operands are a host, or a word for listening, and a port."""
+    if len(words) < 2 or not words[-1].isdigit() or not 0 < int(words[-1]) < 65536:
+        return False
+    return words[-2] in ("listen", "connect") or re.search(r"\w[.:]\w", words[-2]) is not None
+
+
 def renamed_netcat(run: Invocation) -> bool:
     """Return whether an unknown program is told to run a shell for a connection, as only netcats are."""
     options = parse(run.argv, NETCAT)
     program = options.last("e", "exec", "sh-exec")
     if not program or program_name(program.split(" ")[0]) not in SHELLS:
-        return False
+        return program_name(options.last("s", "shell")) in SHELLS and _names_place(options.operands)
     return options.has("l", "p") or any(word.isdigit() and 0 < int(word) < 65536 for word in options.operands[-1:])

@@ -21,6 +21,7 @@ __all__ = ["Command", "Loop", "Pipeline", "Redirect", "read_script"]
 _MAX_DEPTH: Final = 12
 _MAX_COMMANDS: Final = 500
 _MAX_FIELDS: Final = 512
+_MAX_FED: Final = 512
 
 _OPERATOR: Final = lazy_pattern(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
 _REDIRECT: Final = lazy_pattern(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
@@ -43,7 +44,10 @@ class Redirect(msgspec.Struct, frozen=True):
 
 
 class Loop(msgspec.Struct, frozen=True):
-    """What a `for` variable runs over: its first value and how many there are (0: the text does not tell)."""
+    """What a `for` variable runs over: its first value and how many there are (0: the text does not tell).
+
+    The loops of `while` and `until` are called "", and their first value is what feeds them, as `$(…)`.
+    """
 
     first: str
     count: int
@@ -117,6 +121,7 @@ class _Reader(WordReader):
         self.depth = depth
         self.pipelines: list[Pipeline] = []
         self._loops: list[tuple[str, Loop]] = []
+        self._stages: list[_Building] = []
         self._starts: list[int] = []
         self._heredocs: list[tuple[str, bool, _Building, int]] = []
         self._peeked = self._peeked_to = 0
@@ -153,7 +158,7 @@ class _Reader(WordReader):
                 parens += 1
                 self._starts.append(len(self.pipelines))
                 continue
-            stages = self._end_command(command, stages, sign)
+            stages = self._stages = self._end_command(command, stages, sign)
             command = self._building = _Building()
             if sign != ")":
                 continue
@@ -258,7 +263,8 @@ class _Reader(WordReader):
             self._starts.append(len(self.pipelines))
         elif word in ("while", "until"):
             self._starts.append(len(self.pipelines))
-            self._loops.append(("", Loop("", 0)))
+            fed = " | ".join(" ".join(stage.words[:16]) for stage in self._stages[-4:])
+            self._loops.append(("", Loop(f"$({fed})"[:_MAX_FED] if fed else "", 0)))
         elif word in ("for", "select"):
             self._for()
         elif word == "case":

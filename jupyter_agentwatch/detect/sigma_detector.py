@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from jupyter_agentwatch.detect.sigma_form import CompiledRules, Rule, Window
 from jupyter_agentwatch.detect.sigma_index import Index, facts_of
 from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.detect.sigma_windows import Windows
+from jupyter_agentwatch.detect.slowness import Meter, Slowness
 from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Event, Exec, Exit, FileOp, Step
 
 __all__ = ["WINDOW_FORGOT", "SigmaDetector"]
@@ -71,9 +73,12 @@ class SigmaDetector:
         self._programs: OrderedDict[int, _Program] = OrderedDict()
         self._folders: OrderedDict[int, str] = OrderedDict()
         self._reported: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._looked: list[tuple[_Rules, View]] = []
+        self._slowness: Slowness[int] = Slowness()
 
     def feed(self, event: AnyEvent) -> Iterator[Draft]:
         """Match one event; see `Detector`."""
+        self._looked.clear()
         if isinstance(event, Exec):
             yield from self._claim(event) if event.basis == "claimed" else self._truth(event)
             return
@@ -86,6 +91,27 @@ class SigmaDetector:
             derive = _DERIVE.get(type(event))
             view = View(event, derive(self, event)) if derive is not None else View(event)
             yield from self._matched(kind, view, set())
+
+    def narrow(self, event: AnyEvent, meter: Meter) -> Iterator[Draft]:
+        """Put the one rule out of service that was slow again and again."""
+        parts = (
+            (rules.numbers[place], partial(test, view))
+            for rules, view in self._looked
+            for place, test in rules.index.tests()
+        )
+        found = self._slowness.first_slow(parts, meter)
+        if found:
+            number, spent_ns = found
+            for rules in self._by_kind.values():
+                if number in rules.numbers:
+                    rules.index.disable(rules.numbers.index(number))
+            yield _failure(self._rules[number], f"it took {spent_ns / 1e6:.0f} ms for one event, again", event)
+
+    def restore(self) -> None:
+        """Take the rules that were slow into service again."""
+        for rules in self._by_kind.values():
+            rules.index.restore()
+        self._slowness = Slowness()
 
     def _claim(self, event: Exec) -> Iterator[Draft]:
         program = _Program(event.path, " ".join(event.argv), tuple(event.argv))
@@ -143,11 +169,13 @@ class SigmaDetector:
     def _matched(self, kind: str, view: View, seen: set[int]) -> Iterator[Draft]:
         """Yield what the rules of a kind make of an event, but for those in `seen`, and add them there."""
         rules = self._by_kind[kind]
+        self._looked.append((rules, view))
         try:
             matches = rules.index.matches(view)
         except Exception:  # noqa: BLE001 - `failing` names the rule, and the others go on
             for number, error in rules.index.failing(view):
-                yield _failure(self._rules[rules.numbers[number]], error, view.event)
+                reason = f"{type(error).__name__}: {str(error)[:200]}"
+                yield _failure(self._rules[rules.numbers[number]], reason, view.event)
             matches = rules.index.matches(view)
         for match in matches:
             number = rules.numbers[match]
@@ -204,10 +232,10 @@ def _draft(rule: Rule | Window, evidence: tuple[int, ...], event: Event) -> Draf
     )
 
 
-def _failure(rule: Rule, error: Exception, event: Event) -> Draft:
+def _failure(rule: Rule, reason: str, event: Event) -> Draft:
     return Draft(
         rule=RULE_FAILED,
-        title=f"the rule {rule.title} is out of service: {type(error).__name__}: {str(error)[:200]}",
+        title=f"the rule {rule.title} is out of service: {reason}",
         severity="high",
         family="monitor",
         technique="T1685",

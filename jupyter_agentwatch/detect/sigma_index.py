@@ -44,6 +44,7 @@ class Index:
     def __init__(self, nodes: Sequence[Node], kind: str) -> None:
         banks = PatternBanks()
         self._tests: list[Test | None] = [compiled(node, banks) for node in nodes]
+        self._slow: dict[int, Test | None] = {}
         banks.freeze()
         self._everywhere: set[int] = set()
         self._by_program: dict[str, set[int]] = {}
@@ -89,6 +90,20 @@ class Index:
                 failed.append((number, error))
                 self._tests[number] = None
         return failed
+
+    def tests(self) -> list[tuple[int, Test]]:
+        """Return the rules that are in service: their numbers, and what tells whether they match."""
+        return [(number, test) for number, test in enumerate(self._tests) if test is not None]
+
+    def disable(self, number: int) -> None:
+        """Put a rule out of service until `restore`."""
+        self._slow[number], self._tests[number] = self._tests[number], None
+
+    def restore(self) -> None:
+        """Take the rules that `disable` put out of service into it again; what raises stays out."""
+        for number, test in self._slow.items():
+            self._tests[number] = test
+        self._slow.clear()
 
     def _candidates(self, view: View) -> set[int]:
         found = set(self._everywhere)

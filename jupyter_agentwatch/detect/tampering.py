@@ -136,7 +136,7 @@ _PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
     "nft": (r"flush ruleset", DEFENCES, None),
     **dict.fromkeys(("aa-disable", "aa-teardown", "aa-complain"), (r"", DEFENCES, None)),
     "sysctl": (r"(?:ptrace_scope|randomize_va_space|kptr_restrict|bpf_disabled)\s*=\s*0", DEFENCES, None),
-    "setcap": (r"cap_(?:setuid|sys_admin|sys_ptrace|dac_override|net_admin)", ACCOUNT, None),
+    "setcap": (r"cap_(?:setuid|setgid|sys_admin|sys_ptrace|sys_module|dac_override|dac_read_search)", ACCOUNT, "high"),
     "chmod": (r"(?:u\+\w*s|[2467]\d{3}|\+s)\s+\S*(?:/bin/|sh\b|/tmp/|bash|python|find|vim)", ACCOUNT, "high"),
 }
 _pattern: Final = by_pattern(_PATTERNS)
@@ -210,7 +210,7 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         targets += operands
     elif run.name in ("cp", "mv", "ln", "install") and len(operands) > 1:
         targets.append(
-            operands[-1] if not operands[-1].endswith("/") else operands[-1] + operands[0].rpartition("/")[2]
+            operands[-1] if not operands[-1].endswith("/") else operands[-1] + operands[-2].rpartition("/")[2]
         )
     elif run.name == "sed" and any(re.match(r"-[a-zA-Z]*i|--in-place", word) for word in run.argv[1:]):
         targets += operands[-1:]
@@ -224,6 +224,8 @@ def _writes(run: Invocation) -> Iterable[Hit]:
             yield Hit(PRELOAD, target, "high")
         elif kind == "account":
             yield Hit(ACCOUNT, target, "high")
+        elif kind == "import hook":
+            yield Hit(PERSISTENCE, f"{kind}: {target}", "high" if "import " in text else "low")
         elif kind:
             sure = kind in ("cron", "service", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
             odd = kind in ("start-up", "notebook", "git hook")
@@ -232,6 +234,22 @@ def _writes(run: Invocation) -> Iterable[Hit]:
                 f"{kind}: {target}",
                 "high" if _SUSPICIOUS_JOB.search(text.replace(target, "")) else "low" if odd and not sure else None,
             )
+
+
+_GIT_KEYS: Final = lazy_pattern(
+    r"core\.(?:hookspath|fsmonitor|sshcommand|pager|editor)|credential\.(?:.*\.)?helper|alias\..*|init\.templatedir",
+    re.IGNORECASE,
+)
+
+
+def _git_settings(run: Invocation) -> Iterable[Hit]:
+    """What git runs for every repository from now on, out of a place where programs are not kept."""
+    words = [word for word in run.argv[1:] if not word.startswith("-")]
+    shared = {"--global", "--system"} & set(run.argv)
+    if shared and words[:1] == ["config"] and len(words) > 2 and _GIT_KEYS.fullmatch(words[1]):
+        value = words[2].removeprefix("!")
+        if re.search(r"(?:^|\s)(?:/(?:var/)?tmp/|/dev/shm/)|/dev/tcp/|\bcurl\b|\bwget\b|base64|\bnc\b", value):
+            yield Hit(PERSISTENCE, f"{words[1]} {value}", "high")
 
 
 def _preloads(run: Invocation) -> Iterable[Hit]:
@@ -271,7 +289,8 @@ def _renames(run: Invocation) -> Iterable[Hit]:
 def _accounts(run: Invocation) -> Iterable[Hit]:
     """Accounts are low by themselves, and high with a group or id that may do everything."""
     text = " ".join(run.argv[1:])
-    powerful = re.search(r"-[aG]*G\s*\S*(?:sudo|wheel|root|docker)|-o\s+-u\s*0|-u\s*0\s+-o|--uid\s*0", text)
+    own = re.search(r"-aG\s+docker\s+(?:\$\{?USER\}?|\$\(whoami\))$", text)  # as every guide to Docker says
+    powerful = not own and re.search(r"-[aG]*G\s*\S*(?:sudo|wheel|root|docker)|-o\s+-u\s*0|-u\s*0\s+-o|--uid\s*0", text)
     yield Hit(ACCOUNT, severity="high" if powerful else "low")
 
 
@@ -288,6 +307,7 @@ TAMPERING: Final = Ruleset(
         **dict.fromkeys(("gdb", "strace", "ltrace", "gcore", "lldb", "reptyr", "perf"), (_looks_inside,)),
         **dict.fromkeys(_PATTERNS, (_pattern,)),
         "crontab": (_crontab,),
+        "git": (_git_settings,),
         **dict.fromkeys(("at", "batch", "systemctl", "systemd-run"), (_schedules,)),
         **dict.fromkeys(("useradd", "adduser", "usermod", "chpasswd"), (_accounts,)),
         **dict.fromkeys(_WRITERS, (_writes,)),
@@ -298,7 +318,7 @@ TAMPERING: Final = Ruleset(
         {
             *_WRITERS,
             *listed(
-                "rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl truncate unlink "
+                "git rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl truncate unlink "
                 "history journalctl dmesg systemctl strace perf chroot kubectl"
             ),
         }

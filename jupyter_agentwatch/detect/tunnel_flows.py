@@ -13,7 +13,7 @@ import msgspec
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.endpoints import is_address, zone_of
 from jupyter_agentwatch.detect.listed import listed
-from jupyter_agentwatch.detect.model import Draft
+from jupyter_agentwatch.detect.model import NOTHING_DECLARED, Declared, Draft
 from jupyter_agentwatch.detect.rule import Rule, draft
 from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Flow, Listen
 
@@ -30,6 +30,7 @@ SSH_PORT: Final = Rule(
     false_positives=(
         "code hosts that offer git over ssh on port 443",
         "a second port of an ssh server, such as 2222 (medium)",
+        "a host and port that a rule of the policy names (medium; not reported where the rule's protocol is ssh)",
     ),
 )
 SOCKS_FLOW: Final = Rule(
@@ -81,6 +82,11 @@ _LONG_S: Final = 120.0
 _MAX_DOMAINS: Final = 512
 _LABEL: Final = 24
 _UNIQUE: Final = 12
+_SHORT_LABEL: Final = 12
+_SHORT_ENTROPY: Final = 3.0
+_MANY_SHORT: Final = 100
+"""Names of content networks look like data as well; no program needs so many different ones of one domain."""
+
 _ENTROPY: Final = 3.3
 _BEATS: Final = 7
 _GAP_S: Final = 4.0
@@ -115,15 +121,21 @@ def label_entropy(text: str) -> float:
 class _Domain(msgspec.Struct):
     names: dict[str, int] = msgspec.field(default_factory=dict)
     carried: int = 0
+    short: set[str] = msgspec.field(default_factory=set)
 
 
 class TunnelFlowDetector:
-    """Looks at protocols, look-ups and the rhythm of connections."""
+    """Looks at protocols, look-ups and the rhythm of connections.
+
+    Args:
+        declared: What the policy names itself.
+    """
 
     name = "tunnel flows"
     kinds = frozenset({"connect", "dns", "flow", "listen"})
 
-    def __init__(self) -> None:
+    def __init__(self, declared: Declared = NOTHING_DECLARED) -> None:
+        self._declared = declared
         self._said = Said()
         self._domains: Recent[str, _Domain] = Recent(_Domain, _MAX_DOMAINS)
         self._beats: Recent[tuple[str, int], deque[tuple[int, int]]] = Recent(lambda: deque(maxlen=_BEATS))
@@ -143,9 +155,10 @@ class TunnelFlowDetector:
     def _flow(self, event: Flow) -> Iterable[Draft]:
         where = f"{event.host or event.addr}:{event.port}"
         if event.protocol == "ssh" and event.port not in _OWN_PORTS:
-            if self._said.first("ssh", event.step, where):
+            if event.rule not in self._declared.ssh and self._said.first("ssh", event.step, where):
                 usual = (
-                    event.port in _SECOND_PORTS
+                    event.rule in self._declared.hosts
+                    or event.port in _SECOND_PORTS
                     or str(event.port).endswith("022")
                     or (event.port == 443 and event.host.startswith(("ssh.", "altssh.")))
                 )
@@ -172,6 +185,8 @@ class TunnelFlowDetector:
         data = "".join(labels[:-2])
         longest = max((len(label) for label in labels[:-2]), default=0)
         plain = longest < _LABEL or label_entropy(data) < _ENTROPY
+        if plain and longest >= _SHORT_LABEL:
+            yield from self._short_name(event, labels, data)
         if plain and event.qtype not in ("TXT", "NULL", "PRIVATE", "KEY"):
             return
         domain = self._domains[".".join(labels[-2:])]
@@ -190,6 +205,15 @@ class TunnelFlowDetector:
             and self._said.first("dns label", labels[-2])
         ):
             yield draft(DNS_TUNNEL, event, event.qname, severity="medium")
+
+    def _short_name(self, event: Dns, labels: list[str], data: str) -> Iterable[Draft]:
+        if label_entropy(data) < _SHORT_ENTROPY or not any(char.isdecimal() for char in data):
+            return
+        domain = self._domains[".".join(labels[-2:])]
+        if len(domain.short) < _MANY_SHORT:
+            domain.short.add(data)
+        if len(domain.short) >= _MANY_SHORT and self._said.first("dns short", labels[-2], labels[-1]):
+            yield draft(DNS_TUNNEL, event, f"{_MANY_SHORT} short names under {'.'.join(labels[-2:])}")
 
     def _rhythm(self, event: Connect) -> Iterable[Draft]:
         if zone_of(event.addr) == "loopback":

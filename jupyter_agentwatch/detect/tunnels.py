@@ -17,7 +17,7 @@ from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
 from jupyter_agentwatch.detect.shells import NETCAT, NETCATS, SOCKET_CLIENTS, renamed_netcat
 from jupyter_agentwatch.detect.tunnel_shapes import has_tunnel_shape, ssh_options
 from jupyter_agentwatch.detect.tunnel_tools import TOOLS, Tool
-from jupyter_agentwatch.detect.unwrap import Invocation
+from jupyter_agentwatch.detect.unwrap import Invocation, program_name
 
 __all__ = ["TUNNEL"]
 
@@ -132,10 +132,9 @@ def _ssh(run: Invocation) -> Iterable[Hit]:
     via += [f"{key} {settings[key]}" for key in _VIA_KEYS & settings.keys() if settings[key].lower() != "none"]
     if via:
         yield Hit(SSH_VIA, ", ".join(via))
-    background = {"N", "f"} <= options.flags
-    if not forwards and background:
-        # Nothing is run and nothing waits: only a configuration file can say what this connection is for.
-        yield Hit(SSH_CONFIG, "ssh -f -N without forwards of its own", "medium" if not options.has("F") else "high")
+    if not forwards and "N" in options.flags:
+        # Nothing is run: only a configuration file can say what this connection is for.
+        yield Hit(SSH_CONFIG, "ssh -N without forwards of its own", "medium" if not options.has("F") else "high")
 
 
 def _autossh(run: Invocation) -> Iterable[Hit]:
@@ -206,6 +205,12 @@ def _netcat(run: Invocation) -> Iterable[Hit]:
     fed_by = [each for each in run.before if each.name in SOCKET_CLIENTS]
     if fed_by:
         yield Hit(RELAY, " | ".join(" ".join(each.argv) for each in (fed_by[-1], run)))
+    elif any(
+        program_name(text.split(" ")[0]) in SOCKET_CLIENTS | {"ssh"}
+        for text in options.all("c", "e", "exec", "sh-exec")
+        if text
+    ):
+        yield Hit(RELAY)
     elif options.has("x", "proxy", "X", "proxy-type"):
         yield Hit(RELAY, severity="medium")
     elif options.has("l", "listen") and not options.has("z"):
@@ -272,18 +277,27 @@ _ENCODING: Final = frozenset(
 )
 
 
+_REENCODES: Final = lazy_pattern(r"\b(?:base64|base32|xxd|od|hexdump|fold|split|gzip)\b")
+_ENCODES: Final = r"\$\((?:\S*/)?(?:base64|base32|xxd|od|hexdump|cat|fold|openssl|gzip|split)\b"
+
+
 def _dns_query(run: Invocation) -> Iterable[Hit]:
     names = [word for word in run.argv[1:] if "$(" in word or "${" in word]
+    if run.name == "ping":
+        padding = parse(run.argv, Grammar(valued="pcisWwtIMQTlm")).last("p")
+        if padding.startswith(("$", "`")):  # the bytes that fill the packet come from somewhere
+            yield Hit(DNS_TEXT, " ".join(run.argv))
+            return
+    if names and "" in run.loops and _REENCODES.search(run.loops[""].first):
+        yield Hit(DNS_TEXT, names[0])
+        return
     for word in names:
         if re.search(r"[)}]\.(?:[\w-]+\.)*[a-z]{2,}", word) and any(each.name in _ENCODING for each in run.inner):
             yield Hit(DNS_TEXT, word)
             return
     for word in names:
         loops = [loop for name, loop in run.loops.items() if name and "${" + name + "}" in word]
-        if any(
-            re.match(r"\$\((?:\S*/)?(?:base64|base32|xxd|od|hexdump|cat|fold|openssl|gzip|split)\b", loop.first)
-            for loop in loops
-        ):
+        if any(re.match(_ENCODES, loop.first) for loop in loops):
             yield Hit(DNS_TEXT, word)
             return
     if not run.inner and any(re.search(r"\$\{\w+\}\.[\w.-]+\.[a-z]{2,}$", word) for word in names) and run.loops:
@@ -349,7 +363,8 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Invocation], Iterable[Hit]], ...]]] 
     **dict.fromkeys(("kubectl", "oc", "adb"), (_cluster_forward,)),
     **dict.fromkeys(("dig", "nslookup", "host", "ping", "drill", "kdig", "getent", "resolvectl"), (_dns_query,)),
     **dict.fromkeys(("qemu-system-x86_64", "qemu-system", "qemu-system-i386", "qemu-system-aarch64"), (_qemu,)),
-    **dict.fromkeys(("telnet", "websocat", "openssl"), (_socket_client,)),
+    **dict.fromkeys(("telnet", "openssl"), (_socket_client,)),
+    "websocat": (_tool, _socket_client),
     **dict.fromkeys(("cp", "ln", "install", "mv"), (_copies,)),
     "ssh": (_ssh,),
     "slogin": (_ssh,),

@@ -30,7 +30,7 @@ _MAX_FOUND: Final = 500
 _ALSO_THEMSELVES: Final = frozenset(
     {
         *("docker", "podman", "nerdctl", "chroot", "systemd-run", "proxychains", "proxychains4", "torsocks", "strace"),
-        *("nice", "ionice", "chrt", "taskset", "cpulimit", "nsenter", "unshare", "xterm"),
+        *("kubectl", "oc", "gcloud", "nice", "ionice", "chrt", "taskset", "cpulimit", "nsenter", "unshare", "xterm"),
     }
 )
 _MAX_STAGES: Final = 12

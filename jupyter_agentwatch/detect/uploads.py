@@ -74,7 +74,12 @@ def curl_sends(run: Invocation) -> Iterable[Hit]:
     is_body = not files and not from_stdin and all(_DATA_FILE.search(path) for path in bodies)
     if is_body and (severity == "medium" or (where is not None and _API.search(where.host))):
         return
-    puts = bool(options.all("T", "upload-file")) and where is not None and where.zone == "outside"
+    if severity == "high" and where is not None and not is_address(where.host) and not DROPS.search(where.host):
+        # What a build has made goes where builds are kept.
+        severity = "medium" if all(_PRODUCT.match(path) for path in paths) else severity
+    puts = (
+        severity == "high" and bool(options.all("T", "upload-file")) and where is not None and where.zone == "outside"
+    )
     high = puts or bool(from_stdin and names & (GATHERING | ENCODING))
     yield Hit(UPLOAD, severity="high" if high else severity)
 
@@ -92,6 +97,9 @@ def _curl_files(options: Options) -> tuple[list[str], list[str]]:
     return files, bodies
 
 
+_PRODUCT: Final = lazy_pattern(
+    r"(?:\./)?(?:dist|build|target|out|release|releases|artifacts|wheelhouse|pkg)/[\w./+-]+$"
+)
 _API: Final = lazy_pattern(r"(?:^|\.)(?:hooks\.slack\.com|discord(?:app)?\.com|api\.telegram\.org)$")
 
 
@@ -138,8 +146,15 @@ def httpie_sends(run: Invocation) -> Iterable[Hit]:
 _CODE_SENDS: Final = lazy_pattern(
     r"requests\.(?:post|put)\s*\(|urlopen\s*\(|http\.client|httpx\.(?:post|put)|aiohttp|ftplib|smtplib|socket|"
     r"fetch\s*\(|Net::HTTP|"
-    r"file_get_contents\s*\(\s*['\"]https?|LWP|axios|https?\.request|paramiko|storbinary|sendall|HTTP::Tiny"
+    r"file_get_contents\s*\(\s*['\"]https?|LWP|axios|https?['\")]*\.(?:request|post|put)|paramiko|storbinary|sendall|"
+    r"HTTP::Tiny|require\(\s*['\"](?:https?|net|tls|dgram)['\"]|TCPSocket|fsockopen|IO::Socket|stream_context_create|"
+    r"urllib3|Invoke-(?:WebRequest|RestMethod)|websockets?\.|telnetlib|dns\.resolver|gethostbyname"
 )
+_CODE_OPENS: Final = lazy_pattern(
+    r"\bopen\b|read_text|read_bytes|readFile|File\.|IO\.read|file_get_contents|\bfile\(|Path|createReadStream|slurp|glob|"
+    r"Get-Content|ReadAll"
+)
+_CODE_LITERAL: Final = lazy_pattern(r"['\"]([^'\"\n]{2,200})['\"]")
 _CODE_READS: Final = lazy_pattern(
     r"(?:open|read_text|read_bytes|readFileSync|File\.read|file_get_contents|Path|expanduser|createReadStream|slurp|"
     r"glob)\s*\(?\s*[rbf]?['\"]([^'\"]{2,200})['\"]"
@@ -156,7 +171,8 @@ def code_sends(run: Invocation) -> Iterable[Hit]:
     if hosts and all(zone_of(host) == "loopback" for host in hosts):
         return
     paths = _CODE_READS.findall(code)
-    if any(is_sensitive(path) for path in paths) or re.search(
+    named = _CODE_LITERAL.findall(code) if _CODE_OPENS.search(code) else []
+    if any(is_sensitive(path) for path in (*paths, *named)) or re.search(
         r"os\.environ\b(?!\[|\.get)|process\.env\b(?![.\[])|%ENV|ENV\.to_", code
     ):
         yield Hit(SECRET)

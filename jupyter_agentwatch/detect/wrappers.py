@@ -43,6 +43,19 @@ CODE_FLAGS: Final[Mapping[str, str]] = {
     "elixir": "e",
     "groovy": "e",
     "jshell": "",
+    "jrunscript": "e",
+    "kotlin": "e",
+    "scala": "e",
+    "erl": "",
+    "raku": "e",
+    "ocaml": "e",
+    "guile": "c",
+    "racket": "e",
+    "sbcl": "",
+    "emacs": "",
+    "nvim": "c",
+    "octave": "",
+    "osascript": "e",
     "expect": "c",
 }
 """Interpreters, and the letters after which a program text stands ("": the first operand is one)."""
@@ -265,6 +278,12 @@ def _parallel(argv: Sequence[str], _stdin: str) -> list[Start]:
     return [(["sh", "-c", text], {})] if words[:end] else []
 
 
+def _after_dashes(argv: Sequence[str], _stdin: str) -> list[Start]:
+    """`kubectl exec pod -- cmd`, `gcloud compute ssh host -- cmd`: what stands after the dashes runs elsewhere."""
+    words = list(argv)
+    return [(words[words.index("--") + 1 :], {})] if "--" in words else []
+
+
 def _tmux(argv: Sequence[str], _stdin: str) -> list[Start]:
     at = next((i for i, word in enumerate(argv) if word in _TMUX), -1)
     if at >= 0:
@@ -388,6 +407,7 @@ _SPECIAL: Final[Mapping[str, Callable[[Sequence[str], str], list[Start]]]] = {
     "pypy": _python_module,
     "ld.so": _loader,
     "start-stop-daemon": _start_stop,
+    **dict.fromkeys(("kubectl", "oc", "gcloud", "lxc", "incus", "nomad", "flyctl"), _after_dashes),
 }
 
 WRAPPERS: Final = frozenset(_PREFIX) | frozenset(_SPECIAL)

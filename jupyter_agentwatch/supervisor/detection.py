@@ -15,8 +15,8 @@ from jupyter_agentwatch.events import Event, Finding, LimitHit
 from jupyter_agentwatch.supervisor.budgets import BudgetBook
 
 if TYPE_CHECKING:
-    from jupyter_agentwatch.detect.model import Draft
-    from jupyter_agentwatch.policy import Policy
+    from jupyter_agentwatch.detect.model import Declared, Draft
+    from jupyter_agentwatch.policy import NetworkRule, Policy
 
 __all__ = ["LOAD_FAILED", "Detection", "Detectors"]
 
@@ -38,12 +38,13 @@ class Detectors:
     Args:
         rules: Compiled Sigma rules as bytes, b"" for none.
         disabled: Ids of rules whose findings are dropped.
+        policy: What it names itself is no surprise; None where it is not known.
 
     Raises:
         msgspec.DecodeError: The bytes are not compiled rules of this version.
     """
 
-    def __init__(self, rules: bytes, disabled: Collection[str]) -> None:
+    def __init__(self, rules: bytes, disabled: Collection[str], policy: Policy | None = None) -> None:
         from jupyter_agentwatch.detect.engine import Engine
         from jupyter_agentwatch.detect.own import own_detectors
 
@@ -53,7 +54,8 @@ class Detectors:
 
             sigma = decode_rules(rules)
         clock = time.thread_time_ns
-        self._engine = Engine(own_detectors(), sigma, clock=clock, limit_ns=_LIMIT_NS, strikes=_STRIKES)
+        own = own_detectors(_declared(policy)) if policy is not None else own_detectors()
+        self._engine = Engine(own, sigma, clock=clock, limit_ns=_LIMIT_NS, strikes=_STRIKES)
         self._disabled = frozenset(disabled)
 
     def restore(self) -> None:
@@ -99,7 +101,7 @@ class Detection:
     def load(self) -> None:
         """Make the detectors; nothing is found before. In any thread, without the recorder's lock."""
         try:
-            self._detectors = Detectors(self._rules, self._policy.detect.disabled)
+            self._detectors = Detectors(self._rules, self._policy.detect.disabled, self._policy)
         except Exception as error:  # noqa: BLE001 -- whatever it is: nothing would be looked for
             self._failure = f"the detectors could not be loaded: {type(error).__name__}: {error}"
 
@@ -168,6 +170,22 @@ class Detection:
             "step": event.step,
             "pid": event.pid,
         }
+
+
+def _declared(policy: Policy) -> Declared:
+    from jupyter_agentwatch.detect.model import Declared
+
+    rules = {f"network.rules[{place}]": rule for place, rule in enumerate(policy.network.rules)}
+    return Declared(
+        hosts=frozenset(label for label, rule in rules.items() if _names_one_place(rule)),
+        ssh=frozenset(label for label, rule in rules.items() if rule.protocol == "ssh"),
+    )
+
+
+def _names_one_place(rule: NetworkRule) -> bool:
+    if rule.host is not None:
+        return not rule.host.startswith("*")
+    return rule.cidr is not None and ("/" not in rule.cidr or rule.cidr.endswith(("/32", "/128")))
 
 
 def _fields(draft: Draft) -> dict[str, Any]:

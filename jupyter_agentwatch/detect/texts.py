@@ -1,0 +1,111 @@
+"""Texts that are written to a file or run as a program, and that say what a command line would have said.
+
+A tunnel needs no option where a configuration or a library can be told, and a shell on a socket can be compiled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from jupyter_agentwatch.detect.expressions import lazy_pattern
+from jupyter_agentwatch.detect.listed import listed
+from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
+from jupyter_agentwatch.detect.unwrap import Invocation
+
+__all__ = ["TEXTS"]
+
+SOURCE: Final = Rule(
+    id="shell.source",
+    title="the source of a program that joins a shell to a socket is written",
+    severity="high",
+    technique="T1059",
+    rationale="Compiled, it shows nothing of this on its command line.",
+    false_positives=("an exercise in a laboratory about such shells",),
+)
+CONFIG: Final = Rule(
+    id="tunnel.config",
+    title="the configuration of a tunnel or relay is written",
+    severity="high",
+    technique="T1572",
+    rationale="The command line of the program that will read it shows nothing.",
+    false_positives=("setting up a private network that a person asked for",),
+)
+CODE: Final = Rule(
+    id="tunnel.code",
+    title="a program asks a library for a tunnel",
+    severity="high",
+    technique="T1572",
+    rationale="Libraries forward ports as ssh and the agents of tunnel services do, without starting them.",
+    false_positives=("a test of such a library",),
+)
+
+_SOCKET: Final = lazy_pattern(
+    r"\bsocket\s*\(|socket\.socket|create_connection|net\.(?:Dial|Listen)|TcpStream|TcpListener|TCPSocket|"
+    r"new\s+(?:\w+\.)*(?:Server)?Socket\(|TCPClient|asio::ip|net\.connect|createConnection"
+)
+_JOINS: Final = lazy_pattern(
+    r"\bdup[23]\s*\(|\.Std(?:in|out)\s*=|from_raw_fd|Stdio::from|ProcessBuilder\s*\(|\.pipe\(\s*\w+\.stdin|"
+    r"std(?:in|out)\s*=\s*(?!subprocess|PIPE|None|asyncio|open\b|sys\.)\w+(?:\.fileno\(\))?\s*[,)]|reopen\("
+)
+_SHELL: Final = lazy_pattern(r"[\"'](?:/(?:usr/)?bin/)?(?:ba|da|z|k|a)?sh[\"']")
+_TUNNEL: Final = lazy_pattern(
+    # frp and rathole
+    r"^\s*server_?[aA]ddr\s*=.{0,2000}^\s*(?:remote_?[pP]ort|type)\s*=|^\s*\[client\.services\.|"
+    # stunnel; WireGuard; a hidden service
+    r"^\s*accept\s*=\s*\S.{0,400}^\s*connect\s*=\s*\S|^\s*\[Interface\].{0,800}^\s*PrivateKey\s*=|"
+    r"^\s*HiddenServicePort\s+\d|"
+    # cloudflared; ngrok; what proxies call their ways out
+    r"^\s*tunnel:\s*\S.{0,800}^\s*ingress:|^\s*authtoken:\s*\S.{0,800}^\s*(?:tunnels|endpoints):|"
+    r"\"outbounds\"\s*:\s*\[.{0,800}\"(?:vmess|vless|trojan|shadowsocks|socks|wireguard)\"|"
+    # OpenVPN
+    r"^\s*dev\s+tun\w*\s*$.{0,2000}^\s*remote\s+\S+",
+    re.MULTILINE | re.DOTALL,
+)
+_LIBRARY: Final = lazy_pattern(
+    r"\bpyngrok\b|\bngrok\.(?:connect|forward)\s*\(|\brequest_port_forward\b|\breverse_port_forward|"
+    r"forward_(?:remote|local)_(?:port|path)|\bforward_socks\b|SSHTunnelForwarder|direct-tcpip|"
+    r"\blocaltunnel\s*\(|require\(\s*['\"](?:localtunnel|@?ngrok(?:/ngrok)?|tunnel-ssh|reverse-tunnel-ssh)['\"]\s*\)|"
+    r"Net::SSH.{0,200}\.forward\.(?:remote|local)|ListenTCP\(.{0,200}gossh|flask_cloudflared|run_with_ngrok"
+)
+_BYSTANDERS: Final = frozenset(listed("git grep rg diff patch jq"))
+
+
+def _written(run: Invocation) -> str:
+    """Return the text that an invocation writes to a file, "" for none."""
+    writes = run.name == "tee" or any(
+        r.op in (">", ">>", ">|", "&>") and "/dev/" not in r.target for r in run.redirects
+    )
+    if not writes or run.name in _BYSTANDERS:
+        return ""
+    return run.stdin or "\n".join(run.argv[1:]).replace("\\n", "\n")
+
+
+def _texts(run: Invocation) -> Iterable[Hit]:
+    text = _written(run)
+    if text and _SOCKET.search(text) and _JOINS.search(text) and _SHELL.search(text):
+        yield Hit(SOURCE, run.redirects[-1].target if run.redirects else "")
+    if text and _TUNNEL.search(text):
+        yield Hit(CONFIG, run.redirects[-1].target if run.redirects else "")
+    # What is written as a program is run as one in the next line, or is nobody's.
+    code = run.code or (text if re.search(r"\b(?:import|require|from)\b", text) else "")
+    found = _LIBRARY.search(code) if code else None
+    if found and not re.search(r"\bdef test_|\bassert\b|\bexpect\(", code):
+        yield Hit(CODE, found[0])
+
+
+TEXTS: Final = Ruleset(
+    rules=(SOURCE, CONFIG, CODE),
+    marks=listed(
+        "addr,interface,client.services,accept,hiddenservice,ingress,authtoken,outbounds,dev tun,dup2,stdin,"
+        "ngrok,port_forward,forward_,tunnel,direct-tcpip,processbuilder,stdio",
+        ",",
+    ),
+    shapes=(_texts,),
+    shape_pattern=(
+        r"server_?addr|client\.services|accept\s*=|\[interface\]|hiddenservice|ingress:|authtoken:|outbounds|dev\s+tun|"
+        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|port_forward|forward_|tunnel|direct-tcpip"
+    ),
+)
+"""What texts say that command lines would have said."""
