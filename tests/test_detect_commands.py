@@ -12,6 +12,7 @@ import pytest
 
 from jupyter_agentwatch.detect.commands import UNREAD, CommandDetector
 from jupyter_agentwatch.detect.decoding import MAX_TEXT
+from jupyter_agentwatch.detect.engine import Engine
 from jupyter_agentwatch.detect.model import RULE_FAILED
 from jupyter_agentwatch.detect.own import COMMAND_RULES, OWN_RULES, own_detectors
 from jupyter_agentwatch.detect.rule import SEVERITIES, Hit, Ruleset
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from jupyter_agentwatch.detect import Draft
     from jupyter_agentwatch.detect.unwrap import Invocation
+    from jupyter_agentwatch.events import AnyEvent
 
 HERE = Path(__file__).parent
 FIXTURES = HERE / "fixtures" / "detect"
@@ -192,6 +194,97 @@ def test_arguments_that_nobody_has_read_are_told(path: str, argv: list[str], is_
     assert (UNREAD.id in rules) == is_found
     whole = event("exec", basis="claimed", path=path, argv=argv)
     assert UNREAD.id not in [each.rule for each in CommandDetector(COMMAND_RULES).feed(whole)]
+
+
+class Clock:
+    """CPU time that stands still until a check spends some."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def told_slow(spent_ns: int, times: int) -> tuple[list[str], list[str], tuple[str, ...]]:
+    """Give ssh commands to an engine, of which one check spends so much on each of the first ones.
+
+    Returns the rules of what the last of them and one after them gave, and the detectors that are out of service.
+    """
+    clock = Clock()
+
+    def dawdles(run: Invocation) -> Iterable[Hit]:
+        clock.now_ns += spent_ns if "slow" in run.argv else 0
+        return ()
+
+    slow = Ruleset(rules=(), by_name={"ssh": (dawdles,)})
+    engine = Engine([CommandDetector((slow, *COMMAND_RULES))], clock=clock, limit_ns=250_000_000, strikes=3)
+
+    def rules(number: int, *more: str) -> list[str]:
+        argv = ["ssh", "-R", f"{number}:a:2", "h", *more]
+        exec_ = event("exec", basis="claimed", seq=number, step=number, path="/usr/bin/ssh", argv=argv)
+        return [each.rule for each in engine.feed(exec_)]
+
+    last = [rules(number, "slow") for number in range(1, times + 1)][-1]
+    return last, rules(times + 1, "slow"), engine.disabled
+
+
+@pytest.mark.parametrize(
+    ("spent_ms", "times", "is_out"),
+    [(400, 1, False), (400, 2, False), (400, 3, True), (200, 9, False), (2100, 1, True)],
+    ids=["one strike", "two strikes", "three strikes", "within the limit", "absurd at once"],
+)
+def test_a_slow_check_is_put_out_of_service_alone(spent_ms: int, times: int, is_out: bool) -> None:
+    """After three slow commands or an absurd one; the detector, and every other check of that program, goes on."""
+    last, after, disabled = told_slow(spent_ms * 1_000_000, times)
+    assert last == (["tunnel.ssh_forward", RULE_FAILED] if is_out else ["tunnel.ssh_forward"])
+    # What is not out yet may get its last strike now; what is out says nothing more.
+    assert after[0] == "tunnel.ssh_forward"
+    assert not (is_out and RULE_FAILED in after)
+    assert disabled == ()
+
+
+def test_a_slow_check_is_back_when_a_person_lets_the_watch_go_on() -> None:
+    """After `restore` it is asked again, and needs all its strikes again."""
+    clock = Clock()
+
+    def dawdles(run: Invocation) -> Iterable[Hit]:
+        clock.now_ns += 3_000_000_000 if "slow" in run.argv else 0
+        yield Hit(TUNNEL.rules[1], " ".join(run.argv))
+
+    slow = Ruleset(rules=(), by_name={"ssh": (dawdles,)})
+    engine = Engine([CommandDetector((slow,))], clock=clock, limit_ns=250_000_000, strikes=3)
+
+    def rules(step: int, *more: str) -> list[str]:
+        argv = ["ssh", f"h{step}", *more]
+        return [
+            each.rule for each in engine.feed(event("exec", basis="claimed", step=step, path="/bin/ssh", argv=argv))
+        ]
+
+    assert rules(1, "slow") == [TUNNEL.rules[1].id, RULE_FAILED]
+    assert rules(2) == []
+    engine.restore()
+    assert rules(3) == [TUNNEL.rules[1].id]
+
+
+def test_a_text_that_is_long_to_read_is_nobodys_fault() -> None:
+    """Time that no check spends puts nothing out of service, however often."""
+    clock = Clock()
+
+    class Reader(CommandDetector):
+        """One that takes long before any check is asked."""
+
+        def feed(self, event: AnyEvent) -> Iterable[Draft]:
+            """Read slowly."""
+            clock.now_ns += 9_000_000_000
+            return super().feed(event)
+
+    engine = Engine([Reader(COMMAND_RULES)], clock=clock, limit_ns=250_000_000, strikes=3)
+    for number in range(1, 9):
+        argv = ["ssh", "-R", f"{number}:a:2", "h"]
+        (found,) = engine.feed(event("exec", basis="claimed", step=number, path="/usr/bin/ssh", argv=argv))
+        assert found.rule == "tunnel.ssh_forward"
+    assert engine.disabled == ()
 
 
 def test_every_rule_of_our_own_is_complete() -> None:

@@ -18,10 +18,20 @@ from jupyter_agentwatch.detect.sigma_compile import compile_rules
 from jupyter_agentwatch.detect.sigma_form import encode_rules
 from jupyter_agentwatch.errors import PolicyError
 from jupyter_agentwatch.events import Connect, Exec, FileOp, Finding, Flow, LimitHit, Step
-from jupyter_agentwatch.policy import Breaker, Budgets, Detect, Notify, Policy, check_policy, policy_from_mapping
+from jupyter_agentwatch.policy import (
+    Breaker,
+    Budgets,
+    Detect,
+    Network,
+    NetworkRule,
+    Notify,
+    Policy,
+    check_policy,
+    policy_from_mapping,
+)
 from jupyter_agentwatch.supervisor import detection
 from jupyter_agentwatch.supervisor.budgets import BudgetBook
-from jupyter_agentwatch.supervisor.detection import LOAD_FAILED, Detection
+from jupyter_agentwatch.supervisor.detection import LOAD_FAILED, Detection, Detectors
 from jupyter_agentwatch.supervisor.notifier import notify
 from jupyter_agentwatch.supervisor.record import Recorder, open_log
 from jupyter_agentwatch.testing import event
@@ -348,3 +358,52 @@ def test_the_defaults_are_valid() -> None:
         "high",
         "never",
     )
+
+
+SSH_PLACES = [
+    NetworkRule(host="host.loopback", ports=[8022]),
+    NetworkRule(host="*.example.org", ports=[8443], protocol="ssh"),
+    NetworkRule(cidr="198.51.100.7", ports=[443]),
+    NetworkRule(cidr="198.51.100.0/24", ports=[443]),
+    NetworkRule(host="*.example.net", ports=[443]),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "severity"), [(0, "medium"), (1, ""), (2, "medium"), (3, "high"), (4, "high")], ids=str
+)
+def test_ssh_where_the_policy_names_the_place_is_no_surprise(rule: int, severity: str) -> None:
+    """A rule for ssh itself: nothing; one that names the host and port: medium; a wide one: high, as without any."""
+    detectors = Detectors(b"", (), Policy(network=Network(rules=SSH_PLACES)))
+    flow = event("flow", protocol="ssh", addr="198.51.100.7", port=443, rule=f"network.rules[{rule}]")
+    assert [each.severity for each in detectors.feed(flow)] == ([severity] if severity else [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "severity"),
+    [
+        (["ssh", "-p", "8022", "u@box.example.org"], ""),
+        (["ssh", "-p", "8022", "u@box.example.org", "uptime"], ""),
+        (["ssh", "-p", "8022", "-R", "9000:localhost:22", "u@box.example.org"], "critical"),
+        (["ssh", "-p", "8022", "-N", "-L", "9000:10.0.0.9:22", "u@box.example.org"], "high"),
+        (["ssh", "-p", "8022", "-D", "1080", "u@box.example.org"], "high"),
+    ],
+    ids=["a session", "a command", "-R", "-L", "-D"],
+)
+def test_a_forward_stays_what_it_is_wherever_ssh_may_go(argv: list[str], severity: str) -> None:
+    """The policy names where ssh goes, not what goes through it: a session is nothing, a forward is severe."""
+    detectors = Detectors(b"", (), Policy(network=Network(rules=SSH_PLACES)))
+    asked = event("exec", basis="claimed", path="/usr/bin/ssh", argv=argv)
+    assert [each.severity for each in detectors.feed(asked)] == ([severity] if severity else [])
+
+
+def test_a_slow_flow_to_a_place_that_the_policy_names_is_weak() -> None:
+    """An experiment tracker beside a training run: medium where a rule names its host, high where none does."""
+    for rule, severity in (("network.rules[0]", "medium"), ("network.rules[4]", "high")):
+        detectors = Detectors(b"", (), Policy(network=Network(rules=SSH_PLACES)))
+        busy = [event("resources", pid=9, interval_s=30.0, cpu_s=29.0) for _ in range(10)]
+        slow = event(
+            "flow", op="closed", protocol="tls", duration_s=900.0, bytes_in=90_000, bytes_out=90_000, rule=rule
+        )
+        found = [each for one in (*busy, slow) for each in detectors.feed(one)]
+        assert [(each.rule, each.severity) for each in found] == [("mining.slow_flow", severity)]
