@@ -189,16 +189,21 @@ def test_an_agent_cannot_blind_a_detector(ground: Callable[..., Ground], monkeyp
     monkeypatch.setattr(detection, "_LIMIT_NS", -1)  # every event is too slow
     made = ground(Policy(breaker=Breaker(freeze_at="never", two_families_at="never")))
     monkeypatch.undo()
-    for number in range(3):
-        made.run(["true", str(number)], step=1)
-    (found,) = [each for each in made.found() if "the detector commands" in each.title]
+
+    def told() -> list[Finding]:
+        for number in range(3):
+            made.run(["true", str(number)], step=1)
+        return [each for each in made.found() if "the detector persistence" in each.title]
+
+    (found,) = told()
     assert (found.rule, found.severity) == (FAILED, "high")
     assert (found.seq,) in [trip.evidence for trip in made.trips]
-    made.run(MINER, step=2)
-    assert [each for each in made.found() if each.family == "mining"] == []
+    assert told() == [found]
     made.detection.acquit()
-    made.run(MINER, step=3)
-    assert {each.step for each in made.found() if each.family == "mining"} == {3}
+    assert len(told()) == 2
+    # The checks of commands go out of service one by one, and none of them has anything to do with `true`.
+    made.run(MINER, step=2)
+    assert [each.rule for each in made.found() if each.family == "mining"] == ["mining.miner_options"]
 
 
 def test_a_replay_finds_the_same(ground: Callable[..., Ground]) -> None:
