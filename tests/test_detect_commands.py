@@ -356,3 +356,19 @@ def test_what_ignores_its_input_is_read_all_the_same(text: str) -> None:
     """`… | echo TEXT | sh` runs TEXT, whatever came before."""
     found = CommandDetector(COMMAND_RULES).hits(["sh", "-c", text % "ssh -R 1:a:2 h"])
     assert "tunnel.ssh_forward" in [hit.rule.id for hit in found]
+
+
+LONG_IN_VAIN = {
+    "the name of a build": ["a" + ".1" * 120 + "#"],
+    "a file's name in a script": ["sh", "-c", "a" + "-x86_64" * 2000 + "# $'a'"],
+    "first halves without a second one": ["sh", "-c", "gunzip|1" * 2000],
+    "blanks in a program": ["python3", "-c", "popen" + " " * 8000],
+    "redirections": ["sh", "-c", "printf %s '" + ">" * 4000 + "'" + "|rev" * 30 + ";'authorized_key"],
+}
+
+
+@pytest.mark.parametrize("argv", LONG_IN_VAIN.values(), ids=LONG_IN_VAIN)
+def test_no_expression_looks_for_what_is_not_there_in_every_way(argv: list[str]) -> None:
+    """Each of these texts took seconds, the first two would take for ever: they are read to their end all the same."""
+    step = event("step", op="start", argv=argv)
+    assert [each for each in CommandDetector(COMMAND_RULES).feed(step) if each.family == "monitor"] == []

@@ -32,7 +32,7 @@ _VARIABLES: Final = frozenset(
 _GIT_KEYS: Final = lazy_pattern(r"core\.(?:sshcommand|pager|editor|fsmonitor)|(?:diff|merge)tool\..*\.cmd|alias\..*")
 _SSH_COMMAND: Final = lazy_pattern(r"(?i:proxycommand|localcommand|knownhostscommand)\s*[=\s]\s*(.+)", re.DOTALL)
 _RECIPE: Final = lazy_pattern(r"^\t[@+-]*(.+)|^[^\t#\n:=]+:[^=\n;]*;(.+)", re.MULTILINE)
-_SPAWN: Final = lazy_pattern(r"(?:^|[;{\n\[])\s*(?:spawn|exec)\s+([^;}\n\]]{1,512})")
+_SPAWN: Final = lazy_pattern(r"(?:^|[;{\n\[])\s{0,16}(?:spawn|exec)\s+([^;}\n\]]{1,512})")
 _BACKQUOTED: Final = lazy_pattern(r"`([^`]{1,512})`|%x[({\[]([^)}\]]{1,512})|\bqw[({\[/]([^)}\]/]{1,512})")
 
 Texts = Iterable[str]

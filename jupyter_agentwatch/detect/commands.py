@@ -33,11 +33,13 @@ _PIECE: Final = lazy_pattern(r"[a-z0-9_+]+")
 # Text whose command names cannot be seen before it is expanded.
 _HIDING: Final = lazy_pattern(
     r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval[\s(]|\\x[0-9a-fA-F]{2}|"
-    r"\$\{?\w+(?::\d[^}]*)?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
-    r"(?:\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b).{0,4096}\|\s*(?:\S*/)?(?:ba|da|z)?sh\b|(?:\$\(|`)\s*(?:echo|"
-    r"printf|rev)\b"
+    r"\$\{?\w{1,64}(?::\d[^}$]{0,64})?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
+    r"(?:\$\(|`)\s*(?:echo|printf|rev)\b"
 )
-# One of these stands in each text in which `_HIDING` can be found.
+# Two expressions, because one would look for its second half anew behind each first one.
+_SAYS: Final = lazy_pattern(r"\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b")
+_INTO_SHELL: Final = lazy_pattern(r"\|\s{0,16}(?:[^\s|]{0,64}/)?(?:ba|da|z)?sh\b")
+# One of these stands in each text that may hide something.
 _HIDING_MARKS: Final = ("$", "|", "{", "base", "eval", "`", "xxd", "b64decode", "\\x")
 _STARK: Final = frozenset({"mining", "tunnel", "shell", "probing"})
 # Their arguments are text to look for, to write or to fetch, not something that they do.
@@ -184,7 +186,7 @@ class CommandDetector:
             if name in self._by_name:
                 return shapes
             return shapes if shapes and name not in _TEXT_TOOLS else None
-        if _has_mark(_HIDING_MARKS, text) and _HIDING.search(text):
+        if _has_mark(_HIDING_MARKS, text) and _may_hide(text):
             return self._shapes
         return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 
@@ -262,6 +264,13 @@ def _has_mark(marks: tuple[str, ...], text: str) -> bool:
         if mark in text:
             return True
     return False
+
+
+def _may_hide(text: str) -> bool:
+    if _HIDING.search(text):
+        return True
+    said = _SAYS.search(text)
+    return said is not None and _INTO_SHELL.search(text, said.end()) is not None
 
 
 def _weight(hit: Hit, *, is_hint: bool) -> Severity:

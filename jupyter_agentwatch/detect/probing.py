@@ -86,7 +86,7 @@ _WEB_SCANNERS: Final = listed(
     "evil-winrm linpeas "
     "linenum kube-hunter peirates cdk pacu scoutsuite impacket-secretsdump dirsearch whatweb"
 )
-_HOST_LIKE: Final = lazy_pattern(r"[\w.-]+\.[\w-]+|\d+\.\d+\.\d+\.\d+")
+_HOST_LIKE: Final = lazy_pattern(r"[\w.-]\.[\w-]")
 _RANGE: Final = lazy_pattern(
     r"\d+\.\d+\.\d+\.\d+/\d{1,2}|\d+\.\d+\.\d+\.(?:\d+-\d+|\*|\[)|\d+\.\d+\.(?:\d+-\d+|\*)\.|"
     r"\d+\.\d+\.\d+\.\d+-\d+\.\d+|[0-9a-f:]+::/\d+"

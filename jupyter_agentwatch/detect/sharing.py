@@ -93,7 +93,7 @@ _SPIN_SHELL: Final = lazy_pattern(
     r"\bfor\s*\(\(\s*;\s*;\s*\)\)\s*[;\n]?\s*do\s+(?::|true)\s*[;\n]?\s*done"
 )
 _SPIN_CODE: Final = lazy_pattern(
-    r"while\s*\(?\s*(?:1|True|true)\s*\)?\s*(?::|\{|do)\s*(?:pass\b|\}|;|\w+\s*\*\s*\w+\s*$|\w+\s*\*\*\s*\w+)"
+    r"while\s{0,8}\(?\s{0,8}(?:1|True|true)\s{0,8}\)?\s{0,8}(?::|\{|do)\s{0,64}(?:pass\b|\}|;|\w+\s*\*\s*\w+\s*$|\w+\s*\*\*\s*\w+)"
 )
 
 

@@ -335,7 +335,7 @@ TAMPERING: Final = Ruleset(
     shapes=(_preloads, _masquerades, _redirects),
     shape_pattern=(
         r"LD_(?:PRELOAD|AUDIT)|^\[|^(?:\S*/)?k(?:worker|threadd|softirqd|swapd)|"
-        r">\S*(?:authorized_keys|cron|systemd|\.bashrc|profile|sudoers|ld\.so|/startup/|autostart|rc\.local|init\.d|"
+        r">\S{0,128}(?:authorized_keys|cron|systemd|\.bashrc|profile|sudoers|ld\.so|/startup/|autostart|rc\.local|init\.d|"
         r"git/hooks|zshrc|passwd|shadow)"
     ),
 )

@@ -37,17 +37,19 @@ _MAX_STAGES: Final = 12
 _MAX_PASSED: Final = 8 * MAX_TEXT
 _MAX_SHOWN: Final = 4096
 _MAX_CODE: Final = 8192
+_NAME_MAX: Final = 255
 _SHELL: Final = Grammar(
     valued="oO", long_valued=frozenset({"rcfile", "init-file"}), long_flags=frozenset({"norc"}), operands=0
 )
+# Repetitions never give back what they have taken: `.1.1.1…#` could be parted in 2^127 ways.
 _BUILD: Final = lazy_pattern(
-    r"(?:[-_.](?:v?[0-9][\w.]*|linux|darwin|x86|x64|x86_64|amd64|arm64|aarch64|static|musl|gnu|multi))+$"
+    r"(?:[-_.](?:v?[0-9][\w.]*+|linux|darwin|x86|x64|x86_64|amd64|arm64|aarch64|static|musl|gnu|multi))++$"
 )
 _SUFFIX: Final = lazy_pattern(r"\.(?:exe|py|sh|bin|elf|run|pl|rb|js|x86_64|appimage)$")
 _VERSIONED: Final = lazy_pattern(r"(python|pypy|perl|ruby|php|lua|node|gawk|tclsh)[0-9][0-9.]*$")
 _CALL: Final = lazy_pattern(
     r"(?:system|popen[23]?|exec[lv]?p?e?|execSync|spawnSync|spawnl?v?p?e?|call|check_call|check_output|run|getoutput|"
-    r"Popen|passthru|shell_exec|proc_open|qx|execute)\s*[({ ]\s*(?:\[\s*)?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
+    r"Popen|passthru|shell_exec|proc_open|qx|execute)\s{0,8}[({ ]\s{0,8}(?:\[\s{0,8})?[rbuf]?(['\"`])((?:(?!\1)[^\\]|"
     r"\\.){1,512}?)\1"
 )
 # Without `+` behind each repetition, quotes and blanks without a bracket at their end would be read in 2^48 ways.
@@ -109,7 +111,7 @@ class Invocation(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def program_name(word: str) -> str:
     """Return which program a word names: base name, lower case, without version, platform and suffix."""
-    name = word.rpartition("/")[2].lower()
+    name = word.rpartition("/")[2][:_NAME_MAX].lower()
     if name[:1] == "-" and name[1:] in SHELLS:
         return name[1:]
     if name.startswith(("ld-linux", "ld-musl", "ld.so")):

@@ -157,7 +157,7 @@ _CODE_OPENS: Final = lazy_pattern(
 _CODE_LITERAL: Final = lazy_pattern(r"['\"]([^'\"\n]{2,200})['\"]")
 _CODE_READS: Final = lazy_pattern(
     r"(?:open|read_text|read_bytes|readFileSync|File\.read|file_get_contents|Path|expanduser|createReadStream|slurp|"
-    r"glob)\s*\(?\s*[rbf]?['\"]([^'\"]{2,200})['\"]"
+    r"glob)\s{0,8}\(?\s{0,8}[rbf]?['\"]([^'\"]{2,200})['\"]"
 )
 _CODE_HOST: Final = lazy_pattern(r"https?://([\w.\[\]:-]+)|['\"](\d+\.\d+\.\d+\.\d+)['\"]")
 

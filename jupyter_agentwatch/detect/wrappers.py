@@ -60,6 +60,7 @@ CODE_FLAGS: Final[Mapping[str, str]] = {
 }
 """Interpreters, and the letters after which a program text stands ("": the first operand is one)."""
 
+_MAX_PACKAGE: Final = 512
 _ASSIGNMENT: Final = lazy_pattern(r"[A-Za-z_]\w*=")
 _NUMBERED: Final = lazy_pattern(r"-\d+$")
 
@@ -331,7 +332,7 @@ def _dlx(argv: Sequence[str], _stdin: str) -> list[Start]:
         return [(["sh", "-c", options.last("c")], {})]
     if not rest:
         return []
-    package = re.sub(r"(?<=.)@[^/]*$", "", rest[0])
+    package = re.sub(r"(?<=.)@[^/@]*$", "", rest[0][:_MAX_PACKAGE])
     return [([package, *rest[1:]], {})]
 
 
