@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +15,7 @@ from jupyter_agentwatch.notebook.follower import Follower
 from jupyter_agentwatch.notebook.kill_routes import REQUEST, TARGET, answer_kill
 from jupyter_agentwatch.notebook.kill_switch import KillSwitch
 from jupyter_agentwatch.notebook.panels import Panel
-from tests.outside import wait_for_line
+from tests.outside import LONG_S, wait_for_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from jupyter_client.blocking.client import BlockingKernelClient
 
-LONG_S = 60.0
+KERNEL_S = 60.0
 LISTEN = "from jupyter_agentwatch.notebook.kill_routes import listen; assert listen(get_ipython())"
 
 
@@ -42,8 +42,8 @@ def client() -> Iterator[BlockingKernelClient]:
     manager.start_kernel()
     client = manager.blocking_client()
     client.start_channels()
-    client.wait_for_ready(timeout=LONG_S)
-    reply = client.execute_interactive(LISTEN, timeout=LONG_S)
+    client.wait_for_ready(timeout=KERNEL_S)
+    reply = client.execute_interactive(LISTEN, timeout=KERNEL_S)
     assert reply["content"]["status"] == "ok"
     yield client
     client.stop_channels()
@@ -53,7 +53,7 @@ def client() -> Iterator[BlockingKernelClient]:
 def wait_until_busy(client: BlockingKernelClient) -> None:
     """Wait until the kernel says that the cell has begun."""
     while True:
-        message = client.get_iopub_msg(timeout=LONG_S)
+        message = client.get_iopub_msg(timeout=KERNEL_S)
         if message["msg_type"] == "execute_input":
             return
 
@@ -68,7 +68,7 @@ def test_a_control_message_kills_whatever_the_cell_does(client: BlockingKernelCl
     wait_until_busy(client)
     message = client.session.msg(REQUEST, {"run": watch.id})
     client.control_channel.send(message)
-    reply = client.get_control_msg(timeout=LONG_S)
+    reply = client.get_control_msg(timeout=KERNEL_S)
     assert reply["parent_header"]["msg_id"] == message["header"]["msg_id"]
     answer = reply["content"]
     assert (answer["final"], answer["survivors"], answer["via"]) == (True, 0, "control")
@@ -83,7 +83,7 @@ def test_a_comm_of_its_own_kills(client: BlockingKernelClient, watch: Watch) -> 
     client.shell_channel.send(opened)
     said: list[tuple[str, Any]] = []
     while not any(kind == "comm_close" for kind, _ in said):
-        message = client.get_iopub_msg(timeout=LONG_S)
+        message = client.get_iopub_msg(timeout=KERNEL_S)
         said.append((message["msg_type"], message["content"].get("data")))
     (answer,) = [data for kind, data in said if kind == "comm_msg"]
     assert (answer["final"], answer["survivors"], answer["via"]) == (True, 0, "comm")
@@ -148,11 +148,17 @@ def test_a_widget_can_end_only_its_own_run(watch: Watch, monkeypatch: pytest.Mon
 def test_a_follower_tells_state_records_and_end(tmp_path: Path) -> None:
     """A page without a server gets the state, every record once and in order, and the end."""
     told: list[dict[str, Any]] = []
+    has_state = threading.Event()
+
+    def hear(message: dict[str, Any], _buffers: Any) -> None:
+        told.append(message)
+        if message["type"] == "state":
+            has_state.set()
+
     with Watch(workspace=tmp_path) as watch:
-        follower = Follower(watch.id, lambda message, _buffers: told.append(message))
+        follower = Follower(watch.id, hear)
         watch.run("true")
-        while not any(each["type"] == "state" for each in told):
-            time.sleep(0.01)
+        assert has_state.wait(LONG_S)
         watch.kill()
     assert follower.join(LONG_S)
     seqs = [event["seq"] for each in told if each["type"] == "events" for event in each["events"]]

@@ -40,6 +40,12 @@ ENDS: Final = {
 }
 """exit_group(7)."""
 
+COUNTS: Final = {
+    "x86_64": bytes.fromhex("b8cc00000031ff31f631d20f05") + ENDS["x86_64"],
+    "aarch64": struct.pack("<5I", 0xD2800000, 0xD2800001, 0xD2800002, 0xD2800F68, 0xD4000001) + ENDS["aarch64"],
+}
+"""sched_getaffinity(0, 0, NULL), as Go's programs begin; then exit_group(7)."""
+
 WAITS: Final = {
     "x86_64": bytes.fromhex("31ff31f631d24d31d2b80f0100000f05"),
     "aarch64": struct.pack("<6I", 0xD2800000, 0xD2800001, 0xD2800002, 0xD2800003, 0xD2800928, 0xD4000001),
@@ -52,6 +58,7 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
     """Open a watch with two static programs and some scripts in its workspace."""
     files: dict[str, bytes] = {
         "ends": static_program(ENDS),
+        "counts": static_program(COUNTS),
         "waits": static_program(WAITS),
         "script": b"#! /bin/sh  -eu \nexit 3\n",
         "nested": b"#!./script one\texit 4",
@@ -123,6 +130,16 @@ def test_a_program_without_a_c_library_is_looked_at(watch: Watch, way: str) -> N
     (claim,) = [event for event in recorded(watch, Exec) if event.path.endswith("/waits")]
     assert (truth.basis, truth.argv, truth.mismatch, truth.claim_seq) == ("post", ["waits", "a"], False, claim.seq)
     assert truth.pid == claim.pid
+    assert recorded(watch, Finding) == []
+
+
+def test_a_program_of_go_is_seen_however_short_it_lives(watch: Watch) -> None:
+    """Go's programs make no call of the C library's, but count processors first: that is where the truth is read."""
+    for _ in range(10):
+        in_python(watch, "import os; os.execv('./counts', ['counts', 'a'])", 7)
+    truths = seen(watch, lambda event: event.exe.endswith("/counts"), 10)
+    assert [truth.argv for truth in truths] == [["counts", "a"]] * 10
+    assert not any(event.unconfirmed for event in recorded(watch, Exec))
     assert recorded(watch, Finding) == []
 
 

@@ -314,8 +314,10 @@ async def one(k):
     writer.close()
     return got == b"%d" % k
 async def late():
+    before = len(os.listdir("/proc/self/fd"))
     begun = [asyncio.create_task(asyncio.open_connection(HOST, slow)) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    while len(os.listdir("/proc/self/fd")) < before + 3:
+        await asyncio.sleep(0)
     print("begun", flush=True)
     return [(await (await each)[0].readline()).decode() for each in begun]
 async def many():

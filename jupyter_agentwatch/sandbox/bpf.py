@@ -83,7 +83,8 @@ EPERM_CALLS: Final = (
 )
 
 NOTIFY_CALLS: Final = (
-    *("execve", "execveat", "set_tid_address", "connect", "bind", "listen", "setsid"),
+    # the first after an exec: of the C library, and of Go's, which has none
+    *("execve", "execveat", "set_tid_address", "sched_getaffinity", "connect", "bind", "listen", "setsid"),
     *("unlink", "unlinkat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
     *("mkdir", "mkdirat", "rmdir", "truncate", "utime", "utimes", "futimesat", "utimensat"),
 )

@@ -42,7 +42,8 @@ setdomainname 171 162|sethostname 170 161|setns 308 268|setsid 112 157|setsockop
 socket 41 198|socketpair 53 199|swapoff 168 225|swapon 167 224|symlink 88 -1|symlinkat 266 36|syslog 103 116
 sysfs 139 -1|truncate 76 45|umount2 166 39|unlink 87 -1|unlinkat 263 35|unshare 272 97|uselib 134 -1
 userfaultfd 323 282|ustat 136 -1|vfork 58 -1|vhangup 153 58|vmsplice 278 75|landlock_restrict_self 446 446
-prlimit64 302 261|sched_setaffinity 203 122|sched_setattr 314 274|sched_setparam 142 118|sched_setscheduler 144 119
+prlimit64 302 261|sched_getaffinity 204 123|sched_setaffinity 203 122|sched_setattr 314 274
+sched_setparam 142 118|sched_setscheduler 144 119
 kill 62 129|tkill 200 130|tgkill 234 131|rt_sigqueueinfo 129 138|rt_tgsigqueueinfo 297 240|pidfd_send_signal 424 424
 fcntl 72 25|setpriority 141 140|ioprio_set 251 30|migrate_pages 256 238|process_mrelease 448 448
 chown 92 -1|fchown 93 55|lchown 94 -1|fchownat 260 54|utime 132 -1|utimes 235 -1|futimesat 261 -1|utimensat 280 88
