@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from jupyter_agentwatch.cli import main
+from jupyter_agentwatch.testing import event
 from tests.incident_logs import SECOND, a_finding, an_exec
 from tests.strategies import a_close, an_open, written
 
@@ -88,3 +93,31 @@ def test_a_damaged_log_does_not_stop_the_hunt(lab: Path, capfd: pytest.CaptureFi
     shown = capfd.readouterr()
     assert "dddddddd.jsonl" in shown.err
     assert len(msgspec.json.decode(shown.out)) == 2
+
+
+@pytest.mark.parametrize("command", ["hunt", "replay"])
+def test_json_on_a_terminal_cannot_command_it(tmp_path: Path, command: str) -> None:
+    """JSON escapes ESC, and neither its one-character form nor what turns text around: on a terminal they are shown."""
+    hostile = "a\x9b31m\u202eb"
+    miner = ["./w", "-o", f"stratum+tcp://{hostile}:3333", "-u", "4" + "A" * 94, "--donate-level", "1"]
+    claim = event("exec", basis="claimed", step=3, pid=12, path="/project/w", argv=miner)
+    (tmp_path / "logs").mkdir(mode=0o700)
+    a_run_of(tmp_path / "logs", "aaaaaaaa", 0, claim, a_finding(title=hostile))
+    log = tmp_path / "logs" / "aaaaaaaa.jsonl"
+    argv = {"hunt": ["hunt"], "replay": ["replay", str(log)]}[command]
+    environ = {**os.environ, "AGENTWATCH_LOG_DIR": str(log.parent), "AGENTWATCH_RUNTIME_DIR": str(tmp_path / "run")}
+    shown, terminal = os.openpty()
+    with open(shown, "rb", buffering=0) as screen:
+        with open(terminal, "wb") as out:
+            done = subprocess.Popen(
+                [sys.executable, "-m", "jupyter_agentwatch.cli", *argv, "--json"], env=environ, stdout=out
+            )
+        said = b""
+        with suppress(OSError):  # EIO: whoever wrote has closed the terminal
+            while piece := screen.read(4096):
+                said += piece
+        done.wait()
+    text = said.decode()
+    assert text.lstrip().startswith(("[", "{"))
+    assert not {"\x9b", "\u202e", "\x1b"} & set(text)
+    assert "\\x9b31m\\u202e" in text

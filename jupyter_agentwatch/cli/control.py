@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import msgspec
-
 from jupyter_agentwatch.audit.reader import list_logs
-from jupyter_agentwatch.cli.output import remark, say
+from jupyter_agentwatch.cli.output import remark, say, say_json
 from jupyter_agentwatch.cli.words import killed_line
 from jupyter_agentwatch.errors import AgentwatchError, ControlError, SessionEndedError
 from jupyter_agentwatch.events import from_bytes, printable
@@ -38,7 +36,7 @@ def list_watches(options: argparse.Namespace) -> int:
         found += _ended({row["watch"] for row in found if row["state"] != "gone"})
         found = [row for row in found if row["state"] != "gone"]
     if options.json:
-        say(msgspec.json.encode(found).decode())
+        say_json(found)
     elif found:
         say(_table(found))
     else:

@@ -13,7 +13,7 @@ import msgspec
 
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.cli.logs import find_log
-from jupyter_agentwatch.cli.output import remark, say
+from jupyter_agentwatch.cli.output import remark, say, say_json
 from jupyter_agentwatch.cli.words import count
 from jupyter_agentwatch.errors import LogError
 from jupyter_agentwatch.events import AnyEvent, Finding, Session, Severity, decode_event, printable
@@ -51,7 +51,10 @@ def replay(options: argparse.Namespace) -> int:
     data, names = _rules(options.rules, policy)
     found = list(replayed(log, data, policy))
     for draft in found:
-        say(msgspec.json.encode(draft).decode() if options.json else _line(draft))
+        if options.json:
+            say_json(draft)
+        else:
+            say(_line(draft))
     if options.rules is not None:
         return 0
     if names != opened.rules_sha256:
@@ -111,7 +114,7 @@ def hunt(options: argparse.Namespace) -> int:
     rows = [cluster.row() for cluster in _clusters(_hunted(options))]
     rows.sort(key=lambda row: (-len(row["watches"]), -_SEVERITIES.index(row["severity"]), row["shape"]))
     if options.json:
-        say(msgspec.json.encode(rows).decode())
+        say_json(rows)
     else:
         for row in rows:
             say(_cluster_text(row))

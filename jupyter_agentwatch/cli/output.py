@@ -8,15 +8,29 @@ from __future__ import annotations
 import sys
 from typing import IO
 
+import msgspec
+
 from jupyter_agentwatch.cli.terminal import SafeText
 
-__all__ = ["ByteSink", "remark", "say"]
+__all__ = ["ByteSink", "remark", "say", "say_json"]
 
 
 def say(text: str) -> None:
     """Write a line of our own to standard output, at once: whoever follows a log wants it now."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def say_json(document: object) -> None:
+    """Write a document to standard output as one line of JSON, which leaves C1 controls and bidi as they are.
+
+    Args:
+        document: What msgspec can encode, hostile text in it.
+    """
+    sys.stdout.flush()
+    sink = ByteSink(sys.stdout.buffer)
+    sink.write(msgspec.json.encode(document) + b"\n")
+    sink.finish()
 
 
 def remark(text: str) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import msgspec
-
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.cli.logs import find_log
-from jupyter_agentwatch.cli.output import say
+from jupyter_agentwatch.cli.output import say, say_json
 from jupyter_agentwatch.errors import PolicyError
 from jupyter_agentwatch.events import Session, printable
 from jupyter_agentwatch.policy import (
@@ -50,7 +48,10 @@ def doctor(options: argparse.Namespace) -> int:
     from jupyter_agentwatch.sandbox.probe_report import report_text
 
     report = probe()
-    say(msgspec.json.encode(report).decode() if options.json else report_text(report))
+    if options.json:
+        say_json(report)
+    else:
+        say(report_text(report))
     return 1 if report.rung == "E" else 0
 
 
