@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.sandbox, pytest.mark.browser]
 
 HOSTILE = '<img src=x onerror="window.owned=1">\u202egpj\x1b[31m'
+SAVED_TELLS = """(words) => {
+    const { cells } = window.jupyterapp.shell.currentWidget.content.model;
+    return [...Array(cells.length).keys()].some((cell) => {
+        const outputs = cells.get(cell).outputs;
+        const all = [...Array(outputs?.length ?? 0).keys()].map((place) => String(outputs.get(place).data["text/html"]));
+        return all.some((html) => html.includes("aw-saved") && html.includes(words));
+    });
+}"""
 DASHBOARD = ".aw-root[data-view=dashboard]"
 SHOW = """
 from jupyter_agentwatch.notebook.dashboard import Dashboard
@@ -317,6 +325,9 @@ def test_after_a_reload_the_dashboard_finds_its_run_again(page: Page, lab: Lab, 
     watch.run("echo between > between.txt")
     page.reload()
     wait_for_text(page, ".aw-step-words", "between.txt")
+    # What is saved grows, too, though JupyterLab forgets with the reload which output the kernel's pictures belong to.
+    watch.run("echo afterwards > afterwards.txt")
+    page.wait_for_function(SAVED_TELLS, arg="afterwards.txt", timeout=LONG_MS)
 
 
 def test_the_dashboard_of_a_run_that_has_ended_shows_its_record(desk: Page, lab: Lab, watch: Watch) -> None:

@@ -42,13 +42,15 @@ _STATES: Final = {"closed": "running", "throttled": "THROTTLED", "frozen": "FROZ
 _LATEST_NS: Final = 250_000_000_000 * 10**9
 
 
-def saved_html(story: Story, head: str, log: str) -> str:
+def saved_html(story: Story, head: str, log: str, picture_id: str = "") -> str:
     """Return what a notebook keeps of a run: the picture, and below it the same as tables.
 
     Args:
         story: The run.
         head: Head hash of its record at that moment.
         log: Path of its record.
+        picture_id: What later pictures of the same output bear, too, so that a page that was loaded anew finds it: two
+            times 8 hexadecimal characters with "-" between them.
     """
     image = base64.b64encode(picture(story, head).encode()).decode()
     title = _text(f"agent run {story.watch} as it was at {_when(story.last_ns)}", 200)
@@ -65,7 +67,7 @@ def saved_html(story: Story, head: str, log: str) -> str:
     told = [[run.line, run.task, run.answer] for run in story.agents.runs.values()]
     return "".join(
         [
-            f'<div class="{SAVED_CLASS}"><img alt="{title}" src="data:image/svg+xml;base64,{image}">',
+            f'<div class="{SAVED_CLASS}" data-picture="{html.escape(picture_id)}"><img alt="{title}" src="data:image/svg+xml;base64,{image}">',
             f"<details><summary>{title}, as tables</summary>",
             _table(("", ""), [[name, value] for name, value in facts if value]),
             _table(("agent run", "task", "answer"), told),

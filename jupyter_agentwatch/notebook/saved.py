@@ -6,6 +6,7 @@ An output of its own, because a page draws the dashboard anew whenever its own o
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 from typing import Any, Final
 
@@ -38,6 +39,7 @@ class Saved:
         self._tail = LogTail(audit_log(run))
         self._story = Story(run)
         self._head = ""
+        self._id = f"{run}-{secrets.token_hex(4)}"
         self._handle = DisplayHandle()  # type: ignore[no-untyped-call]
         self._stop = threading.Event()
         with contextlib.suppress(AgentwatchError):  # no record yet, or none any more: the thread tries again, once
@@ -77,4 +79,4 @@ class Saved:
     def _content(self) -> dict[str, Any]:
         log = str(audit_log(self._story.watch))
         text = f"agent run {self._story.watch}: {self._story.state}, log {printable(log, 4096)}, head {self._head}"
-        return {"text/html": saved_html(self._story, self._head, log), "text/plain": text}
+        return {"text/html": saved_html(self._story, self._head, log, self._id), "text/plain": text}

@@ -1,6 +1,7 @@
 /** The narrow part of JupyterLab's and Notebook 7's interfaces that the extension uses; both hand them over at run time. */
 
 import type { Kernel } from "../core/routes";
+import type { Shelf } from "./pictures";
 
 /** A Lumino widget. */
 export interface LuminoWidget {
@@ -12,7 +13,7 @@ export interface LuminoWidget {
 
 /** The application. */
 export interface Application {
-  readonly shell: {
+  readonly shell: Shelf & {
     add(widget: LuminoWidget, area: string, options?: { rank?: number }): void;
     activateById(id: string): void;
   };

@@ -6,6 +6,7 @@ import { count, shown } from "../core/text";
 import sheet from "../style.css";
 import type { Application, Host, Palette, Plugin, StatusBar } from "./host";
 import { killAll, question } from "./killall";
+import { keepPictures } from "./pictures";
 import { Runs, type Trip } from "./runs";
 import { Sidebar } from "./sidebar";
 
@@ -77,6 +78,7 @@ class Extension {
     });
     this.#draw();
     this.#runs.follow();
+    keepPictures(this.app.shell);
   }
 
   #addStatus(statusBar: StatusBar | null): void {
