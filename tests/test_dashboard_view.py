@@ -30,8 +30,10 @@ SAVED_TELLS = """(words) => {
     const { cells } = window.jupyterapp.shell.currentWidget.content.model;
     return [...Array(cells.length).keys()].some((cell) => {
         const outputs = cells.get(cell).outputs;
-        const all = [...Array(outputs?.length ?? 0).keys()].map((place) => String(outputs.get(place).data["text/html"]));
-        return all.some((html) => html.includes("aw-saved") && html.includes(words));
+        return [...Array(outputs?.length ?? 0).keys()].some((place) => {
+            const html = String(outputs.get(place).data["text/html"]);
+            return html.includes("aw-saved") && html.includes(words);
+        });
     });
 }"""
 DASHBOARD = ".aw-root[data-view=dashboard]"

@@ -67,7 +67,8 @@ def saved_html(story: Story, head: str, log: str, picture_id: str = "") -> str:
     told = [[run.line, run.task, run.answer] for run in story.agents.runs.values()]
     return "".join(
         [
-            f'<div class="{SAVED_CLASS}" data-picture="{html.escape(picture_id)}"><img alt="{title}" src="data:image/svg+xml;base64,{image}">',
+            f'<div class="{SAVED_CLASS}" data-picture="{html.escape(picture_id)}">',
+            f'<img alt="{title}" src="data:image/svg+xml;base64,{image}">',
             f"<details><summary>{title}, as tables</summary>",
             _table(("", ""), [[name, value] for name, value in facts if value]),
             _table(("agent run", "task", "answer"), told),
