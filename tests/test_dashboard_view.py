@@ -216,6 +216,7 @@ def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, w
     show(desk, lab, watch)
     wait_for_text(desk, ".aw-step-words", "<img src=x")
     wait_for_text(desk, ".aw-tree", "<img src=x")
+    desk.locator(f"{DASHBOARD} .aw-panel-audit").scroll_into_view_if_needed()  # nothing is drawn that nobody can see
     wait_for_text(desk, ".aw-grid-rows", "\\u202egpj\\x1b[31m")
     desk.locator(f"{DASHBOARD} .aw-panel-connections summary").click()
     wait_for_text(desk, ".aw-panel-connections .aw-table", "<img src=x")

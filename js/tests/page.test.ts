@@ -5,7 +5,7 @@ import { element } from "../src/core/dom";
 import type { KillAnswer } from "../src/core/kill";
 import { commRoute, controlRoute, httpRoute, routes, type Comm, type ControlFuture } from "../src/core/routes";
 import { findServer, socketUrl, type Server } from "../src/core/server";
-import { bytes, clock, plotted, shown } from "../src/core/text";
+import { bytes, clock, oneLine, plotted, shown } from "../src/core/text";
 
 const RUN = "0123abcd";
 const SERVER: Server = { base: "https://hub.example/user/me/", token: "t", extensions: "" };
@@ -24,6 +24,10 @@ describe("hostile text", () => {
 
   it("has no tag and no entity left for plotly.js", () => {
     expect(plotted("<a href='javascript:1'>&lt;b&gt;")).toBe("&lt;a href='javascript:1'&gt;&amp;lt;b&amp;gt;");
+  });
+
+  it("has its line breaks as a sign, made visible before or not", () => {
+    expect(oneLine("a\\x0ab\nc\r\nd\n")).toBe("a \u23ce b \u23ce c \u23ce d");
   });
 
   it("shows what is no text at all", () => {

@@ -21,6 +21,11 @@ export function plotted(value: unknown, limit = 80): string {
   return shown(value, limit).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
+/** Return text on one line, its line breaks as a sign that people know, whether they were made visible before or not. */
+export function oneLine(text: string): string {
+  return text.trim().replace(/(?:\\x0d)?\\x0a|\r?\n/g, " \u23ce ").trim();
+}
+
 /** Return a number of bytes as people write it. */
 export function bytes(count: number): string {
   const units = ["B", "kB", "MB", "GB", "TB"];

@@ -1,7 +1,7 @@
 /** The panel that shows how far an agent is: step, action, verdicts, cost and reward of each of its runs. */
 
 import { element, fill, say } from "../core/dom";
-import { count } from "../core/text";
+import { count, oneLine } from "../core/text";
 import { rewardOf, signed, verdictsOf, type AgentRun, type Turn } from "./agents";
 import type { Feed } from "./feed";
 import { scroller } from "./graph";
@@ -10,8 +10,6 @@ import { Panel } from "./panel";
 const SHOWN = 3;
 const TURNS = 100;
 const HEAD = ["turn", "action", "what", "outcome", "verdicts", "tokens", "cost", "reward"];
-/** How a new line looks after whoever sent it has made it visible. */
-const BREAKS = /\\x0a|\n/g;
 
 /** The newest runs, the newest one first. */
 export class AgentPanel extends Panel {
@@ -147,8 +145,4 @@ function rowOf(turn: Turn, cells: readonly string[]): HTMLElement {
   const [first = "", ...rest] = cells;
   const head = element("th", { scope: "row" }, first);
   return element("tr", { class: isBad ? "aw-verdict-deny" : "" }, head, ...rest.map((cell) => element("td", {}, cell)));
-}
-
-function oneLine(text: string): string {
-  return text.trim().replace(BREAKS, " \u23ce ");
 }

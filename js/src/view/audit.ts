@@ -2,7 +2,7 @@
 
 import { element, fill, say } from "../core/dom";
 import { number, text, texts, type AuditEvent } from "../core/events";
-import { count } from "../core/text";
+import { count, oneLine } from "../core/text";
 import type { Feed } from "./feed";
 import { Panel } from "./panel";
 import { time } from "./store";
@@ -169,7 +169,7 @@ function firstAfter(rows: readonly AuditEvent[], seq: number): number {
 
 function record(event: AuditEvent, index: number): HTMLElement {
   const when = new Date(time(event)).toISOString().slice(11, 23);
-  const what = gist(event);
+  const what = oneLine(gist(event));
   const values = [event.seq, when, event.kind, event.step, event.pid, event.verdict, event.basis].map(String);
   const cells = values.map((value) => element("span", { role: "cell" }, value));
   cells.push(element("span", { role: "cell", class: "aw-what" }, what));

@@ -23,10 +23,14 @@ export class Strip {
   #saidAt = -Infinity;
   readonly #stop: () => void;
 
-  constructor(private readonly title: string) {
+  constructor(
+    private readonly title: string,
+    changed: () => void,
+  ) {
     this.node = element("div", { class: "aw-strip", role: "img", "aria-label": title });
     this.#stop = onTheme(() => {
       this.#names = ""; // plotly.js keeps the colours that it was given
+      changed(); // and of a run that has ended no point comes any more that would have it drawn
     });
   }
 
@@ -99,7 +103,12 @@ abstract class ChartPanel extends Panel {
     feed: Feed,
   ) {
     super(chart, title, feed, POINTS_PACE_MS, "curves");
-    this.#strips = (CHARTS[chart] ?? []).map(([name, unit]) => new Strip(`${name}, ${unit}`));
+    this.#strips = (CHARTS[chart] ?? []).map(([name, unit]) => {
+      const again = (): void => {
+        this.touch();
+      };
+      return new Strip(`${name}, ${unit}`, again);
+    });
     fill(this.body, this.#notice, ...this.#strips.map((strip) => strip.node));
     this.touch();
   }

@@ -3,7 +3,7 @@
 import Plotly, { type Plot } from "plotly.js-basic-dist-min";
 import { element, fill, say } from "../core/dom";
 import type { Verdict } from "../core/events";
-import { bytes, count } from "../core/text";
+import { bytes, count, oneLine } from "../core/text";
 import { graphOf, type Edge, type Graph } from "./connections";
 import type { Feed } from "./feed";
 import { Layout } from "./layout";
@@ -112,7 +112,7 @@ export class GraphPanel extends Panel {
     }
     const own = edges.filter((edge) => `${edge.program} (${edge.pid})` === name || edge.program === name);
     const process = this.feed.store.processes.get(own[0]?.pid ?? -1);
-    const command = process === undefined ? "" : `, step ${process.step}: ${process.argv || process.exe}`;
+    const command = process === undefined ? "" : `, step ${process.step}: ${oneLine(process.argv || process.exe)}`;
     return `${name}${command} → ${own.map((edge) => edge.endpoint).join(", ")}`;
   }
 

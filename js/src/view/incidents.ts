@@ -2,7 +2,7 @@
 
 import { element, fill, say } from "../core/dom";
 import type { Incident } from "../core/events";
-import { bytes, count } from "../core/text";
+import { bytes, count, oneLine } from "../core/text";
 import type { Feed } from "./feed";
 import { Panel } from "./panel";
 
@@ -53,14 +53,14 @@ function told(incident: Incident, isOpen: boolean): HTMLElement {
     .map(([name, lines]): [string, string[]] => [name, lines.filter((line) => line !== "")])
     .filter(([, lines]) => lines.length > 0)
     .map(([name, lines]) => row(name, lines));
-  const words = [`${incident.family || "unknown"}: ${incident.title}`, state, count(incident.findings, "finding")];
+  const words = [`${incident.family || "unknown"}: ${oneLine(incident.title)}`, state, count(incident.findings, "finding")];
   const summary = element("summary", {}, element("strong", {}, severity), ` ${words.join(" · ")}`);
   const details = element("details", isOpen ? { open: true } : {}, summary, element("dl", { class: "aw-facts aw-story" }, ...rows));
   return element("li", { class: `aw-finding aw-incident aw-severity-${severity}` }, details);
 }
 
 function row(name: string, lines: readonly string[]): HTMLElement {
-  return element("div", {}, element("dt", {}, name), element("dd", {}, ...lines.map((line) => element("span", {}, line))));
+  return element("div", {}, element("dt", {}, name), element("dd", {}, ...lines.map((line) => element("span", {}, oneLine(line)))));
 }
 
 function cost(incident: Incident): string {

@@ -2,7 +2,7 @@
 
 import { element, fill, say } from "../core/dom";
 import { text, type AuditEvent } from "../core/events";
-import { count } from "../core/text";
+import { count, oneLine } from "../core/text";
 import type { Feed } from "./feed";
 import { scroller } from "./graph";
 import { Panel } from "./panel";
@@ -100,12 +100,12 @@ function bar(step: Step, from: number, until: number): HTMLElement {
   drawn.style.setProperty("--aw-from", `${(100 * (step.start - from)) / whole}%`);
   drawn.style.setProperty("--aw-long", `${Math.max(0.5, (100 * (end - step.start)) / whole)}%`);
   const good = outcome === "exit 0" ? "good" : outcome === "running" ? "running" : "bad";
-  const words = element("span", { class: "aw-step-words" }, `${step.number} · ${step.argv} · ${outcome}, ${seconds} s`);
+  const words = element("span", { class: "aw-step-words" }, `${step.number} · ${oneLine(step.argv)} · ${outcome}, ${seconds} s`);
   return element("li", { class: `aw-step aw-step-${good}` }, words, drawn);
 }
 
 function branch(process: Process, children: Map<number, Process[]>, depth: number): HTMLElement {
-  const words = `${process.pid} · step ${process.step} · ${process.argv || process.exe}`;
+  const words = `${process.pid} · step ${process.step} · ${oneLine(process.argv || process.exe)}`;
   const item = element(
     "li",
     { class: process.ended ? "aw-process aw-ended" : "aw-process" },
@@ -126,7 +126,7 @@ function finding(event: AuditEvent): HTMLElement {
     "li",
     { class: `aw-finding aw-severity-${/^[a-z]+$/.test(severity) ? severity : "unknown"}`, "data-seq": event.seq },
     element("strong", {}, severity),
-    ` ${text(event, "title")} `,
+    ` ${oneLine(text(event, "title"))} `,
     element("small", {}, `${when}, step ${event.step}, ${rule}`),
   );
 }
