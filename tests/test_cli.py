@@ -147,6 +147,14 @@ def test_a_usage_error_is_our_own_failure(argv: list[str], capsys: pytest.Captur
     assert "agentwatch: " in said
 
 
+def test_an_unknown_option_is_told_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped option of a subcommand gets that subcommand's usage and the option that was meant."""
+    assert main(["run", "--polcy", "x", "--", "true"]) == OWN_FAILURE
+    said = capsys.readouterr().err
+    assert "usage: jupyter agentwatch run [--policy F]" in said
+    assert "unrecognized arguments: --polcy; did you mean --policy?" in said
+
+
 def test_everything_after_the_mark_belongs_to_the_command() -> None:
     """Options after `--` are the command's, also where they look like ours."""
     options = build_parser().parse_args(["run", "--timeout", "2", "--", "prog", "--quiet", "--", "--help"])

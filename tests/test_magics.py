@@ -181,6 +181,10 @@ def test_the_summary_counts_and_neutralises_what_the_log_holds() -> None:
         ("%agentwatch use nothing", "nothing is no Watch; variables that hold one: none"),
         ("%%agentwatch --timeout soon\ntrue", "'soon' is not a positive number of seconds"),
         ("%%agentwatch --out 1x\ntrue", "'1x' is not a variable's name"),
+        (
+            "%agentwatch start --polcy x",
+            "--polcy x; did you mean --policy?\nusage: %agentwatch start [-h] [--policy F]",
+        ),
         ("%%agentwatch start\ntrue", "unrecognized arguments: start\nusage: %%agentwatch"),
         ("%%agentwatch --policy nowhere.yaml\ntrue", "nowhere.yaml: cannot read the policy"),
     ],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from jupyter_agentwatch import __version__
 
-__all__ = ["OWN_FAILURE", "Parser", "build_parser", "gpu_count", "seconds"]
+__all__ = ["OWN_FAILURE", "Parser", "StrictParser", "build_parser", "gpu_count", "seconds"]
 
 OWN_FAILURE = 125
 """Exit code when agentwatch itself failed, as `env` and container tools have it: a command's own codes stay clear."""
@@ -59,7 +60,27 @@ _EXAMPLES = {
 }
 
 
-class Parser(argparse.ArgumentParser):
+class StrictParser(argparse.ArgumentParser):
+    """A parser that tells what it does not know, as a subcommand's too, with its own usage and the nearest option."""
+
+    def parse_known_args(  # type: ignore[override]  # argparse's own is overloaded for its callers' namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse all of the arguments: what is left is an error."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}{self._hint(left[0])}")
+        return found, left
+
+    def _hint(self, unknown: str) -> str:
+        import difflib  # only a mistake needs it
+
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        near = difflib.get_close_matches(unknown.partition("=")[0], known, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+class Parser(StrictParser):
     """A parser whose usage errors exit with 125: 2 could be the code of the command that was to run."""
 
     def error(self, message: str) -> NoReturn:

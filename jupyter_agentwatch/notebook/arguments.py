@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
-from jupyter_agentwatch.cli.parser import gpu_count, seconds
+from jupyter_agentwatch.cli.parser import StrictParser, gpu_count, seconds
 
 __all__ = [
     "AGENT_PARSER",
@@ -28,7 +28,7 @@ class HelpShown(Exception):  # noqa: N818 -- no error: the user asked for the he
     """The arguments asked for the help text, which has been printed."""
 
 
-class MagicParser(argparse.ArgumentParser):
+class MagicParser(StrictParser):
     """A parser that never ends the process, and knows what could be typed.
 
     Attributes:
