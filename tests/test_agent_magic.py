@@ -64,6 +64,23 @@ def test_a_replay_is_shown_step_by_step(cells: Cells, tmp_path: Path, capsys: py
     assert (run.outcome, run.task) == (Outcome.FINISHED, "try")
 
 
+def test_without_a_body_the_line_magic_does_it(
+    cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """IPython takes no cell magic without a body; as a line, a recording is replayed and the help is shown."""
+    path = tmp_path / "run.jsonl"
+    write_trajectory(path, [Finish("done")], task="try", agent="old")
+    shown, error = cells.run(f"%agentwatch agent --replay {path}")
+    assert error is None
+    assert "finished after 1 step" in shown
+    capsys.readouterr()
+    assert cells.run("%agentwatch agent --help") == ("", None)
+    assert "usage: %%agentwatch agent" in capsys.readouterr().out
+    _, error = cells.run("%agentwatch agent --model m --base-url http://127.0.0.1:9/v1")
+    assert isinstance(error, UsageError)
+    assert "task is empty" in str(error)
+
+
 def test_a_model_gets_the_cell_as_its_task(cells: Cells) -> None:
     """The cell's text is the task, the endpoint the one that is named, and the cost is told."""
     with ScriptedModel([calls(("shell", {"command": "echo hello"}))]) as model:

@@ -296,6 +296,13 @@ def test_doctor_prints_every_probe(notebook: Notebook) -> None:
     assert re.search(r"rung [AE]: .*bubblewrap", notebook.cell("%agentwatch doctor"), re.DOTALL)
 
 
+def test_a_comment_ends_a_line(notebook: Notebook, watch: Watch) -> None:
+    """What stands behind a # is for readers, also with an apostrophe in it; a # within a word is none."""
+    assert watch.id in notebook.cell("%agentwatch status  # what's it doing?")
+    assert "exit 0" in notebook.cell("%%agentwatch --timeout 60  # that's enough\ntrue")
+    assert "a#b.yaml" in notebook.mistake("%%agentwatch --policy a#b.yaml\ntrue")
+
+
 def test_help_is_shown_and_is_the_docstring(notebook: Notebook) -> None:
     """`-h` prints the parser's help, and `%agentwatch?` shows that of both magics."""
     assert notebook.shell.run_cell("%agentwatch start -h").error_in_exec is None
@@ -321,6 +328,7 @@ def completed(notebook: Notebook, line: str) -> set[str]:
         ("%%agentwatch --ti", {"--timeout"}),
         ("%%agentwatch ag", {"agent"}),
         ("%%agentwatch agent --re", {"--replay"}),
+        ("%agentwatch agent --re", {"--replay"}),
     ],
 )
 def test_completion(line: str, expected: set[str], notebook: Notebook) -> None:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import math
 import shlex
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
@@ -81,14 +82,17 @@ def parse_cell(line: str) -> argparse.Namespace:
         HelpShown: It asked for help.
     """
     first, _, rest = line.strip().partition(" ")
-    if first == "agent":
-        return AGENT_PARSER.parse_args(_split(rest, AGENT_PARSER), argparse.Namespace(agent=True))
-    return CELL_PARSER.parse_args(_split(line, CELL_PARSER), argparse.Namespace(agent=False))
+    parser, words = (AGENT_PARSER, rest) if first == "agent" else (CELL_PARSER, line)
+    return parser.parse_args(_split(words, parser))
 
 
 def _split(line: str, parser: MagicParser) -> list[str]:
+    """Return the words of a line, as far as a comment."""
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split = True
+    lexer.commenters = ""  # its own notion of them begins in the middle of a word, too
     try:
-        return shlex.split(line)
+        return list(takewhile(lambda word: not word.startswith("#"), lexer))
     except ValueError as error:
         parser.error(f"{error}: {line.strip()!r}")
 
@@ -132,6 +136,7 @@ def _cell_parser() -> MagicParser:
         description="Run the cell as a shell script in the notebook's watch, which starts with the first cell. "
         "As %%%%agentwatch agent, give its text to an agent as the task.",
     )
+    parser.set_defaults(agent=False)
     parser.add_argument("--timeout", metavar="S", type=seconds, help="kill the script after S seconds")
     _add_watch(parser)
     parser.add_argument("--shell", metavar="PATH", help="shell inside the sandbox (default: /bin/bash, else /bin/sh)")
@@ -139,31 +144,37 @@ def _cell_parser() -> MagicParser:
     return parser
 
 
-def _agent_parser() -> MagicParser:
-    parser = MagicParser(
-        prog="%%agentwatch agent",
-        description="Let an agent work on a task, the cell's text, in the notebook's watch; each step is one line.",
-    )
+def _add_agent(parser: MagicParser) -> None:
+    parser.set_defaults(agent=True)
     which = parser.add_mutually_exclusive_group(required=True)
     parser.words += ["--model", "--replay"]
     which.add_argument("--model", metavar="M", help="name of a model with an OpenAI-compatible endpoint")
-    which.add_argument("--replay", metavar="F", help="recorded trajectory: ours, mini-swe-agent's or SWE-agent's")
+    which.add_argument(
+        "--replay", metavar="F", help="recorded trajectory: ours, mini-swe-agent's or SWE-agent's; needs no text"
+    )
     parser.add_argument("--base-url", metavar="URL", help="address of the endpoint (default: OPENAI_BASE_URL)")
     parser.add_argument("--max-steps", metavar="N", type=_step, default=50, help="most actions (default: 50)")
     parser.add_argument("--max-cost", metavar="USD", type=_positive, help="end the run when it has cost so much")
     parser.add_argument("--max-seconds", metavar="S", type=_positive, help="end the run after so many seconds of work")
     _add_watch(parser)
     parser.add_argument("--out", metavar="NAME", type=_name, help="put the AgentRun into the variable NAME")
-    return parser
 
 
-def _line_parser() -> tuple[MagicParser, dict[str, list[str]]]:
+def _line_parser() -> tuple[MagicParser, dict[str, MagicParser]]:
     parser = MagicParser(prog="%agentwatch", description="Start, watch and end the notebook's watch.")
     commands = parser.add_subparsers(dest="command", metavar="SUBCOMMAND", required=True)
     start = commands.add_parser("start", help="start the notebook's watch")
     _add_watch(start)
     start.add_argument("--out", metavar="NAME", type=_name, help="put the Watch into the variable NAME")
     start.add_argument("--no-dashboard", action="store_true", help="do not show the dashboard")
+    # IPython takes no cell magic without a body: `%agentwatch agent --help` is for whoever has no task yet.
+    agent = commands.add_parser(
+        "agent",
+        prog="%%agentwatch agent",
+        help="let an agent work on a task: the text below %%%%agentwatch agent",
+        description="Let an agent work on a task, the cell's text, in the notebook's watch; each step is one line.",
+    )
+    _add_agent(agent)
     dashboard = commands.add_parser("dashboard", help="show the live dashboard, with the kill switch")
     dashboard.add_argument("run", metavar="RUN", nargs="?", help="id of a run (default: the notebook's watch)")
     use = commands.add_parser("use", help="use a Watch of yours from now on")
@@ -193,19 +204,17 @@ def _line_parser() -> tuple[MagicParser, dict[str, list[str]]]:
     events.add_argument("--verdict", choices=["allow", "deny", "ask", "kill"], help="only this verdict")
     events.add_argument("-n", metavar="N", dest="lines", type=_step, default=20, help="last N records (default: 20)")
     events.add_argument("--out", metavar="NAME", type=_name, help="put all of them into the variable NAME, a DataFrame")
-    return parser, {name: each.words for name, each in commands.choices.items()}
+    return parser, dict(commands.choices)
 
 
 CELL_PARSER = _cell_parser()
 """Parser of `%%agentwatch`."""
 
-AGENT_PARSER = _agent_parser()
-"""Parser of `%%agentwatch agent`."""
-
-_LINE = _line_parser()
-
-LINE_PARSER = _LINE[0]
+LINE_PARSER, _COMMANDS = _line_parser()
 """Parser of `%agentwatch`."""
 
-SUBCOMMANDS = _LINE[1]
+AGENT_PARSER = _COMMANDS["agent"]
+"""Parser of `%%agentwatch agent`."""
+
+SUBCOMMANDS = {name: each.words for name, each in _COMMANDS.items()}
 """Subcommands of `%agentwatch`, each with the options and fixed words that may follow it."""

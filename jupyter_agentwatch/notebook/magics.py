@@ -168,6 +168,9 @@ class AgentwatchMagics(Magics):
             except FrontEndMissingError as error:  # the watch stands, and is watched without it
                 _show(f"note: no dashboard: {safe_text(str(error))}")
 
+    def _do_agent(self, options: argparse.Namespace) -> None:
+        self._run(options, "")
+
     def _do_dashboard(self, options: argparse.Namespace) -> None:
         if options.run is None:
             _draw(self._current().dashboard())
