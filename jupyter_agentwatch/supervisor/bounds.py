@@ -1,7 +1,8 @@
-"""Bounds that no cgroup holds: looks at 10 Hz while anything runs, ends what is too large, and records what is hit.
+"""Bounds that no cgroup holds: looks on while anything runs, ends what is too large, and records what is hit.
 
-What comes and goes between two looks is not seen: memory may be over its bound for that long, and a fork, a file or an
-allocation that the kernel refuses then leaves no record.
+It looks at 10 Hz, at 1 Hz where there is nothing to hold and only something to tell. What comes and goes between two
+looks is not seen: memory may be over its bound for that long, and a fork, a file or an allocation that the kernel
+refuses then leaves no record.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from jupyter_agentwatch.supervisor.record import Recorder
 __all__ = ["BoundsWatch"]
 
 _SAMPLE_S: Final = 0.1
+_TELL_S: Final = 1.0
+"""Seconds between two looks where there is nothing to hold, only to tell of."""
+
 _SHARE: Final = 5
 """A look that takes long is followed by a pause of so many times its length: a crowd must not occupy the supervisor."""
 
@@ -63,14 +67,21 @@ class BoundsWatch:
 
     async def watch(self) -> None:
         """Look on, until cancelled."""
-        pause = _SAMPLE_S
+        holds = self._memory_bytes is not None or self._processes is not None
+        sample = pause = _SAMPLE_S if holds else _TELL_S
+        quiet_since = -1  # number of commands when nobody was left inside
         while True:
             await asyncio.sleep(pause)
-            if not self._commands.running and self._sandbox.members() == 0:
+            if self._commands.running:
+                quiet_since = -1
+            elif quiet_since == self._commands.steps:
+                continue
+            elif self._sandbox.members() == 0:
+                quiet_since = self._commands.steps
                 continue
             begun = time.monotonic()
             usage, in_files = await asyncio.to_thread(self._look)
-            pause = max(_SAMPLE_S, _SHARE * (time.monotonic() - begun))
+            pause = max(sample, _SHARE * (time.monotonic() - begun))
             if self._memory_bytes is not None and usage.resident_bytes + in_files > self._memory_bytes:
                 await self._end_all(usage.resident_bytes, in_files, self._memory_bytes)
             self._tell_all(usage)
