@@ -135,6 +135,36 @@ def test_a_detector_within_its_limit_stays() -> None:
     assert two.disabled == ()
 
 
+def test_waiting_for_a_processor_is_no_slowness() -> None:
+    """CPU time alone counts, which is asked for only once an event, and where the cheap clock says that it was long."""
+    cpu, wall = ManualClock(), ManualClock()
+    asked: list[int] = []
+
+    def cpu_ns() -> int:
+        asked.append(1)
+        return cpu.monotonic_ns()
+
+    def act(worked_s: float, waited_s: float) -> list[Draft]:
+        cpu.advance(worked_s)
+        wall.advance(worked_s + waited_s)
+        return []
+
+    waited_s, worked_s = 1.0, 0.01
+    one = Engine(
+        [Scripted("one", {"exec"}, lambda _: act(worked_s, waited_s))],
+        clock=cpu_ns,
+        glance=wall.monotonic_ns,
+        strikes=1,
+    )
+    assert [one.feed(event("exec")) for _ in range(5)] == [[]] * 5
+    waited_s = 0.0
+    asked.clear()
+    assert one.feed(event("exec")) == []
+    assert len(asked) == 1
+    worked_s = 0.06
+    assert [each.rule for each in one.feed(event("exec"))] == [FAILED]
+
+
 def test_names_are_unique_and_kinds_exist() -> None:
     """A mistake in a set of detectors is found when the engine is made."""
     with pytest.raises(ValueError, match="two detectors have the name 'a'"):

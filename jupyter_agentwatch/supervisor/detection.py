@@ -53,9 +53,9 @@ class Detectors:
             from jupyter_agentwatch.detect.sigma_form import decode_rules
 
             sigma = decode_rules(rules)
-        clock = time.thread_time_ns
         own = own_detectors(_declared(policy)) if policy is not None else own_detectors()
-        self._engine = Engine(own, sigma, clock=clock, limit_ns=_LIMIT_NS, strikes=_STRIKES)
+        clocks = {"clock": time.thread_time_ns, "glance": time.perf_counter_ns}
+        self._engine = Engine(own, sigma, **clocks, limit_ns=_LIMIT_NS, strikes=_STRIKES)
         self._disabled = frozenset(disabled)
 
     def restore(self) -> None:
