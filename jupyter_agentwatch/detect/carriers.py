@@ -48,7 +48,9 @@ def carried(name: str, argv: Sequence[str], assigned: Mapping[str, str], stdin: 
         stdin: What it would read, where that is known.
         code: The program text that it got, if it is an interpreter.
     """
-    yield from (value for variable, value in assigned.items() if variable in _VARIABLES and value)
+    yield from (
+        value for variable, value in assigned.items() if value and (variable in _VARIABLES or "/dev/tcp/" in value)
+    )
     by_name = _CARRIERS.get(name)
     if by_name is not None:
         yield from islice(filter(None, by_name(argv, stdin, code)), _MOST)
@@ -105,6 +107,9 @@ def _words_after(*marks: str) -> Callable[[Sequence[str], str, str], Texts]:
 def _make(argv: Sequence[str], stdin: str, _code: str) -> Texts:
     if any(word in ("-f-", "--file=-") for word in argv) or ("-f", "-") in pairwise(argv):
         for match in islice(_RECIPE.finditer(stdin), _MOST):
+            yield match[1] or match[2]
+    for text in _values("--eval", "-E")(argv, "", ""):
+        for match in islice(_RECIPE.finditer(text), _MOST):
             yield match[1] or match[2]
 
 

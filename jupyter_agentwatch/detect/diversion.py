@@ -112,7 +112,7 @@ def _stress(run: Invocation) -> Iterable[Hit]:
     asks = not words or any(
         word in ("--version", "--help", "-h", "-V", "-b", "--benchmark", "-I", "--show", "--test") for word in words[:3]
     )
-    if asks or any(word.startswith(("--list", "--show", "--status")) for word in words):
+    if asks or any(word.startswith(("--list", "--show", "--status", "--test")) for word in words):
         yield Hit(STRESS, severity="info")
         return
     spans = [found for word in words for found in [_SPAN.fullmatch(word.rpartition("=")[2])] if found]

@@ -159,6 +159,9 @@ def _socket_text(run: Invocation) -> Iterable[Hit]:
     found = re.search(
         r"(?:tcp4?|openssl|ssl|udp)(?:-connect)?:([^:,\s]+):\d+|-connect[= ](\S+):\d+", text, re.IGNORECASE
     )
+    if run.name == "telnet" and any(r.op == "<" and is_sensitive(r.target) for r in run.redirects):
+        yield Hit(SECRET)
+        return
     if not found:
         return
     host = found[1] or found[2]

@@ -188,7 +188,7 @@ def _mounts(run: Invocation) -> Iterable[Hit]:
         if settings & _LOOSE and not {"ro", "noexec"} <= settings:
             yield Hit(MOUNT)
         return
-    over = binds or options.last("t", "types") == "overlay"
+    over = binds or options.last("t", "types") in ("overlay", "tmpfs", "ramfs")
     if (over and _COVERED.search(target)) or (binds and (source == "/" or source.startswith("/proc/"))):
         yield Hit(MOUNT)
 
@@ -230,7 +230,8 @@ def _sweeps(run: Invocation) -> Iterable[Hit]:
     """`find /var/log -delete`, without an age that makes it an ordinary clean-up."""
     words = run.argv[1:]
     swept = any(word.startswith(("/var/log", "/etc/audit")) for word in words)
-    if swept and "-delete" in words and not {"-mtime", "-ctime", "-mmin", "-atime"} & set(words):
+    empties = "-delete" in words or bool({"truncate", "shred", "rm", "unlink"} & set(words))
+    if swept and empties and not {"-mtime", "-ctime", "-mmin", "-atime"} & set(words):
         yield Hit(BLINDED)
 
 

@@ -44,7 +44,7 @@ _PERSISTENT: Final = (
     ),
     (
         lazy_pattern(
-            r"/\.ipython/profile_\w+/startup/|/\.jupyter/\w*(?:config|custom)|/(?:site|user)customize\.py$|"
+            r"/\.ipython/profile_\w+/(?:startup/|ipython\w*_config\.)|/\.jupyter/\w*(?:config|custom)|/(?:site|user)customize\.py$|"
             r"/\.local/share/jupyter/kernels/"
         ),
         "notebook",

@@ -14,7 +14,7 @@ from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.pools import pool_domain, pool_service
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
-from jupyter_agentwatch.detect.unwrap import Invocation
+from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation
 from jupyter_agentwatch.detect.wallets import wallet_kind
 
 __all__ = ["MINING", "miner_score"]
@@ -223,6 +223,10 @@ _CONFIG_TEXT: Final = lazy_pattern(
 )
 
 
+_WALLET_TEXT: Final = lazy_pattern(r"\b[48][1-9A-HJ-NP-Za-km-z]{94}\b|\b0x[0-9a-fA-F]{40}\b|\bbc1[a-z0-9]{38,60}\b")
+_PLACE_TEXT: Final = lazy_pattern(r"[\w.-]+\.[\w-]+:\d{2,5}\b")
+
+
 def _options(argv: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return (option in lower case, value) as most miners read them; an operand has the name ""."""
     found: list[tuple[str, str]] = []
@@ -316,11 +320,13 @@ _SETTING: Final = lazy_pattern(r"[A-Za-z_]\w*=\S")
 
 def _environment(run: Invocation) -> Iterable[Hit]:
     """A wallet and a pool that a start script or an image gets as variables."""
-    words = run.argv[1:64] if run.name in ("export", "docker", "podman", "env", "kubectl") else ()
+    told = ("export", "docker", "podman", "env", "kubectl", "helm", "nomad")
+    words = [part for word in run.argv[1:64] for part in word.split(",")] if run.name in told else []
     values = [*run.assigned.values(), *(word.partition("=")[2] for word in words if _SETTING.match(word))]
     pools = [value for value in values if _is_pool(value)]
-    if pools and any(wallet_kind(value) for value in values):
-        yield Hit(MINER_OPTIONS, pools[0], "high")
+    fetched = run.name in SHELLS and any(each.name in ("curl", "wget") for each in run.before)
+    if (pools or fetched) and any(wallet_kind(value) for value in values):
+        yield Hit(MINER_OPTIONS, pools[0] if pools else "a fetched script", "high")
 
 
 def _is_pool(value: str) -> bool:
@@ -339,12 +345,15 @@ def _known(run: Invocation) -> Iterable[Hit]:
 def _texts(run: Invocation) -> Iterable[Hit]:
     text = "\n".join((*run.argv[1:], run.stdin))
     writes = any(r.op in (">", ">>", ">|", "&>") for r in run.redirects) or run.name == "tee"
+    edits = run.name in ("sed", "jq", "ed", "perl") and _WALLET_TEXT.search(text) and _PLACE_TEXT.search(text)
     speaks = (
         run.name in ("nc", "ncat", "netcat", "socat", "telnet", "openssl")
         or run.code != ""
         or "/dev/tcp" in str(run.redirects)
     )
-    if (writes and _CONFIG_TEXT.search(text)) or (speaks and _LOGIN_TEXT.search(text)):
+    if speaks and run.before:
+        text = "\n".join((text, *(" ".join(each.argv[1:]) for each in run.before)))
+    if edits or (writes and _CONFIG_TEXT.search(text)) or (speaks and _LOGIN_TEXT.search(text)):
         yield Hit(CONFIG)
 
 
@@ -404,8 +413,9 @@ MINING: Final = Ruleset(
         ),
         **dict.fromkeys(("modprobe", "insmod", "sysctl", "wrmsr"), (_prepares,)),
         **dict.fromkeys(("curl", "wget", "git", "aria2c", "axel"), (_fetches,)),
+        **dict.fromkeys(("sed", "jq", "ed"), (_texts,)),
     },
-    quiet=frozenset(listed("curl wget git sysctl modprobe aria2c")),
+    quiet=frozenset(listed("curl wget git sysctl modprobe aria2c sed jq ed")),
     marks=listed(
         "stratum,address=,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
         "--server,-uri,user,msr,hugepages,xmrig,miner,login",

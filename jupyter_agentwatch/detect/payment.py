@@ -140,7 +140,7 @@ def _gives_wallet(run: Invocation) -> Iterable[Hit]:
         and any(wallet_kind(word.rpartition("=")[2]) for word in words)
         and any(re.fullmatch(r"(?:--\w+=)?\d+(?:\.\d+)?\w{0,5}", word) for word in words)
     ):
-        yield Hit(WALLET_TOOL)
+        yield Hit(WALLET_TOOL, severity=_local_severity(" ".join(words)))
 
 
 _TOOLS: Final = listed(

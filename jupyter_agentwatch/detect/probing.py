@@ -95,7 +95,7 @@ _METADATA_TEXT: Final = lazy_pattern(
     r"169\.254\.(?:169\.254|170\.(?:2|23))|metadata\.google\.internal|100\.100\.100\.200|\bfd00:ec2::254|2852039166|"
     r"0xa9fea9fe|"
     r"metadata\.(?:azure\.com|tencentyun\.com)|/latest/(?:meta-data|api/token|dynamic)|computeMetadata/v1|"
-    r"instance-data\b|::ffff:a9fe|0251\.0376\.0251\.0376|AWS_CONTAINER_CREDENTIALS|"
+    r"instance-data\b|::ffff:a9fe|0251\.0376\.0251\.0376|AWS_CONTAINER_CREDENTIALS|ECS_CONTAINER_METADATA|"
     r"kubernetes\.io/serviceaccount/token",
     re.IGNORECASE,
 )
@@ -148,6 +148,7 @@ def _netcat(run: Invocation) -> Iterable[Hit]:
     host = run.filled(options.operands[0])
     count = sum(_ports(word) * max(1, run.repeats(word)) for word in options.operands[1:48])
     many_hosts = run.repeats(options.operands[0]) >= MANY_HOSTS or range_size(options.operands[0]) >= MANY_HOSTS
+    many_hosts = many_hosts or _RANGE.search(options.operands[0]) is not None
     scans = (count >= MANY_PORTS or many_hosts) and (options.has("z", "zero") or options.has("w", "v"))
     if scans or (options.has("z", "zero") and _open_loop(run, options.operands)):
         yield Hit(SWEEP, severity="low" if zone_of(host) == "loopback" else None)
@@ -239,7 +240,8 @@ def _discovers(run: Invocation) -> Iterable[Hit]:
 
 
 _LOOP_CODE: Final = lazy_pattern(
-    r"range\(\s*\d*\s*,?\s*\d{2,5}|for\s*\(\s*\w+\s*=|\.\.|ip_network\(|\.hosts\(\)|\b(?:ports|hosts)\b", re.IGNORECASE
+    r"range\(\s*\d*\s*,?\s*\d{2,5}|for\s*\(\s*(?:let\s+|var\s+|int\s+|my\s+)?\$?\w+\s*=|\.\.|ip_network\(|\.hosts\(\)|\b(?:ports|hosts)\b",
+    re.IGNORECASE,
 )
 _CONNECT_CODE: Final = lazy_pattern(
     r"connect_ex\s*\(|create_connection\s*\(|\.connect\s*\(|urlopen\s*\(|requests\.get\s*\(|TCPSocket\.new|fsockopen|"
@@ -267,6 +269,23 @@ def _code(run: Invocation) -> Iterable[Hit]:
         if is_inner or "connect_ex" in code:
             local = not is_inner and re.search(r"localhost|127\.0\.0\.1", code) is not None
             yield Hit(SWEEP, severity="low" if local else None)
+
+
+def _reads_token(run: Invocation) -> Iterable[Hit]:
+    """The cluster's own door key, which lies in every pod."""
+    found = next((word for word in run.argv[1:] if "kubernetes.io/serviceaccount/token" in word), "")
+    if found:
+        yield Hit(METADATA, found)
+
+
+def _guesses(run: Invocation) -> Iterable[Hit]:
+    """A password that is a loop's variable: `for p in …; do sshpass -p $p ssh …`, `curl -u admin:$p`."""
+    options = parse(run.argv, Grammar(valued="pfduHXoP", long_valued=frozenset({"user", "password"}), operands=0))
+    for word in options.all("p", "u", "user", "password"):
+        count = run.repeats(word)
+        if count != 1 and (count == 0 or count >= MANY_HOSTS):
+            yield Hit(WEB_SCANNER, word)
+            return
 
 
 def _web_scanner(run: Invocation) -> Iterable[Hit]:
@@ -309,11 +328,18 @@ _CODE_NAMES: Final = (
     "gawk",
 )
 
+_COMMON: Final = (
+    "ip arp ping host dig nslookup cdk smap sx responder curl cat head tail less cp base64 xxd mysql mysqladmin "
+    "smbclient"
+)
+
 PROBING: Final = Ruleset(
     rules=(METADATA, SCANNER, SWEEP, DISCOVERY, WEB_SCANNER),
     by_name={
         **dict.fromkeys(_SCANNERS, (_scanner,)),
         **dict.fromkeys(_WEB_SCANNERS, (_web_scanner,)),
+        **dict.fromkeys(("sshpass", "curl", "smbclient", "mysql", "mysqladmin"), (_guesses,)),
+        **dict.fromkeys(("cat", "head", "tail", "less", "cp", "base64", "xxd", "jwt"), (_reads_token,)),
         **dict.fromkeys(NETCATS, (_netcat,)),
         **dict.fromkeys(_CODE_NAMES, (_code,)),
         **dict.fromkeys(
@@ -335,7 +361,12 @@ PROBING: Final = Ruleset(
             (_discovers,),
         ),
     },
-    quiet=frozenset({*_CODE_NAMES, *listed("ip arp ping host dig nslookup cdk smap sx responder")}),
+    quiet=frozenset(
+        {
+            *_CODE_NAMES,
+            *listed(_COMMON),
+        }
+    ),
     marks=listed(
         "169.254.,instance-data,a9fe,0251.,container_cred,serviceaccount,metadata,scapy,portscanner,"
         "100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
@@ -344,7 +375,7 @@ PROBING: Final = Ruleset(
     ),
     shapes=(_metadata, _looped),
     shape_pattern=(
-        r"instance-data|::ffff:a9fe|0251\.|container_credentials|serviceaccount|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
+        r"instance-data|::ffff:a9fe|0251\.|container_credentials|container_metadata|serviceaccount|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
         r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|nslookup|dig)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
         r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
     ),

@@ -99,7 +99,7 @@ _SPIN_CODE: Final = lazy_pattern(
 
 _GREEDY: Final = -15
 _ABOVE_ALL: Final = 90
-_SPARED: Final = lazy_pattern(r"^/proc/(?:self|\d+|\$\$|\$\{\w+\})/oom_(?:score_)?adj$")
+_SPARED: Final = lazy_pattern(r"^/proc/(?:self|\d+|\$\$|\$\{[\w$]+\})/oom_(?:score_)?adj$")
 _LIMITS: Final = lazy_pattern(
     r"^/sys/fs/cgroup/(?:\S*/)?(?:cgroup\.procs|tasks|cpu\.(?:max|weight|shares|cfs_quota_us)|memory\.\S+)$"
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
-from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.endpoints import is_address, parse_endpoint, zone_of
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
@@ -135,12 +135,17 @@ _SPAWNING_CODE: Final = lazy_pattern(
 )
 _REMOTE_COMMAND: Final = lazy_pattern(
     r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+\.)?"
-    r"(?:recv|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)",
+    r"(?:recv|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)|`\s*(?:#\{|\$)",
     re.IGNORECASE,
 )
 _PTY: Final = lazy_pattern(
     r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.{0,200}\bexec\b.{0,200}sh|spawn\s+/bin/(?:ba)?sh.{0,200}interact",
     re.DOTALL,
+)
+_FETCHED: Final = lazy_pattern(
+    r"\b(?:exec|eval|compile|Function|instance_eval|load_string)\s*\(?[^;\n]{0,120}"
+    r"(?:urlopen|requests\.get|URI\.open|open-uri|file_get_contents\s*\(\s*['\"]https?|LWP|HTTP::Tiny|\bget\s*\(?['\"]https?|"
+    r"Net::HTTP|fetch\s*\()|fetch\([^;\n]{0,160}\.then\(\s*eval\b"
 )
 _DEV_NET: Final = lazy_pattern(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
 
@@ -261,13 +266,18 @@ def _code(run: Invocation) -> Iterable[Hit]:
             yield from _runs_fetched(run)
         return
     if _NETWORK_CODE.search(code) and _SPAWNING_CODE.search(code):
-        coprocess = re.search(r"\|&\s*getline\s+(\w+).*?\b\1\b\s*\|&\s*getline", code, re.DOTALL)
+        coprocess = re.search(r"\|&\s*getline\s+(\w+).*?\b\1\b\s*\|&?\s*getline", code, re.DOTALL)
         puts_streams = coprocess or re.search(r"dup2|fdopen|STDIN|reopen|<&%?d?|>&", code)
         if puts_streams or _IS_SHELL.search(code) or _REMOTE_COMMAND.search(code):
             yield Hit(CODE_SHELL)
             return
     if _PTY.search(code):
         yield Hit(PTY_SHELL)
+    fetched = _FETCHED.search(code)
+    if fetched:
+        hosts = re.findall(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)", code)
+        bare = any(is_address(host.strip("[]")) and zone_of(host.strip("[]")) == "outside" for host in hosts)
+        yield Hit(FETCHED_CODE, fetched[0], "high" if bare else None)
 
 
 def _socat(run: Invocation) -> Iterable[Hit]:
@@ -343,7 +353,8 @@ SHELL: Final = Ruleset(
     },
     quiet=frozenset({*SHELLS, *_CODE_NAMES, *listed("source . openssl")}),
     marks=listed(
-        "/dev/tcp/,/dev/udp/,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,| bash,|bash,"
+        "/dev/tcp/,/dev/udp/,urlopen,exec(,eval,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,"
+        "| bash,|bash,"
         "| sudo,| python,|python,| perl,| zsh,| dash,bin/sh,bin/bash,subprocess,os.system,popen",
         ",",
     ),

@@ -93,6 +93,12 @@ ACCOUNT: Final = Rule(
 )
 
 _MONITOR_NAMES: Final = lazy_pattern(r"agentwatch|\bbwrap\b|bubblewrap|jupyter_agentwatch", re.IGNORECASE)
+_MONITOR_FILES: Final = lazy_pattern(r"(?:state|share|log|run)\S*agentwatch|agentwatch\S*\.(?:jsonl|sock|log)\b")
+# Where version managers and tool chains keep what they ask a shell to read.
+_TOOL_HOMES: Final = lazy_pattern(
+    r"(?:~|\$\{?HOME\}?)/\.(?:\w*venv|virtualenvs|cargo|rustup|nvm|pyenv|rbenv|conda|miniconda\d?|sdkman|deno|bun|"
+    r"volta|asdf|local|fzf\S*|ghcup|nix-profile|poetry|krew|dotnet|pixi|juliaup|opam|config|bash_\w+|secrets_env)\b"
+)
 _DEFENDERS: Final = lazy_pattern(
     r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|"
     r"syslog-ng|agentwatch|firewalld|ufw|selinux"
@@ -116,7 +122,7 @@ _PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
     "curl": (r"--unix-socket\s+\S*(?:docker|containerd|crio|podman)\S*\.sock", ESCAPE, None),
     "chroot": (r"/proc/1/root|/host\b", ESCAPE, None),
     "mount": (r"/dev/(?:sd|nvme|vd|xvd|mapper)|cgroup|--bind\s+/proc/1", ESCAPE, "medium"),
-    "debugfs": (r"\S", ESCAPE, "medium"),
+    "debugfs": (r"\S", ESCAPE, None),
     "unshare": (r"(?:^|\s)-(?=\w*r)(?=\w*[mC])\w+|--map-root-user", ESCAPE, None),
     "mknod": (r"\s[bc]\s+(?:8|259|253|254)\s+\d+|\sc\s+1\s+[12]\b", ESCAPE, None),
     **dict.fromkeys(
@@ -144,7 +150,7 @@ _pattern: Final = by_pattern(_PATTERNS)
 
 def _removes_log(run: Invocation) -> Iterable[Hit]:
     """The monitor's own files are worth more than a history."""
-    if any(_MONITOR_NAMES.search(word) for word in run.argv[1:]):
+    if any(_MONITOR_FILES.search(word) for word in run.argv[1:]):
         yield Hit(TRACES, severity="high")
 
 
@@ -156,7 +162,8 @@ def _kills(run: Invocation) -> Iterable[Hit]:
         if words[:1] in (["-s"], ["-n"]):
             targets = words[2:]
         quiet = signals and signals[0] in ("-0", "-l", "-L")
-        everyone = "1" in targets or "-1" in targets
+        elsewhere = run.wrappers & {"docker", "podman", "nerdctl", "kubectl", "oc", "lxc"}  # another first process
+        everyone = ("1" in targets or "-1" in targets) and not elsewhere
         watcher = any(_MONITOR_NAMES.search(" ".join(each.argv)) for each in run.inner)
         if (everyone and not quiet) or watcher:
             yield Hit(MONITOR)
@@ -192,14 +199,37 @@ def _schedules(run: Invocation) -> Iterable[Hit]:
             yield Hit(PERSISTENCE, severity="high" if _SUSPICIOUS_JOB.search(text) else None)
     elif run.name == "systemctl":
         words = [word for word in run.argv[1:] if not word.startswith("-")]
-        if words[:1] in (["enable"], ["link"], ["edit"]) and any("/" in word for word in words[1:]):
-            yield Hit(PERSISTENCE)
+        paths = [word for word in words[1:] if "/" in word]
+        if words[:1] in (["enable"], ["link"], ["edit"]) and paths:
+            yield Hit(PERSISTENCE, severity="high" if any(map(_ODD_PLACE.search, paths)) else None)
         elif words[:1] in (["stop"], ["disable"], ["mask"], ["kill"]) and any(
             _DEFENDERS.search(word) for word in words[1:]
         ):
             yield Hit(DEFENCES, severity="high")
     elif run.name == "systemd-run" and re.search(r"--on-(?:calendar|boot|active|unit)", text):
         yield Hit(PERSISTENCE)
+
+
+# What people and programs look at a machine with, or come in by.
+_SYSTEM_TOOL: Final = lazy_pattern(
+    r"/(?:usr/)?s?bin/(?:ps|ls|top|netstat|ss|lsof|find|who|w|last|login|su|sudo|sshd?|passwd|bash|sh|kill|pgrep|du|df)$"
+)
+_CODE_WRITES: Final = lazy_pattern(
+    r"open\(\s*[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*,\s*(?:mode\s*=\s*)?['\"][wax]|"
+    r"Path\(\s*[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*\)(?:\.expanduser\(\))?\.write_|"
+    r"(?:writeFile|appendFile)(?:Sync)?\(\s*['\"]([^'\"\n]{4,200})['\"]|File\.write\(\s*['\"]([^'\"\n]{4,200})['\"]"
+)
+
+
+def _code_writes(run: Invocation) -> Iterable[Hit]:
+    """A program text that writes to where something starts by itself."""
+    for groups in _CODE_WRITES.findall(run.code):
+        path = "".join(groups)
+        kind = persistence_of(path) if path.startswith(("/", "~")) else ""
+        if kind == "authorized_keys":
+            yield Hit(KEYS, path)
+        elif kind not in ("", "git hook", "import hook"):
+            yield Hit(PERSISTENCE, f"{kind}: {path}", "high")
 
 
 def _writes(run: Invocation) -> Iterable[Hit]:
@@ -215,10 +245,13 @@ def _writes(run: Invocation) -> Iterable[Hit]:
     elif run.name == "sed" and any(re.match(r"-[a-zA-Z]*i|--in-place", word) for word in run.argv[1:]):
         targets += operands[-1:]
     text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
+    text = _TOOL_HOMES.sub("", text)
     for target in targets:
         path = target if target.startswith(("/", "~")) else f"/{target}"
         kind = persistence_of(path)
-        if kind == "authorized_keys":
+        if _SYSTEM_TOOL.match(target):
+            yield Hit(MASQUERADE, target)
+        elif kind == "authorized_keys":
             yield Hit(KEYS, target)
         elif kind == "preload":
             yield Hit(PRELOAD, target, "high")
@@ -228,11 +261,17 @@ def _writes(run: Invocation) -> Iterable[Hit]:
             yield Hit(PERSISTENCE, f"{kind}: {target}", "high" if "import " in text else "low")
         elif kind:
             sure = kind in ("cron", "service", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
-            odd = kind in ("start-up", "notebook", "git hook")
+            odd = kind in ("start-up", "git hook")
+            # The notebook's own kernel runs outside of the sandbox, and timers need nobody.
+            beyond = kind == "notebook" or target.endswith((".timer", ".path"))
             yield Hit(
                 PERSISTENCE,
                 f"{kind}: {target}",
-                "high" if _SUSPICIOUS_JOB.search(text.replace(target, "")) else "low" if odd and not sure else None,
+                "high"
+                if beyond or _SUSPICIOUS_JOB.search(text.replace(target, ""))
+                else "low"
+                if odd and not sure
+                else None,
             )
 
 
@@ -290,7 +329,11 @@ def _accounts(run: Invocation) -> Iterable[Hit]:
     """Accounts are low by themselves, and high with a group or id that may do everything."""
     text = " ".join(run.argv[1:])
     own = re.search(r"-aG\s+docker\s+(?:\$\{?USER\}?|\$\(whoami\))$", text)  # as every guide to Docker says
-    powerful = not own and re.search(r"-[aG]*G\s*\S*(?:sudo|wheel|root|docker)|-o\s+-u\s*0|-u\s*0\s+-o|--uid\s*0", text)
+    options = parse(run.argv, Grammar(valued="bcdefgGkKpPsuZ", long_valued=frozenset({"uid", "groups", "shell"})))
+    root = options.has("o", "non-unique") and options.last("u", "uid") == "0"
+    powerful = root or (
+        not own and re.search(r"-[aG]*G\s*\S*(?:sudo|wheel|root|docker)|-o\s+-u\s*0|-u\s*0\s+-o|--uid\s*0", text)
+    )
     yield Hit(ACCOUNT, severity="high" if powerful else "low")
 
 
@@ -332,9 +375,9 @@ TAMPERING: Final = Ruleset(
         "ptrace_scope",
         ",",
     ),
-    shapes=(_preloads, _masquerades, _redirects),
+    shapes=(_preloads, _masquerades, _redirects, _code_writes),
     shape_pattern=(
-        r"LD_(?:PRELOAD|AUDIT)|^\[|^(?:\S*/)?k(?:worker|threadd|softirqd|swapd)|"
+        r"LD_(?:PRELOAD|AUDIT)|(?:^|/)\[\w|open\W|write|>\S{0,128}/s?bin/|^(?:\S*/)?k(?:worker|threadd|softirqd|swapd)|"
         r">\S{0,128}(?:authorized_keys|cron|systemd|\.bashrc|profile|sudoers|ld\.so|/startup/|autostart|rc\.local|init\.d|"
         r"git/hooks|zshrc|passwd|shadow)"
     ),

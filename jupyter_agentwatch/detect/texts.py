@@ -69,6 +69,19 @@ _LIBRARY: Final = lazy_pattern(
     r"\blocaltunnel\s*\(|require\(\s*['\"](?:localtunnel|@?ngrok(?:/ngrok)?|tunnel-ssh|reverse-tunnel-ssh)['\"]\s*\)|"
     r"Net::SSH.{0,200}\.forward\.(?:remote|local)|ListenTCP\(.{0,200}gossh|flask_cloudflared|run_with_ngrok"
 )
+_LISTENS: Final = lazy_pattern(r"\.listen\s*\(|createServer\s*\(|TCPServer|start_server\s*\(|\.Listen\s*\(|Listen\s*=>")
+_DIALS: Final = lazy_pattern(
+    r"create_connection\s*\(|\.connect\s*\(|open_connection\s*\(|\.Dial\s*\(|TCPSocket\.(?:new|open)"
+)
+_COPIES: Final = lazy_pattern(
+    r"send(?:all)?\(\s*\w+\.recv\(|\.pipe\(\s*\w+\s*\)\s*\.pipe\(|io\.Copy\(|copyfileobj\(|copy_stream|"
+    r"\.write\(\s*(?:await\s+)?\w+\.read(?:partial)?\("
+)
+_SHELL_LINE: Final = lazy_pattern(
+    r"\b(?:ba|da|z|k|a)?sh\s+-\w*i\w*\s*[<>&|\d\s]*/dev/(?:tcp|udp)/|/dev/(?:tcp|udp)/[\w.-]+/\d+\s+0?[<>]&|"
+    r"\bn(?:c|cat)\b[^\n]{0,80}\s-\w*e\s*/\S*sh\b"
+)
+_DOCUMENT: Final = lazy_pattern(r"\.(?:md|rst|txt|ya?ml|json|jsonl|csv|log|html?|tex|ipynb|yar)$", re.IGNORECASE)
 _BYSTANDERS: Final = frozenset(listed("git grep rg diff patch jq"))
 
 
@@ -84,12 +97,17 @@ def _written(run: Invocation) -> str:
 
 def _texts(run: Invocation) -> Iterable[Hit]:
     text = _written(run)
-    if text and _SOCKET.search(text) and _JOINS.search(text) and _SHELL.search(text):
+    if (text and _SOCKET.search(text) and _JOINS.search(text) and _SHELL.search(text)) or (
+        text and _SHELL_LINE.search(text) and not any(_DOCUMENT.search(r.target) for r in run.redirects)
+    ):
         yield Hit(SOURCE, run.redirects[-1].target if run.redirects else "")
     if text and _TUNNEL.search(text):
         yield Hit(CONFIG, run.redirects[-1].target if run.redirects else "")
     # What is written as a program is run as one in the next line, or is nobody's.
     code = run.code or (text if re.search(r"\b(?:import|require|from)\b", text) else "")
+    if run.code and _LISTENS.search(code) and _DIALS.search(code) and _COPIES.search(code):
+        yield Hit(CODE, "a relay")
+        return
     found = _LIBRARY.search(code) if code else None
     if found and not re.search(r"\bdef test_|\bassert\b|\bexpect\(", code):
         yield Hit(CODE, found[0])
@@ -99,13 +117,14 @@ TEXTS: Final = Ruleset(
     rules=(SOURCE, CONFIG, CODE),
     marks=listed(
         "addr,interface,client.services,accept,hiddenservice,ingress,authtoken,outbounds,dev tun,dup2,stdin,"
-        "ngrok,port_forward,forward_,tunnel,direct-tcpip,processbuilder,stdio",
+        "ngrok,port_forward,forward,listen,createserver,/dev/tcp/,/dev/udp/,tunnel,direct-tcpip,processbuilder,stdio",
         ",",
     ),
     shapes=(_texts,),
     shape_pattern=(
         r"server_?addr|client\.services|accept\s*=|\[interface\]|hiddenservice|ingress:|authtoken:|outbounds|dev\s+tun|"
-        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|port_forward|forward_|tunnel|direct-tcpip"
+        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|forward|tunnel|direct-tcpip|listen|createserver|"
+        r"/dev/(?:tcp|udp)/|nc(?:at)? "
     ),
 )
 """What texts say that command lines would have said."""

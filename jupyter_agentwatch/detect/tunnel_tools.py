@@ -80,6 +80,15 @@ TOOLS: Final[Mapping[str, Tool]] = {
     "torsocks": _WITH_ARGUMENTS,
     **dict.fromkeys(("proxychains", "proxychains4"), _WITH_ARGUMENTS),
     **dict.fromkeys(("stunnel", "stunnel4", "rpivot", "microtunnel"), _WITH_ARGUMENTS),
+    **dict.fromkeys(
+        ("openconnect", "vpnc", "vpnc-connect", "pppd", "squid", "privoxy", "polipo", "iodine-client"), _WITH_ARGUMENTS
+    ),
+    **dict.fromkeys(("netbird", "mullvad", "nordvpn", "protonvpn-cli", "ipsec", "expressvpn"), _verbs("up connect c")),
+    "headscale": _verbs("nodes register serve"),
+    **dict.fromkeys(
+        ("mitmproxy", "mitmdump", "mitmweb"), Tool(pattern=r"(?:-m|--mode)[= ]?(?:socks5|upstream|reverse)")
+    ),
+    "proxy": Tool(pattern=r"--hostname|--port"),
     "ssh-tunnel": _ANY,
     "websocat": Tool(pattern=r"(?:tcp-l|ws-l|wss-l|tcp-listen|socks5|unix-l|-s\b).*"),
     "teleport": _verbs("start"),

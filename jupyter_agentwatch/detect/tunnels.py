@@ -126,6 +126,8 @@ def _ssh(run: Invocation) -> Iterable[Hit]:
     if forwards:
         severe = options.has("R", "w") or {"remoteforward", "tunnel"} & settings.keys()
         yield Hit(SSH_FORWARD, ", ".join(forwards), "critical" if severe else None)
+    elif options.last("O") == "proxy":
+        yield Hit(SSH_FORWARD, "-O proxy")
     elif options.has("W"):
         yield Hit(SSH_VIA, f"-W {options.last('W')}")
     via = [f"-J {value}" for value in options.all("J") if value != "none"]

@@ -30,7 +30,20 @@ _MAX_FOUND: Final = 500
 _ALSO_THEMSELVES: Final = frozenset(
     {
         *("docker", "podman", "nerdctl", "chroot", "systemd-run", "proxychains", "proxychains4", "torsocks", "strace"),
-        *("kubectl", "oc", "gcloud", "nice", "ionice", "chrt", "taskset", "cpulimit", "nsenter", "unshare", "xterm"),
+        *(
+            "sshpass",
+            "kubectl",
+            "oc",
+            "gcloud",
+            "nice",
+            "ionice",
+            "chrt",
+            "taskset",
+            "cpulimit",
+            "nsenter",
+            "unshare",
+            "xterm",
+        ),
     }
 )
 _MAX_STAGES: Final = 12
@@ -313,8 +326,10 @@ def _code_argument(run: Invocation, flags: str) -> str:
     if flags == "":  # awk: the first word that is no option
         words = iter(run.argv[1:])
         for word in words:
-            if word in ("-F", "-v", "-f"):
-                next(words, "")
+            if word in ("-F", "-v", "-f", "eval"):
+                following = next(words, "")
+                if word == "eval":
+                    return following
             elif not word.startswith("-"):
                 return word
         return ""

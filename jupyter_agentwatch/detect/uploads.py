@@ -76,7 +76,8 @@ def curl_sends(run: Invocation) -> Iterable[Hit]:
         return
     if severity == "high" and where is not None and not is_address(where.host) and not DROPS.search(where.host):
         # What a build has made goes where builds are kept.
-        severity = "medium" if all(_PRODUCT.match(path) for path in paths) else severity
+        named = _PRODUCT if options.has("T", "upload-file") or from_stdin else _BELOW
+        severity = "medium" if all(named.match(path) for path in paths) else severity
     puts = (
         severity == "high" and bool(options.all("T", "upload-file")) and where is not None and where.zone == "outside"
     )
@@ -100,6 +101,8 @@ def _curl_files(options: Options) -> tuple[list[str], list[str]]:
 _PRODUCT: Final = lazy_pattern(
     r"(?:\./)?(?:dist|build|target|out|release|releases|artifacts|wheelhouse|pkg)/[\w./+-]+$"
 )
+# A file of the working folder that a form hands over, as upload forms of every kind of service ask for.
+_BELOW: Final = lazy_pattern(r"(?:\./)?(?!\.)[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*$")
 _API: Final = lazy_pattern(r"(?:^|\.)(?:hooks\.slack\.com|discord(?:app)?\.com|api\.telegram\.org)$")
 
 
@@ -172,6 +175,7 @@ def code_sends(run: Invocation) -> Iterable[Hit]:
         return
     paths = _CODE_READS.findall(code)
     named = _CODE_LITERAL.findall(code) if _CODE_OPENS.search(code) else []
+    named += sources_of(run)
     if any(is_sensitive(path) for path in (*paths, *named)) or re.search(
         r"os\.environ\b(?!\[|\.get)|process\.env\b(?![.\[])|%ENV|ENV\.to_", code
     ):

@@ -131,6 +131,7 @@ _PREFIX: Final[Mapping[str, tuple[Grammar, int]]] = {
     "tini": (Grammar(valued="pe", operands=0), 0),
     "dumb-init": (Grammar(valued="r", operands=0), 0),
     "faketime": (Grammar(valued="f", operands=0), 1),
+    "sshpass": (Grammar(valued="fdpP", attached="e", operands=0), 0),
     "chpst": (Grammar(valued="ugUbeodnlLmcfptr0", operands=0), 0),
     "entr": (Grammar(operands=0), 0),
     "perf": (Grammar(valued="eopF", operands=0), 1),
@@ -236,9 +237,11 @@ def _xargs(argv: Sequence[str], stdin: str) -> list[Start]:
 def _find(argv: Sequence[str], _stdin: str) -> list[Start]:
     starts: list[Start] = []
     words = list(argv)
+    root = words[1] if len(words) > 1 else ""
+    found = f"{root.rstrip('/')}/*" if root.startswith(("/", "~")) and root.strip("/") else "{}"
     for at, word in enumerate(words):
         if word in ("-exec", "-execdir", "-ok", "-okdir"):
-            tail = words[at + 1 : at + 65]
+            tail = [found if each == "{}" else each for each in words[at + 1 : at + 65]]
             end = next((i for i, each in enumerate(tail) if each in (";", "+", "\\;")), len(tail))
             starts.append((tail[:end], {}))
     return starts[:8]
