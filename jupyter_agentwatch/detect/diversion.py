@@ -96,8 +96,8 @@ def _burns(run: Invocation) -> Iterable[Hit]:
         run.name.endswith("sum") or _discards(run) or run.name in ("gzip", "bzip2", "xz")
     ):
         yield Hit(BURNER)
-    elif run.name == "openssl" and words[:1] == ("speed",) and "-multi" in words:
-        yield Hit(BURNER, severity="medium")
+    elif run.name == "openssl" and words[:1] == ("speed",) and ("-multi" in words or "" in run.loops):
+        yield Hit(BURNER, severity="high" if "" in run.loops else "medium")
 
 
 _CRACKERS: Final = frozenset({"hashcat", "john", "hashcat-cli", "aircrack-ng", "cap2hccapx", "princeprocessor"})
@@ -112,7 +112,7 @@ def _stress(run: Invocation) -> Iterable[Hit]:
     asks = not words or any(
         word in ("--version", "--help", "-h", "-V", "-b", "--benchmark", "-I", "--show", "--test") for word in words[:3]
     )
-    if asks or any(word.startswith(("--list", "--show", "--status", "--test")) for word in words):
+    if asks or any(word.startswith(("--list", "--show", "--status", "--test", "--example")) for word in words):
         yield Hit(STRESS, severity="info")
         return
     spans = [found for word in words for found in [_SPAN.fullmatch(word.rpartition("=")[2])] if found]

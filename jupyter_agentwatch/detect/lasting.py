@@ -16,7 +16,7 @@ _PERSISTENT: Final = (
     (lazy_pattern(r"/etc/(?:cron\.\w+/|crontab$|anacrontab$)|/var/spool/cron/|/etc/at\.|/var/spool/at"), "cron"),
     (
         lazy_pattern(
-            r"(?:/etc|/usr/lib|/lib|/run)/systemd/(?:system|user)/[^/]+\.(?:service|timer|path|socket)|"
+            r"(?:/etc|/usr/lib|/lib|/run)/systemd/(?:system|user)/(?:[^/]+\.(?:wants|requires|d)/)?[^/]+\.(?:service|timer|path|socket|conf)$|"
             r"/\.config/systemd/user/|/etc/init\.d/|/etc/rc\.local$|/systemd/(?:system|user)-generators/|"
             r"/usr/lib/systemd/system-(?:sleep|shutdown)/|/etc/(?:inittab|init/)|/\.local/share/systemd/user/"
         ),

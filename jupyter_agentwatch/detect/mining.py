@@ -224,7 +224,7 @@ _CONFIG_TEXT: Final = lazy_pattern(
 
 
 _WALLET_TEXT: Final = lazy_pattern(r"\b[48][1-9A-HJ-NP-Za-km-z]{94}\b|\b0x[0-9a-fA-F]{40}\b|\bbc1[a-z0-9]{38,60}\b")
-_PLACE_TEXT: Final = lazy_pattern(r"[\w.-]+\.[\w-]+:\d{2,5}\b")
+_PLACE_TEXT: Final = lazy_pattern(r"[\w-]{1,63}\.[\w-]{1,63}:\d{2,5}\b")
 
 
 def _options(argv: tuple[str, ...]) -> list[tuple[str, str]]:

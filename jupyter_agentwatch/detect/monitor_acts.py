@@ -20,9 +20,9 @@ __all__ = ["MONITOR_ACTS"]
 _NAME: Final = lazy_pattern(r"agentwatch|\bbwrap\b|bubblewrap", re.IGNORECASE)
 _OWN_FILES: Final = lazy_pattern(
     r"(?:\.local/(?:state|share)|/run/user/\w+|/var/(?:log|lib|run)|/run|XDG_\w+\}?)/agentwatch(?:/|$)|"
-    r"/agentwatch/\S*\.(?:jsonl|sock)\b"
+    r"/agentwatch/\S{0,128}?\.(?:jsonl|sock)\b"
 )
-_DOOR: Final = lazy_pattern(r"agentwatch/api/runs/|/agentwatch/\S*(?:control|\.sock)")
+_DOOR: Final = lazy_pattern(r"agentwatch/api/runs/|/agentwatch/\S{0,128}?(?:control|\.sock)")
 _SIGNALS: Final = lazy_pattern(
     r"(?:os\.|process\.|Process\.|posix_)?\bkill\s*\(?\s*(?:['\"]?\w+['\"]?\s*,\s*)?"
     r"(?:os\.getppid\(\)|process\.ppid|Process\.ppid|getppid\b|(?<![\w.])-?1(?=\s*[,)]))"

@@ -123,7 +123,7 @@ _NETWORK_CODE: Final = lazy_pattern(
     r"socket(?:\.core)?)['\"]|"
     r"/inet\d?/(?:tcp|udp)/|open_connection|start_server|TCPClient|Net\.Sockets|java\.net|Socket\(|tls\.connect|"
     r"socket\.connect|"
-    r"Bun\.connect|Deno\.connect|TcpStream|\bsocket\s+-?\w|make_socket|socat|socketserver|paramiko",
+    r"Bun\.connect|socketConnection\(|using\s+Sockets|Deno\.connect|TcpStream|\bsocket\s+-?\w|make_socket|socat|socketserver|paramiko",
 )
 _SPAWNING_CODE: Final = lazy_pattern(
     r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|"
@@ -135,7 +135,7 @@ _SPAWNING_CODE: Final = lazy_pattern(
 )
 _REMOTE_COMMAND: Final = lazy_pattern(
     r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+\.)?"
-    r"(?:recv|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)|`\s*(?:#\{|\$)",
+    r"(?:recv|readLines|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)|`\s*(?:#\{|\$)",
     re.IGNORECASE,
 )
 _PTY: Final = lazy_pattern(
@@ -210,7 +210,7 @@ def _runs_fetched(run: Invocation) -> Iterable[Hit]:
     """An interpreter that reads from curl, wget or decoded text."""
     takes_stdin = _reads_commands(run) or (run.name in CODE_FLAGS and all(w in ("-", "-u") for w in run.argv[1:]))
     sources = list(run.before) if takes_stdin else []
-    if "/dev/fd/63" in run.argv[1:2] or run.name in ("eval", ".", "source") or (run.inner and "-c" in run.argv):
+    if "/dev/fd/63" in run.argv[1:4] or run.name in ("eval", ".", "source") or (run.inner and "-c" in run.argv):
         sources += run.inner
     for each in sources:
         if each.name in ("curl", "wget", "fetch", "aria2c"):

@@ -93,7 +93,9 @@ ACCOUNT: Final = Rule(
 )
 
 _MONITOR_NAMES: Final = lazy_pattern(r"agentwatch|\bbwrap\b|bubblewrap|jupyter_agentwatch", re.IGNORECASE)
-_MONITOR_FILES: Final = lazy_pattern(r"(?:state|share|log|run)\S*agentwatch|agentwatch\S*\.(?:jsonl|sock|log)\b")
+_MONITOR_FILES: Final = lazy_pattern(
+    r"(?:state|share|log|run)\S{0,128}?agentwatch|agentwatch\S{0,128}?\.(?:jsonl|sock|log)\b"
+)
 # Where version managers and tool chains keep what they ask a shell to read.
 _TOOL_HOMES: Final = lazy_pattern(
     r"(?:~|\$\{?HOME\}?)/\.(?:\w*venv|virtualenvs|cargo|rustup|nvm|pyenv|rbenv|conda|miniconda\d?|sdkman|deno|bun|"
@@ -173,6 +175,17 @@ def _kills(run: Invocation) -> Iterable[Hit]:
         yield Hit(DEFENCES, severity="high")
 
 
+def _kills_all(_: Invocation) -> Iterable[Hit]:
+    yield Hit(MONITOR)
+
+
+def _looks_out(run: Invocation) -> Iterable[Hit]:
+    """The first process's view of the files, which is not the caller's own."""
+    found = next((word for word in run.argv[1:] if re.match(r"/proc/1/(?:root|cwd|mem)(?:/|$)", word)), "")
+    if found:
+        yield Hit(ESCAPE, found)
+
+
 def _looks_inside(run: Invocation) -> Iterable[Hit]:
     """A debugger on process 1 or on the monitor."""
     options = parse(run.argv, Grammar(valued="peosE", long_valued=frozenset({"pid", "attach"})))
@@ -215,9 +228,10 @@ _SYSTEM_TOOL: Final = lazy_pattern(
     r"/(?:usr/)?s?bin/(?:ps|ls|top|netstat|ss|lsof|find|who|w|last|login|su|sudo|sshd?|passwd|bash|sh|kill|pgrep|du|df)$"
 )
 _CODE_WRITES: Final = lazy_pattern(
-    r"open\(\s*[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*,\s*(?:mode\s*=\s*)?['\"][wax]|"
+    r"open\(\s*(?:os\.path\.expanduser\(\s*)?[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*\)?\s*,\s*(?:mode\s*=\s*)?['\"][wax]|"
     r"Path\(\s*[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*\)(?:\.expanduser\(\))?\.write_|"
-    r"(?:writeFile|appendFile)(?:Sync)?\(\s*['\"]([^'\"\n]{4,200})['\"]|File\.write\(\s*['\"]([^'\"\n]{4,200})['\"]"
+    r"(?:writeFile|appendFile)(?:Sync)?\(\s*['\"]([^'\"\n]{4,200})['\"]|"
+    r"File\.write\(\s*['\"]([^'\"\n]{4,200})['\"]"
 )
 
 
@@ -229,7 +243,8 @@ def _code_writes(run: Invocation) -> Iterable[Hit]:
         if kind == "authorized_keys":
             yield Hit(KEYS, path)
         elif kind not in ("", "git hook", "import hook"):
-            yield Hit(PERSISTENCE, f"{kind}: {path}", "high")
+            odd = kind != "start-up" or _SUSPICIOUS_JOB.search(run.code.replace(path, ""))
+            yield Hit(PERSISTENCE, f"{kind}: {path}", "high" if odd else None)
 
 
 def _writes(run: Invocation) -> Iterable[Hit]:
@@ -244,6 +259,8 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         )
     elif run.name == "sed" and any(re.match(r"-[a-zA-Z]*i|--in-place", word) for word in run.argv[1:]):
         targets += operands[-1:]
+    if run.name == "install" and re.search(r"(?:-m|--mode)[= ]?[2467]\d{3}\b", " ".join(run.argv[1:])):
+        yield Hit(ACCOUNT, severity="high")
     text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
     text = _TOOL_HOMES.sub("", text)
     for target in targets:
@@ -263,7 +280,7 @@ def _writes(run: Invocation) -> Iterable[Hit]:
             sure = kind in ("cron", "service", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
             odd = kind in ("start-up", "git hook")
             # The notebook's own kernel runs outside of the sandbox, and timers need nobody.
-            beyond = kind == "notebook" or target.endswith((".timer", ".path"))
+            beyond = (kind == "notebook" and ".jupyter" not in target) or target.endswith((".timer", ".path"))
             yield Hit(
                 PERSISTENCE,
                 f"{kind}: {target}",
@@ -350,10 +367,13 @@ TAMPERING: Final = Ruleset(
         **dict.fromkeys(("gdb", "strace", "ltrace", "gcore", "lldb", "reptyr", "perf"), (_looks_inside,)),
         **dict.fromkeys(_PATTERNS, (_pattern,)),
         "crontab": (_crontab,),
+        **dict.fromkeys(("killall5",), (_kills_all,)),
+        **dict.fromkeys(("head", "tail", "less", "ls", "find", "grep"), (_looks_out,)),
         "git": (_git_settings,),
         **dict.fromkeys(("at", "batch", "systemctl", "systemd-run"), (_schedules,)),
         **dict.fromkeys(("useradd", "adduser", "usermod", "chpasswd"), (_accounts,)),
         **dict.fromkeys(_WRITERS, (_writes,)),
+        "cat": (_writes, _looks_out),
         **dict.fromkeys(("rm", "shred", "truncate", "wipe", "srm", "unlink"), (_pattern, _removes_log)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_renames,)),
     },
@@ -361,7 +381,8 @@ TAMPERING: Final = Ruleset(
         {
             *_WRITERS,
             *listed(
-                "git rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl truncate unlink "
+                "head tail less more cp git rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl"
+                " truncate unlink "
                 "history journalctl dmesg systemctl strace perf chroot kubectl"
             ),
         }

@@ -49,18 +49,19 @@ _JOINS: Final = lazy_pattern(
     r"\bdup[23]\s*\(|\.Std(?:in|out)\s*=|from_raw_fd|Stdio::from|ProcessBuilder\s*\(|\.pipe\(\s*\w+\.stdin|"
     r"std(?:in|out)\s*=\s*(?!subprocess|PIPE|None|asyncio|open\b|sys\.)\w+(?:\.fileno\(\))?\s*[,)]|reopen\("
 )
+_COMPILERS: Final = frozenset({"gcc", "cc", "g++", "c++", "clang", "tcc", "rustc", "go", "tee"})
 _SHELL: Final = lazy_pattern(r"[\"'](?:/(?:usr/)?bin/)?(?:ba|da|z|k|a)?sh[\"']")
 _TUNNEL: Final = lazy_pattern(
     # frp and rathole
-    r"^\s*server_?[aA]ddr\s*=.{0,2000}^\s*(?:remote_?[pP]ort|type)\s*=|^\s*\[client\.services\.|"
+    r"^[ \t]*server_?[aA]ddr\s*=.{0,2000}^[ \t]*(?:remote_?[pP]ort|type)\s*=|^[ \t]*\[client\.services\.|"
     # stunnel; WireGuard; a hidden service
-    r"^\s*accept\s*=\s*\S.{0,400}^\s*connect\s*=\s*\S|^\s*\[Interface\].{0,800}^\s*PrivateKey\s*=|"
-    r"^\s*HiddenServicePort\s+\d|"
+    r"^[ \t]*accept\s*=\s*\S.{0,400}^[ \t]*connect\s*=\s*\S|^[ \t]*\[Interface\].{0,800}^[ \t]*PrivateKey\s*=|"
+    r"^[ \t]*HiddenServicePort\s+\d|"
     # cloudflared; ngrok; what proxies call their ways out
-    r"^\s*tunnel:\s*\S.{0,800}^\s*ingress:|^\s*authtoken:\s*\S.{0,800}^\s*(?:tunnels|endpoints):|"
+    r"^[ \t]*tunnel:\s*\S.{0,800}^[ \t]*ingress:|^[ \t]*authtoken:\s*\S.{0,800}^[ \t]*(?:tunnels|endpoints):|"
     r"\"outbounds\"\s*:\s*\[.{0,800}\"(?:vmess|vless|trojan|shadowsocks|socks|wireguard)\"|"
     # OpenVPN
-    r"^\s*dev\s+tun\w*\s*$.{0,2000}^\s*remote\s+\S+",
+    r"^[ \t]*dev\s+tun\w{0,8}[ \t]*$.{0,2000}^[ \t]*remote\s+\S+",
     re.MULTILINE | re.DOTALL,
 )
 _LIBRARY: Final = lazy_pattern(
@@ -69,19 +70,23 @@ _LIBRARY: Final = lazy_pattern(
     r"\blocaltunnel\s*\(|require\(\s*['\"](?:localtunnel|@?ngrok(?:/ngrok)?|tunnel-ssh|reverse-tunnel-ssh)['\"]\s*\)|"
     r"Net::SSH.{0,200}\.forward\.(?:remote|local)|ListenTCP\(.{0,200}gossh|flask_cloudflared|run_with_ngrok"
 )
-_LISTENS: Final = lazy_pattern(r"\.listen\s*\(|createServer\s*\(|TCPServer|start_server\s*\(|\.Listen\s*\(|Listen\s*=>")
+_LISTENS: Final = lazy_pattern(
+    r"\bLocalPort\s*=>|\.listen\s*\(|createServer\s*\(|TCPServer|start_server\s*\(|\.Listen\s*\(|Listen\s*=>"
+)
 _DIALS: Final = lazy_pattern(
-    r"create_connection\s*\(|\.connect\s*\(|open_connection\s*\(|\.Dial\s*\(|TCPSocket\.(?:new|open)"
+    r"IO::Socket::INET->new\(\s*['\"]|create_connection\s*\(|\.connect\s*\(|open_connection\s*\(|\.Dial\s*\(|TCPSocket\.(?:new|open)"
 )
 _COPIES: Final = lazy_pattern(
     r"send(?:all)?\(\s*\w+\.recv\(|\.pipe\(\s*\w+\s*\)\s*\.pipe\(|io\.Copy\(|copyfileobj\(|copy_stream|"
-    r"\.write\(\s*(?:await\s+)?\w+\.read(?:partial)?\("
+    r"\.write\(\s*(?:await\s+)?\w+\.read(?:partial)?\(|(\w+)\s*:=\s*await\s+\w+\.read\([^)]*\)\s*:\s*\w+\.write\(\s*\1|"
+    r"print\s*\{?\$\w+\}?\s+\$_\s+while\s*<\$\w+>"
 )
 _SHELL_LINE: Final = lazy_pattern(
-    r"\b(?:ba|da|z|k|a)?sh\s+-\w*i\w*\s*[<>&|\d\s]*/dev/(?:tcp|udp)/|/dev/(?:tcp|udp)/[\w.-]+/\d+\s+0?[<>]&|"
+    r"\b(?:ba|da|z|k|a)?sh\s{1,8}-\w{0,8}i\w{0,8}[<>&|\d\s]{0,40}/dev/(?:tcp|udp)/|/dev/(?:tcp|udp)/[\w.-]{1,128}/\d{1,5}\s{1,8}0?[<>]&|"
     r"\bn(?:c|cat)\b[^\n]{0,80}\s-\w*e\s*/\S*sh\b"
 )
 _DOCUMENT: Final = lazy_pattern(r"\.(?:md|rst|txt|ya?ml|json|jsonl|csv|log|html?|tex|ipynb|yar)$", re.IGNORECASE)
+_DOCUMENT_ONLY: Final = lazy_pattern(r"\.(?:md|rst|txt|html?|tex|ipynb)$", re.IGNORECASE)
 _BYSTANDERS: Final = frozenset(listed("git grep rg diff patch jq"))
 
 
@@ -90,7 +95,8 @@ def _written(run: Invocation) -> str:
     writes = run.name == "tee" or any(
         r.op in (">", ">>", ">|", "&>") and "/dev/" not in r.target for r in run.redirects
     )
-    if not writes or run.name in _BYSTANDERS:
+    compiles = run.name in _COMPILERS and "-" in run.argv
+    if not (writes or compiles) or run.name in _BYSTANDERS:
         return ""
     return run.stdin or "\n".join(run.argv[1:]).replace("\\n", "\n")
 
@@ -101,7 +107,7 @@ def _texts(run: Invocation) -> Iterable[Hit]:
         text and _SHELL_LINE.search(text) and not any(_DOCUMENT.search(r.target) for r in run.redirects)
     ):
         yield Hit(SOURCE, run.redirects[-1].target if run.redirects else "")
-    if text and _TUNNEL.search(text):
+    if text and _TUNNEL.search(text) and not any(_DOCUMENT_ONLY.search(r.target) for r in run.redirects):
         yield Hit(CONFIG, run.redirects[-1].target if run.redirects else "")
     # What is written as a program is run as one in the next line, or is nobody's.
     code = run.code or (text if re.search(r"\b(?:import|require|from)\b", text) else "")
@@ -117,13 +123,13 @@ TEXTS: Final = Ruleset(
     rules=(SOURCE, CONFIG, CODE),
     marks=listed(
         "addr,interface,client.services,accept,hiddenservice,ingress,authtoken,outbounds,dev tun,dup2,stdin,"
-        "ngrok,port_forward,forward,listen,createserver,/dev/tcp/,/dev/udp/,tunnel,direct-tcpip,processbuilder,stdio",
+        "ngrok,port_forward,forward,listen,localport,createserver,/dev/tcp/,/dev/udp/,tunnel,direct-tcpip,processbuilder,stdio",
         ",",
     ),
     shapes=(_texts,),
     shape_pattern=(
         r"server_?addr|client\.services|accept\s*=|\[interface\]|hiddenservice|ingress:|authtoken:|outbounds|dev\s+tun|"
-        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|forward|tunnel|direct-tcpip|listen|createserver|"
+        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|forward|tunnel|direct-tcpip|listen|localport|createserver|"
         r"/dev/(?:tcp|udp)/|nc(?:at)? "
     ),
 )

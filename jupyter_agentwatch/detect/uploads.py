@@ -58,6 +58,8 @@ def curl_sends(run: Invocation) -> Iterable[Hit]:
     where = next((found for url in urls if (found := parse_endpoint(url if "://" in url else f"http://{url}"))), None)
     if "xargs" in run.wrappers or any("$(" in word for word in (*options.all(*_TEXT_OPTIONS), *urls)):
         yield from _substituted(run, where)
+    elif any("${" in url and _ENCODED.search(loop.first) for url in urls for loop in run.loops.values()):
+        yield Hit(SECRET if any(map(is_sensitive, _loop_words(run))) else UPLOAD, severity="high")
     files, bodies = _curl_files(options)
     paths = [*files, *bodies]
     if not paths:
@@ -85,7 +87,18 @@ def curl_sends(run: Invocation) -> Iterable[Hit]:
     yield Hit(UPLOAD, severity="high" if high else severity)
 
 
-_TEXT_OPTIONS: Final = ("d", "data", "data-binary", "data-raw", "data-urlencode", "F", "form", "H", "header")
+_TEXT_OPTIONS: Final = (
+    *("d", "data", "data-binary", "data-raw", "data-urlencode", "F", "form", "H", "header"),
+    *("A", "user-agent", "b", "cookie", "e", "referer", "u", "user", "json", "X", "request"),
+)
+
+
+_ENCODED: Final = lazy_pattern(r"\$\((?:\S{0,64}/)?(?:base64|base32|xxd|od|hexdump|gzip|openssl)\b")
+
+
+def _loop_words(run: Invocation) -> list[str]:
+    """Return the words of what the loops around a command run over."""
+    return [word for loop in run.loops.values() for word in loop.first.strip("$()").split()]
 
 
 def _curl_files(options: Options) -> tuple[list[str], list[str]]:
@@ -151,7 +164,7 @@ _CODE_SENDS: Final = lazy_pattern(
     r"fetch\s*\(|Net::HTTP|"
     r"file_get_contents\s*\(\s*['\"]https?|LWP|axios|https?['\")]*\.(?:request|post|put)|paramiko|storbinary|sendall|"
     r"HTTP::Tiny|require\(\s*['\"](?:https?|net|tls|dgram)['\"]|TCPSocket|fsockopen|IO::Socket|stream_context_create|"
-    r"urllib3|Invoke-(?:WebRequest|RestMethod)|websockets?\.|telnetlib|dns\.resolver|gethostbyname"
+    r"urllib3|Invoke-(?:WebRequest|RestMethod)|curl_exec|websockets?\.|telnetlib|dns\.resolver|gethostbyname"
 )
 _CODE_OPENS: Final = lazy_pattern(
     r"\bopen\b|read_text|read_bytes|readFile|File\.|IO\.read|file_get_contents|\bfile\(|Path|createReadStream|slurp|glob|"
