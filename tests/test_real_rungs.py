@@ -221,6 +221,34 @@ tell([*got, oct(status.st_mode & 0o7777), status.st_atime, status.st_mtime])
     assert (status.st_mode & 0o7777, status.st_mtime) == (0o640, 1)
 
 
+def test_an_owner_cannot_be_changed_but_may_be_said_again(unshared: Watch, tmp_path: Path) -> None:
+    """What an archiver of root's does to each file works, where it changes nothing; nothing outside is touched."""
+    theirs = tmp_path / "theirs"
+    theirs.touch(mode=0o640)
+    before = theirs.stat()
+    source = """
+import subprocess
+open("mine", "w").close()
+os.symlink(sys.argv[1], "out")
+os.symlink("mine", "in")
+own, group = os.geteuid(), os.getegid()
+names = ("mine", "in", sys.argv[1], "out")
+got = [[attempt(os.chown, name, own, group), attempt(os.chown, name, -1, -1)] for name in names]
+got.append([attempt(os.chown, "mine", own + 1, -1), attempt(os.chown, "mine", -1, group + 1)])
+got.append([attempt(os.lchown, "out", own, group), attempt(os.chown, "missing", own, group)])
+with open("mine") as file:
+    got.append([attempt(os.fchown, file.fileno(), own, group), attempt(os.fchown, file.fileno(), own + 1, group)])
+subprocess.run(["tar", "cf", "made.tar", "mine"], check=True)
+subprocess.run(["tar", "xf", "made.tar", "--same-owner"], check=True)
+tell(got)
+"""
+    got = inside(unshared, source, theirs)
+    assert got[:2] == [["OK", "OK"]] * 2
+    assert got[2:4] == [["EACCES", "EACCES"]] * 2
+    assert got[4:] == [["EPERM", "EPERM"], ["OK", "ENOENT"], ["OK", "EPERM"]]
+    assert theirs.stat() == before
+
+
 def test_the_supervisor_keeps_no_right_of_roots(unshared: Watch) -> None:
     """What is done for a command can do no more than the command: the supervisor has no capability, and gets none."""
     text = Path(f"/proc/{unshared.status().pid}/status").read_text()

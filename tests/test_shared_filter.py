@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_agentwatch.sandbox.bpf import ALLOW, KILL, NOTIFY, FilterOptions, compile_filter, disassemble
-from jupyter_agentwatch.sandbox.shared_filter import PROCESS_CALLS, SIGNAL_CALLS, shared_blocks
+from jupyter_agentwatch.sandbox.shared_filter import OWNER_CALLS, PROCESS_CALLS, SIGNAL_CALLS, shared_blocks
 from jupyter_agentwatch.sandbox.syscalls import AARCH64, X86_64, Machine
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def refuses(number: int) -> int:
 
 EPERM, ENOSYS, DONE = refuses(errno.EPERM), refuses(errno.ENOSYS), refuses(0)
 
-OWNERS: Final = ("chown", "fchown", "lchown", "fchownat")
 SYSTEM_V: Final = (
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
@@ -51,7 +50,8 @@ SYSTEM_V: Final = (
 NOTICES: Final = ("inotify_init", "inotify_init1")
 
 ALWAYS: Final = (
-    *((name, EPERM) for name in (*OWNERS, "migrate_pages", "process_mrelease")),
+    *((name, NOTIFY) for name in OWNER_CALLS),
+    *((name, EPERM) for name in ("migrate_pages", "process_mrelease")),
     *((name, ENOSYS) for name in (*SYSTEM_V, *NOTICES)),
 )
 """Calls that get one answer whatever their arguments are."""

@@ -208,7 +208,8 @@ class Comparison:
             notes += dict.fromkeys(_kind_text(image) for image in (before, after) if image.kind not in _PLAIN)
         if before.kind == after.kind != "symlink" and before.mode != after.mode:
             notes.append(f"mode {before.mode:04o} → {after.mode:04o}")
-        if effect.change == "times":
+        is_own_time = before.kind == after.kind in {"file", "symlink"} and before.changed_ns != after.changed_ns
+        if effect.change in {"mode", "times"} and is_own_time:
             notes.append(f"modified {_moment(before)} → {_moment(after)}")
         if before.kind == after.kind == "file" and before.names > 1 and before.ident[:2] == after.ident[:2]:
             notes.append(f"{before.names} names (hard links) share this content")

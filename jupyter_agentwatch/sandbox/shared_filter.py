@@ -22,7 +22,7 @@ from jupyter_agentwatch.sandbox.bpf import (
     socket_block,
 )
 
-__all__ = ["PROCESS_CALLS", "SIGNAL_CALLS", "shared_blocks"]
+__all__ = ["OWNER_CALLS", "PROCESS_CALLS", "SIGNAL_CALLS", "shared_blocks"]
 
 PROCESS_CALLS: Final = ("prlimit64", "sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler")
 """Change the process that a register names; 0 is the caller."""
@@ -30,7 +30,9 @@ PROCESS_CALLS: Final = ("prlimit64", "sched_setaffinity", "sched_setattr", "sche
 SIGNAL_CALLS: Final = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 """Signal the process that a register names; Landlock's scope (ABI 6) holds them in the kernel."""
 
-_OWNER_CALLS: Final = ("chown", "fchown", "lchown", "fchownat")
+OWNER_CALLS: Final = ("chown", "fchown", "lchown", "fchownat")
+"""Change owners, which Landlock does not restrict; one that changes nothing is what an archiver of root's makes."""
+
 _SYSTEM_V: Final = (
     *("shmget", "shmat", "shmctl", "semget", "semop", "semtimedop", "semctl"),
     *("msgget", "msgsnd", "msgrcv", "msgctl", "mq_open", "mq_unlink"),
@@ -63,7 +65,8 @@ def shared_blocks(abi: int) -> dict[str, Block]:
         **{name: _other_than_caller(0, NOTIFY) for name in PROCESS_CALLS},
         "setpriority": _priority(process=0),
         "ioprio_set": _priority(process=1),
-        **dict.fromkeys((*_OWNER_CALLS, "migrate_pages", "process_mrelease"), ret(eperm)),
+        **dict.fromkeys(OWNER_CALLS, ret(NOTIFY)),
+        **dict.fromkeys(("migrate_pages", "process_mrelease"), ret(eperm)),
         **dict.fromkeys((*_SYSTEM_V, *_NOTICES), ret(errno_of(errno.ENOSYS))),
     }
     if abi < 6:

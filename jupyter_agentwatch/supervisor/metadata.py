@@ -1,4 +1,4 @@
-"""Modes and times of files, where Landlock holds the files: it does not restrict these, so the supervisor sets them.
+"""Modes, times and owners of files, where Landlock holds the files: it does not restrict these, the supervisor does.
 
 Each name is resolved once to an open place; what was judged is what is changed.
 """
@@ -78,6 +78,16 @@ class Metadata:
     def set_times(self, true: bytes, specs: bytes | None) -> int:
         """Set access and modification time of what a true name stands for, both to now for None; return the errno."""
         return self._on(true, lambda held: _set_times(held, specs))
+
+    def keep_owner(self, true: bytes, owner: int, group: int) -> int:
+        """Say whether a true name has this owner and group already (-1: any); return 0, or the errno of a refusal."""
+
+        def compare(held: int) -> None:
+            info = os.fstat(held)
+            if owner not in {-1, info.st_uid} or group not in {-1, info.st_gid}:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        return self._on(true, compare)
 
     def _on(self, true: bytes, change: Callable[[int], None]) -> int:
         if not any(true == place or true.startswith(place + b"/") for place in self._writable):

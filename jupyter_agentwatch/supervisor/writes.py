@@ -81,6 +81,26 @@ _TIME_CALLS: Final = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """The same of a call that sets an owner: the register of the user, behind which is that of the group."""
+
+    path: int | None
+    owner: int
+    dirfd: int | None = None
+    flags: int | None = None
+
+
+_OWNER_CALLS: Final = MappingProxyType(
+    {
+        "chown": _Owner(0, 1),
+        "lchown": _Owner(0, 1),
+        "fchown": _Owner(None, 1, dirfd=0),
+        "fchownat": _Owner(1, 2, dirfd=0, flags=4),
+    }
+)
+
+
 class WriteWatch:
     """Follows the calls that can change files. Used by the notification thread only.
 
@@ -121,7 +141,8 @@ class WriteWatch:
     def handlers(self) -> dict[str, Callable[[Notification], None]]:
         """Return what handles each call, by the call's name; a machine need not have all of them."""
         plain = {name: self._handler(name, where) for name, where in _CALLS.items()}
-        return plain | {name: self._timer(name, at) for name, at in _TIME_CALLS.items()}
+        timers = {name: self._timer(name, at) for name, at in _TIME_CALLS.items()}
+        return plain | timers | {name: self._owning(name, at) for name, at in _OWNER_CALLS.items()}
 
     def forget_touched(self) -> None:
         """Ask the history again about every name: an undo may have dropped what was kept."""
@@ -131,6 +152,9 @@ class WriteWatch:
         if op in _OPENING:
             return lambda n: self._open(n, op, where)
         return lambda n: self._change(n, op, where)
+
+    def _owning(self, op: str, at: _Owner) -> Callable[[Notification], None]:
+        return lambda n: self._owner(n, op, at)
 
     def _timer(self, op: str, at: _Times) -> Callable[[Notification], None]:
         return lambda n: self._times(n, op, at)
@@ -179,15 +203,9 @@ class WriteWatch:
         self._listener.proceed(n.id)
 
     def _times(self, n: Notification, op: str, at: _Times) -> None:
-        task = self._tasks.get(n.tid)
-        dirfd = AT_FDCWD if at.dirfd is None else as_int(n.args[at.dirfd])
-        flags = 0 if at.flags is None else n.args[at.flags]
-        name, times = n.args[at.path], n.args[at.times]
-        specs = None
+        task, times, specs = self._tasks.get(n.tid), n.args[at.times], None
         try:
-            # Without a name it is the descriptor itself that is meant.
-            is_named = name != 0 and not (flags & _AT_EMPTY_PATH and not self._memory.string(n.tid, name, 2))
-            path = claimed_path(self._memory, n.tid, dirfd, name) if is_named else base_folder(n.tid, dirfd)
+            path, follow = self._meant(n, at)
             if times != 0 and self._metadata is not None:
                 specs = read_times(self._memory, n, times, at.scale)
         except OSError as refusal:
@@ -195,7 +213,6 @@ class WriteWatch:
             return
         if not self._listener.is_valid(n.id):
             return
-        follow = is_named and not flags & _AT_SYMLINK_NOFOLLOW
         resolved = self._keep(n, task, path, op, touch_as=op if follow else f"l{op}")
         if resolved is None:
             return
@@ -207,6 +224,38 @@ class WriteWatch:
         self._record(task, op, **fields)
         self._gate.check()
         self._listener.proceed(n.id)
+
+    def _owner(self, n: Notification, op: str, at: _Owner) -> None:
+        """Answer as the kernel would, to a caller without rights, but for files that are another user's: EPERM too."""
+        task = self._tasks.get(n.tid)
+        owner, group = (as_int(n.args[index]) for index in (at.owner, at.owner + 1))
+        try:
+            path, follow = self._meant(n, at)
+            true, _ = self._names.resolve(os.fsencode(path), n.tid, follow=follow and op != "lchown")
+        except OSError as refusal:
+            self._listener.finish(n.id, refusal.errno or errno.EPERM)
+            return
+        if not self._listener.is_valid(n.id):
+            return
+        error = errno.EPERM
+        if self._metadata is not None:
+            error = errno.ENOENT if true is None else self._metadata.keep_owner(true, owner, group)
+        if error in {errno.EPERM, errno.EACCES}:
+            self._record(task, op, path=path, basis="verified", verdict="deny")
+        self._listener.finish(n.id, error)
+
+    def _meant(self, n: Notification, at: _Times | _Owner) -> tuple[str, bool]:
+        """Return what a call names, and whether a link at its end is followed; without a name, the descriptor is meant.
+
+        Raises:
+            OSError: EFAULT; Gone: the caller, or the descriptor, is gone.
+        """
+        dirfd = AT_FDCWD if at.dirfd is None else as_int(n.args[at.dirfd])
+        flags = 0 if at.flags is None else n.args[at.flags]
+        name = 0 if at.path is None else n.args[at.path]
+        if name == 0 or (flags & _AT_EMPTY_PATH and not self._memory.string(n.tid, name, 2)):
+            return base_folder(n.tid, dirfd), False
+        return claimed_path(self._memory, n.tid, dirfd, name), not flags & _AT_SYMLINK_NOFOLLOW
 
     def _claimed(self, n: Notification, dirfd_index: int | None, path_index: int | None) -> str | None:
         """Return the name that a call gives, or None where that has answered it already."""
