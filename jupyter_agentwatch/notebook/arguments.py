@@ -210,7 +210,9 @@ def _line_parser() -> tuple[MagicParser, dict[str, MagicParser]]:
 CELL_PARSER = _cell_parser()
 """Parser of `%%agentwatch`."""
 
-LINE_PARSER, _COMMANDS = _line_parser()
+_LINE, _COMMANDS = _line_parser()
+
+LINE_PARSER = _LINE
 """Parser of `%agentwatch`."""
 
 AGENT_PARSER = _COMMANDS["agent"]
