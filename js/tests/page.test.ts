@@ -24,6 +24,7 @@ describe("hostile text", () => {
 
   it("has no tag and no entity left for plotly.js", () => {
     expect(plotted("<a href='javascript:1'>&lt;b&gt;")).toBe("&lt;a href='javascript:1'&gt;&amp;lt;b&amp;gt;");
+    expect(plotted("$\\href{javascript:1}{x}$")).toBe("&#36;\\href{javascript:1}{x}&#36;");
   });
 
   it("has its line breaks as a sign, made visible before or not", () => {

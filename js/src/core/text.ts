@@ -16,9 +16,13 @@ export function shown(value: unknown, limit = LONGEST): string {
   return text.length > limit ? `${kept}… (+${text.length - limit} characters)` : kept;
 }
 
-/** Return text for plotly.js, which reads a few tags and entities in labels: there are none left afterwards. */
+/**
+ * Return text for plotly.js, which reads a few tags and entities in labels, and gives $…$ to MathJax where the page has
+ * it: there are none left afterwards.
+ */
 export function plotted(value: unknown, limit = 80): string {
-  return shown(value, limit).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const text = shown(value, limit).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  return text.replace(/\$/g, "&#36;");
 }
 
 /** Return text on one line, its line breaks as a sign that people know, whether they were made visible before or not. */
