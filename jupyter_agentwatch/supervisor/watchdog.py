@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,13 @@ _KILL_LOOKS: Final = 30
 
 _GRACE_S: Final = 5.0
 """Seconds that the threads have to end by themselves when the watch has ended."""
+
+_SPIN_S: Final = 5.0
+"""CPU seconds of the whole process between two looks after which the kernel ends it.
+
+A call that computes without ever letting go of the interpreter holds up this thread as well. Time that the process is
+stopped, or waits for the machine, does not count.
+"""
 
 Progress = Callable[[], int | None]
 """Returns a number that changes as work goes on, or None where there is nothing to do."""
@@ -63,6 +71,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to look."""
+        signal.setitimer(signal.ITIMER_PROF, _SPIN_S)  # the look that winds it up again may never come
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def kill_began(self) -> None:
@@ -75,6 +84,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._over.wait(_LOOK_S):
+            signal.setitimer(signal.ITIMER_PROF, _SPIN_S)
             self._left -= 1
             if self._left < 0:
                 self._leave()
