@@ -54,8 +54,8 @@ def _quick_start(page: Page, lab: Lab) -> list[Path]:
     cells = _opened(page, lab, "01_quickstart")
     _run(page, cells, ["load", "doctor", "workspaces"])
     _run(page, cells, ["start", "cell"])
+    page.evaluate(_SHOW, f".jp-Notebook-cell:nth-of-type({cells['start'] + 1})")  # what nobody can see is not drawn
     page.locator(f"{_DASHBOARD} .aw-step-words").first.wait_for(state="attached", timeout=LONG_MS)
-    page.evaluate(_SHOW, f".jp-Notebook-cell:nth-of-type({cells['start'] + 1})")
     page.wait_for_timeout(2500)  # the charts have begun, and the table has its rows
     return [_take(page, "quickstart")]
 

@@ -28,7 +28,7 @@ describe("hostile text", () => {
   });
 
   it("has its line breaks as a sign, made visible before or not", () => {
-    expect(oneLine("a\\x0ab\nc\r\nd\n")).toBe("a \u23ce b \u23ce c \u23ce d");
+    expect(oneLine("\\x0aa\\x0ab\nc\r\n  d\\x0a\n")).toBe("a \u23ce b \u23ce c \u23ce d");
   });
 
   it("shows what is no text at all", () => {

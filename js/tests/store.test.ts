@@ -47,6 +47,15 @@ describe("the store", () => {
     expect([store.rows.length, store.missing]).toEqual([2, 4]);
   });
 
+  it("knows of every process that it has ended where none is left, whoever saw its end", () => {
+    const store = filled(event("exec", { argv: ["sort"], exe: "/usr/bin/sort", ppid: 3 }));
+    const state = (processes: number) => ({ type: "state", run: readState({ state: "closed", processes }) }) as const;
+    store.take(state(1), 0);
+    expect(store.processes.get(7)!.ended).toBe(false);
+    store.take(state(0), 0);
+    expect(store.processes.get(7)!.ended).toBe(true);
+  });
+
   it("takes a claim for no process: what ran is in the record after it", () => {
     expect(filled(event("exec", { basis: "claimed", path: "/bin/true" })).processes.size).toBe(0);
   });

@@ -27,7 +27,8 @@ export function plotted(value: unknown, limit = 80): string {
 
 /** Return text on one line, its line breaks as a sign that people know, whether they were made visible before or not. */
 export function oneLine(text: string): string {
-  return text.trim().replace(/(?:\\x0d)?\\x0a|\r?\n/g, " \u23ce ").trim();
+  const lines = text.split(/(?:\\x0d)?\\x0a|\r?\n/).map((line) => line.trim());
+  return lines.join(" \u23ce ").replace(/^(?: ?\u23ce ?)+|(?: ?\u23ce ?)+$/g, "").trim();
 }
 
 /** Return a number of bytes as people write it. */

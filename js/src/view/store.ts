@@ -67,13 +67,14 @@ export class Store {
         this.state = message.run;
         this.stateAt = now;
         this.lost = "";
+        if (message.run.processes === 0) {
+          this.#end(); // also those whose end only their own parent has seen
+        }
         break;
       case "ended":
         this.state = this.state === null ? message.run : { ...this.state, ...endOf(message.run) };
         this.hasEnded = true;
-        for (const process of this.processes.values()) {
-          process.ended = true;
-        }
+        this.#end();
         this.lost = "";
         break;
       case "gap":
@@ -108,6 +109,12 @@ export class Store {
     }
     this.agents.add(event);
     this.#sort(event);
+  }
+
+  #end(): void {
+    for (const process of this.processes.values()) {
+      process.ended = true;
+    }
   }
 
   #sort(event: AuditEvent): void {

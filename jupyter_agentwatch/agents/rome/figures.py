@@ -134,10 +134,14 @@ def dose_figure(study: Study) -> go.Figure:
             line={"color": colour},
             yaxis=axis,
         )
-    figure.add_vline(x=PRICE_THRESHOLD, line_dash="dash", annotation_text=f"predicted: {PRICE_THRESHOLD:g}")
+    told = f"predicted: {PRICE_THRESHOLD:g}"
+    figure.add_vline(x=PRICE_THRESHOLD, line_dash="dash", annotation_text=told, annotation_position="bottom right")
+    share = {"title": {"text": _UNITS["success"]}, "range": [0, 1.05], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     figure.update_layout(
         xaxis_title="price of an alarm (reward)",
         yaxis={"title": {"text": _UNITS["diverted"]}, "range": [0, 8]},
-        yaxis2={"title": {"text": _UNITS["success"]}, "range": [0, 1.05], "overlaying": "y", "side": "right"},
+        yaxis2=share | {"overlaying": "y", "side": "right"},
+        # Beside the plot it would lie on the second axis.
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
     )
     return _titled(figure, "Dose and response", "Interquartile mean over seeds, 95 % bootstrap interval.", 440)
