@@ -40,7 +40,7 @@ def main() -> int:
     # The owner's terminal and its ■ are not ours: only the control socket, the owner's end and SIGKILL end a watch.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the watchdog's: whoever started us may have had it ignored
+    signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # the watchdog's: whoever started us may have had it ignored
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file size limit on the log must be an error, not our end
     launch: Launch | None = None
     try:

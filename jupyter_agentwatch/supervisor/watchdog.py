@@ -32,10 +32,10 @@ _GRACE_S: Final = 5.0
 """Seconds that the threads have to end by themselves when the watch has ended."""
 
 _SPIN_S: Final = 5.0
-"""CPU seconds of the whole process between two looks after which the kernel ends it.
+"""Seconds of processor time in user mode between two looks after which the kernel ends it.
 
 A call that computes without ever letting go of the interpreter holds up this thread as well. Time that the process is
-stopped, or waits for the machine, does not count.
+stopped, or waits for the machine, does not count, nor does what the kernel does for it: many relays may be at work.
 """
 
 Progress = Callable[[], int | None]
@@ -71,7 +71,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to look."""
-        signal.setitimer(signal.ITIMER_PROF, _SPIN_S)  # the look that winds it up again may never come
+        signal.setitimer(signal.ITIMER_VIRTUAL, _SPIN_S)  # the look that winds it up again may never come
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def kill_began(self) -> None:
@@ -84,7 +84,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._over.wait(_LOOK_S):
-            signal.setitimer(signal.ITIMER_PROF, _SPIN_S)
+            signal.setitimer(signal.ITIMER_VIRTUAL, _SPIN_S)
             self._left -= 1
             if self._left < 0:
                 self._leave()
