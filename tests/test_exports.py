@@ -122,7 +122,7 @@ def every_kind() -> list[AnyEvent]:
         event("dns", qname="b.example", qtype="TXT", rcode="REFUSED", verdict="deny", **at),
         *(
             event("file", op=op, path="/w/a", path2="/w/b", **at)
-            for op in ("open", "creat", "rename", "unlink", "chmod", "truncate", "setxattr")
+            for op in ("open", "creat", "rename", "unlink", "chmod", "utimensat", "truncate", "setxattr")
         ),
         event("exit", exit_code=0, **at),
         event("exit", signal=9, **at),
@@ -172,7 +172,7 @@ def test_activities_say_what_was_answered(tmp_path: Path) -> None:
     assert flows[2]["traffic"] == {"bytes": 30, "bytes_in": 20, "bytes_out": 10}
     assert flows[2]["duration"] == 1500
     files = [each for each in made if each["class_uid"] == 1001]
-    assert [each["activity_id"] for each in files] == [14, 1, 5, 4, 7, 3, 99]
+    assert [each["activity_id"] for each in files] == [14, 1, 5, 4, 7, 6, 3, 99]
     execs = [each for each in made if each["metadata"]["event_code"] == "exec"]
     assert [each["status_id"] for each in execs] == [1, 2, 2, 0, 0]
 

@@ -43,6 +43,7 @@ _FILE_ACTIVITY: Final = MappingProxyType(
         **dict.fromkeys(("truncate", "ftruncate", "fallocate"), (3, "Update")),
         **dict.fromkeys(("unlink", "unlinkat", "rmdir"), (4, "Delete")),
         **dict.fromkeys(("rename", "renameat", "renameat2"), (5, "Rename")),
+        **dict.fromkeys(("utime", "utimes", "futimesat", "utimensat"), (6, "Set Attributes")),
         **dict.fromkeys(("chmod", "fchmod", "fchmodat", "fchmodat2"), (7, "Set Security")),
         **dict.fromkeys(("chown", "lchown", "fchown", "fchownat"), (7, "Set Security")),
         **dict.fromkeys(("open", "openat"), (14, "Open")),
