@@ -179,7 +179,8 @@ class CommandDetector:
     def _interest(self, program: str, argv: Sequence[str]) -> list[_Shape] | None:
         """Return the shapes that these arguments can have, or None where nothing at all can be found in them."""
         name = program_name(program)
-        text = " ".join(argv)[:MAX_TEXT]
+        # What a program is called by its own name says nothing: /bin/bash would be a mark of every command.
+        text = " ".join(argv[1:] if argv[0] in (name, f"/bin/{name}", f"/usr/bin/{name}") else argv)[:MAX_TEXT]
         plain = text.translate(_QUOTING).lower()
         shapes = [shape for shape in self._shapes if _has_mark(shape[0], plain)]
         if name not in _READERS:

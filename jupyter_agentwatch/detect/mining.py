@@ -325,6 +325,7 @@ def _environment(run: Invocation) -> Iterable[Hit]:
     values = [*run.assigned.values(), *(word.partition("=")[2] for word in words if _SETTING.match(word))]
     pools = [value for value in values if _is_pool(value)]
     fetched = run.name in SHELLS and any(each.name in ("curl", "wget") for each in run.before)
+    values += run.argv[1:8] if fetched else ()
     if (pools or fetched) and any(wallet_kind(value) for value in values):
         yield Hit(MINER_OPTIONS, pools[0] if pools else "a fetched script", "high")
 

@@ -381,8 +381,8 @@ TAMPERING: Final = Ruleset(
         {
             *_WRITERS,
             *listed(
-                "head tail less more cp git rm chmod export unset docker podman curl mount kill sh bash dash zsh sysctl"
-                " truncate unlink "
+                "head tail less more ls find grep cp git rm chmod export unset docker podman curl mount "
+                "kill sh bash dash zsh sysctl truncate unlink "
                 "history journalctl dmesg systemctl strace perf chroot kubectl"
             ),
         }

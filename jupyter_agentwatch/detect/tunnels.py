@@ -324,6 +324,8 @@ def _copies(run: Invocation) -> Iterable[Hit]:
 
 def _renamed(run: Invocation) -> Iterable[Hit]:
     if (run.name in _KNOWN and not _ODD_PROGRAM.match(run.argv[0])) or run.name in (
+        "curl",
+        "wget",
         "gcc",
         "g++",
         "clang",
@@ -387,7 +389,8 @@ TUNNEL: Final = Ruleset(
         )
     ),
     marks=listed(
-        ":,socks,wireguard,tuntap,vxlan, gre,ipip,server_addr,server-addr,forward,reverse,tunnel,--to,"
+        ":0,:1,:2,:3,:4,:5,:6,:7,:8,:9,tcp:,tcp4:,tcp-,udp,unix,openssl,vsock,"
+        "socks,wireguard,tuntap,vxlan, gre,ipip,server_addr,server-addr,forward,reverse,tunnel,--to,"
         "@,-fn,-nf,-nt,-n -,authtoken,frpc.,frps.,--hostname,--url,--domain,which ssh,which s,-v ssh,bin/s,bin/n,"
         "-connect,vkey,-e ,-c /,-c sh,-c bash,exec,proxycommand,s_client,dig ,relay,$(",
         ",",
