@@ -47,6 +47,11 @@ describe("the store", () => {
     expect([store.rows.length, store.missing]).toEqual([2, 4]);
   });
 
+  it("has the hash of the policy from the first record", () => {
+    const store = filled(event("session", { op: "open", policy_sha256: "68ee" }), event("session", { op: "close" }));
+    expect(store.policy).toBe("68ee");
+  });
+
   it("knows of every process that it has ended where none is left, whoever saw its end", () => {
     const store = filled(event("exec", { argv: ["sort"], exe: "/usr/bin/sort", ppid: 3 }));
     const state = (processes: number) => ({ type: "state", run: readState({ state: "closed", processes }) }) as const;

@@ -114,6 +114,7 @@ export class HeaderPanel extends Panel {
     const facts: [string, string][] = [
       ["run", state.watch],
       ["isolation", state.rung],
+      ["policy", this.feed.store.policy.slice(0, 12)],
       ["elapsed", clock(state.elapsed_s + since)],
       ["now", count(state.processes, "process", "processes")],
       ["so far", `${count(state.steps, "step")}, ${count(denied, "refused call")}`],

@@ -44,6 +44,8 @@ export class Store {
   incidents: readonly Incident[] = [];
   /** Why there are no incidents to show, or "". */
   incidentsProblem = "";
+  /** Hash of the policy, as it stands in the first record; "" where that is not here. */
+  policy = "";
   /** The last move of the breaker; null before the first. */
   moved: AuditEvent | null = null;
   state: RunState | null = null;
@@ -127,6 +129,9 @@ export class Store {
         break;
       case "exit":
         this.#exit(event);
+        break;
+      case "session":
+        this.policy ||= text(event, "policy_sha256");
         break;
       case "finding":
         keep(this.findings, event, FINDINGS);
