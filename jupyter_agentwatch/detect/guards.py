@@ -330,13 +330,16 @@ def _is_empty(run: Invocation) -> bool:
 def _history_off(run: Invocation) -> Iterable[Hit]:
     """A history that is cleared or goes nowhere; a number of lines is an ordinary setting."""
     text = " ".join(run.argv[1:])
-    cleared = run.name == "history" and re.search(r"(?:^|\s)-\w*[c]\w*|(?:^|\s)-d\b", text)
+    cleared = run.name == "history" and re.search(r"(?:^|\s)-\w*[c]\w*", text)
     gone = run.name == "unset" and re.search(r"\bHISTFILE\b", text)
     nowhere = run.name in ("export", "declare", "typeset") and re.search(
         r"\bHISTFILE=(?:/dev/null)?(?:\s|$)|\bHIST(?:FILE)?SIZE=0\b", text
     )
     if cleared or gone or nowhere:
         yield Hit(BLINDED)
+    elif run.name == "history" and re.search(r"(?:^|\s)-d\b", text):
+        # A single line: most often one that a password was typed into.
+        yield Hit(BLINDED, severity="medium")
 
 
 def _histories(run: Invocation) -> Iterable[Hit]:

@@ -224,6 +224,8 @@ def _discovers(run: Invocation) -> Iterable[Hit]:
         yield Hit(DISCOVERY)
     elif run.name == "ping" and (re.search(r"\.255(?:\s|$)|-b\b.*\.255", text)):
         yield Hit(SWEEP, severity="medium")
+    elif "--help" in run.argv[1:]:
+        return
     elif run.name in ("dig", "host", "nslookup", "dnsrecon") and re.search(
         r"\baxfr\b|(?:^|\s)-l\s", text, re.IGNORECASE
     ):
