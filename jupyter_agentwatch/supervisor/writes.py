@@ -321,8 +321,12 @@ class WriteWatch:
         follow: bool,
     ) -> None:
         """Make the call ourselves, on what was looked at."""
-        true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follow)
-        error = errno.ENOENT if true is None else change(true)
+        try:
+            true, _ = self._names.resolve(os.fsencode(fields["path"]), n.tid, follow=follow)
+        except OSError as refusal:  # a link that is no link any more, as somebody changes it all the time
+            error = refusal.errno or errno.EPERM
+        else:
+            error = errno.ENOENT if true is None else change(true)
         self._record(task, op, basis="verified", verdict="deny" if error else "allow", **fields)
         self._listener.finish(n.id, error)
 
