@@ -62,6 +62,9 @@ export class Sidebar {
   #update(row: Row, run: RunState): void {
     const state = run.state === "closed" ? "running" : run.state;
     say(row.words, `${run.watch} · ${state} · ${count(run.processes, "process", "processes")} · ${run.workspace}`);
+    if (run.state === "silent") {
+      return; // late, perhaps on a loaded machine: what could be done a moment ago can still be tried
+    }
     row.suspend.hidden = run.state !== "closed";
     row.resume.hidden = run.state !== "frozen";
   }
