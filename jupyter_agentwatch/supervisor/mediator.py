@@ -1,4 +1,4 @@
-"""The notification thread: takes each trapped call, decides, records, and only then answers.
+"""The notification threads: one takes each trapped call, decides, records, and only then answers.
 
 Every path out of a handler answers the call or proves that the caller is gone. A handler that raises anything
 unforeseen answers EPERM and leaves a finding: a monitor that fails must be seen to fail, and must not let through.
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import select
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Finding, LimitHit
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
-from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory, as_int
+from jupyter_agentwatch.sandbox.notify import Gone, Listener, Notification, TargetMemory, as_int, run_soon
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, Root
 from jupyter_agentwatch.sandbox.syscalls import Machine
 from jupyter_agentwatch.sandbox.tasks import TaskTable
@@ -32,6 +33,13 @@ __all__ = ["Mediator"]
 
 Handler = Callable[[Notification], None]
 
+_RECEIVERS: Final = 3
+"""Threads that take calls: as many can be taken at once. Each wakes up for each call."""
+
+_LOOK_MS: Final = 4
+_QUIET_LOOKS: Final = 50
+"""Looks in a row without a call after which nobody looks until there is something to settle."""
+
 _COUNT_AGAIN_S: Final = 0.05
 _FORK_S: Final = 1.0
 """A fork that was let through so many seconds ago has happened, however busy the machine is."""
@@ -39,7 +47,7 @@ _REPORT_AGAIN_S: Final = 1.0
 
 
 class Mediator:
-    """Answers trapped calls on one thread (`run`).
+    """Answers trapped calls, one at a time; `run` returns when there are no more.
 
     Args:
         machine: Call numbers.
@@ -100,7 +108,10 @@ class Mediator:
         self._held: list[Notification] = []
         self._reported: dict[tuple[int, type[Exception]], float] = {}
         self._turn = 0
-        self._is_waiting = True
+        self._serving = threading.Lock()  # guards everything here: calls are taken by several threads, served by one
+        self._failure: Exception | None = None
+        self._over = threading.Event()
+        self._is_asleep = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._handlers = self._table(machine, unshared)
         self._exec_numbers = {machine.numbers[name] for name in ("execve", "execveat", "set_tid_address")}
@@ -129,30 +140,71 @@ class Mediator:
     def run(self) -> None:
         """Serve until no task of the sandbox is left."""
         try:
-            self._serve_calls()
+            for number in range(_RECEIVERS):
+                threading.Thread(target=self._receive, name=f"receiver {number}", daemon=True).start()
+            self._look_after()
         finally:
-            self._execs.close()
+            with self._serving:
+                self._over.set()
+                self._execs.close()
 
-    def _serve_calls(self) -> None:
-        poller = select.poll()
-        poller.register(self._listener.fd, select.POLLIN)
-        poller.register(self._wake_read, select.POLLIN)
-        while True:
-            self._is_waiting = True
-            ready = poller.poll(self._execs.patience_ms)
-            self._is_waiting = False
-            self._turn += 1
-            for fd, events in ready:
-                if fd == self._wake_read:
-                    if not self._woken():
-                        return
-                elif events & select.POLLIN:
-                    notification = self._listener.receive()
-                    if notification is not None:
-                        self._serve(notification)
-                elif events & (select.POLLHUP | select.POLLERR):
+    def _receive(self) -> None:
+        """Take calls as soon as they are made, and serve them one after the other.
+
+        Until a call is taken, a signal with a handler ends it with EINTR, which fork, for one, never gives otherwise.
+        So while one thread serves, another one takes.
+        """
+        run_soon()
+        try:
+            self._receive_all()
+        except Exception as error:  # noqa: BLE001 -- whatever it was: `run` raises it
+            self._failure = error
+            self.stop()
+
+    def _receive_all(self) -> None:
+        ended = select.poll()
+        ended.register(self._listener.fd, 0)
+        while not self._over.is_set():
+            notification = self._listener.receive()
+            if notification is None:
+                if ended.poll(0):
                     return
-            self._execs.look_up_late()
+                continue
+            with self._serving:
+                if self._over.is_set():
+                    return
+                self._turn += 1
+                self._serve(notification)
+                self._execs.look_up_late()
+                if self._is_asleep and self._execs.patience_ms is not None:
+                    self._is_asleep = False
+                    os.write(self._wake_write, b"c")
+
+    def _look_after(self) -> None:
+        """Settle claims that are due, and serve what was held, until the sandbox or somebody ends it."""
+        poller = select.poll()
+        poller.register(self._listener.fd, 0)
+        poller.register(self._wake_read, select.POLLIN)
+        turn, quiet_looks = -1, 0
+        while True:
+            quiet_looks = quiet_looks + 1 if turn == self._turn else 0
+            turn = self._turn
+            with self._serving:
+                self._execs.look_up_late()
+                patience_ms = self._execs.patience_ms
+                self._is_asleep = patience_ms is None and quiet_looks > _QUIET_LOOKS
+            if patience_ms is None and not self._is_asleep:
+                patience_ms = _LOOK_MS
+            for fd, events in poller.poll(patience_ms):
+                if fd != self._wake_read and events & (select.POLLHUP | select.POLLERR):
+                    return
+                if fd == self._wake_read and not self._woken():
+                    self._raise_failure()
+                    return
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def serve_held(self) -> None:
         """Serve what was held once more: the gate has been opened. Any thread."""
@@ -170,15 +222,19 @@ class Mediator:
 
     def progress(self) -> int | None:
         """Return a number that changes with each call that is served, or None while none is. Any thread."""
-        return None if self._is_waiting else self._turn
+        return self._turn if self._serving.locked() else None
 
     def _woken(self) -> bool:
-        if b"q" in os.read(self._wake_read, 64):
+        said = os.read(self._wake_read, 64)
+        if b"q" in said:
             return False
-        self._writes.forget_touched()
-        waiting, self._held = self._held, []
-        for notification in waiting:
-            self._serve(notification)
+        if b"t" in said:
+            with self._serving:
+                self._turn += 1
+                self._writes.forget_touched()
+                waiting, self._held = self._held, []
+                for notification in waiting:
+                    self._serve(notification)
         return True
 
     def _serve(self, notification: Notification) -> None:
