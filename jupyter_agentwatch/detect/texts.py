@@ -76,6 +76,11 @@ _LISTENS: Final = lazy_pattern(
 _DIALS: Final = lazy_pattern(
     r"IO::Socket::INET->new\(\s*['\"]|create_connection\s*\(|\.connect\s*\(|open_connection\s*\(|\.Dial\s*\(|TCPSocket\.(?:new|open)"
 )
+_DIALS_FAR: Final = lazy_pattern(
+    r"(?:connect|connection|Dial|new|open)\s*\(\s*(?:['\"]tcp['\"]\s*,\s*)?\(?\s*"
+    r"['\"](?!127\.|localhost|::1|\[::1|0\.0\.0\.0|tcp['\"]|/)[\w\[:.-]+['\"]"
+    r"|\.connect\s*\(\s*\d{1,5}\s*,\s*['\"](?!127\.|localhost|::1)[\w:.-]+['\"]"
+)
 _COPIES: Final = lazy_pattern(
     r"send(?:all)?\(\s*\w+\.recv\(|\.pipe\(\s*\w+\s*\)\s*\.pipe\(|io\.Copy\(|copyfileobj\(|copy_stream|"
     r"\.write\(\s*(?:await\s+)?\w+\.read(?:partial)?\(|(\w+)\s*:=\s*await\s+\w+\.read\([^)]*\)\s*:\s*\w+\.write\(\s*\1|"
@@ -112,7 +117,8 @@ def _texts(run: Invocation) -> Iterable[Hit]:
     # What is written as a program is run as one in the next line, or is nobody's.
     code = run.code or (text if re.search(r"\b(?:import|require|from)\b", text) else "")
     if run.code and _LISTENS.search(code) and _DIALS.search(code) and _COPIES.search(code):
-        yield Hit(CODE, "a relay")
+        # Who tries a server of its own dials itself, and gives back what it was sent.
+        yield Hit(CODE, "a relay", None if _DIALS_FAR.search(code) else "medium")
         return
     found = _LIBRARY.search(code) if code else None
     if found and not re.search(r"\bdef test_|\bassert\b|\bexpect\(", code):
