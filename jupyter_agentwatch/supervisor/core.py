@@ -95,6 +95,8 @@ class Supervisor:
         self._requests = Requests(self)
         self._final_acts = FinalActs(self._loop, sandbox, recorder)
         self._is_held = False
+        self._will_look = False
+        self._next_look = 0.0
         self.asks = Asks(self._loop, policy.network.ask_timeout_s)
         self._store = Path(launch.socket).with_suffix(".store")
         self.history = self._make_history()
@@ -419,7 +421,20 @@ class Supervisor:
     # -- news from the rooms -------------------------------------------------------------------------------------
 
     def _process_ended(self, news: dict[str, Any]) -> None:
-        moment = time.time_ns()
         self.commands.exited(news)
+        if not self._will_look:
+            # Looking takes the longer the more have ended: at most half of the time, or news would pile up.
+            self._will_look = True
+            wait_s = self._next_look - self._loop.time()
+            if wait_s > 0:
+                self._loop.call_later(wait_s, self._look_for_quiet)
+            else:
+                self._look_for_quiet()
+
+    def _look_for_quiet(self) -> None:
+        self._will_look = False
+        moment, began = time.time_ns(), self._loop.time()
         if self.sandbox.members() == 0:
             self.history.quiet(moment)
+        ended = self._loop.time()
+        self._next_look = ended + (ended - began)
