@@ -54,6 +54,7 @@ from jupyter_agentwatch.wire.messages import Launch
 __all__ = ["Supervisor"]
 
 _ENDED_GRACE_S: Final = 0.2
+_LONG_LOOK_S: Final = 0.005
 
 
 class Supervisor:
@@ -423,7 +424,7 @@ class Supervisor:
     def _process_ended(self, news: dict[str, Any]) -> None:
         self.commands.exited(news)
         if not self._will_look:
-            # Looking takes the longer the more have ended: at most half of the time, or news would pile up.
+            # Looking takes the longer the more have ended: then at most half of the time, or news would pile up.
             self._will_look = True
             wait_s = self._next_look - self._loop.time()
             if wait_s > 0:
@@ -436,5 +437,5 @@ class Supervisor:
         moment, began = time.time_ns(), self._loop.time()
         if self.sandbox.members() == 0:
             self.history.quiet(moment)
-        ended = self._loop.time()
-        self._next_look = ended + (ended - began)
+        took_s = self._loop.time() - began
+        self._next_look = began + 2 * took_s if took_s > _LONG_LOOK_S else 0.0
