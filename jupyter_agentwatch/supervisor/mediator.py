@@ -36,12 +36,12 @@ Handler = Callable[[Notification], None]
 _RECEIVERS: Final = 2
 """Threads that take calls where forks are trapped: while one serves, another one takes.
 
-Each wakes up for each call, and a write-open takes 80 µs instead of 48; with a third one nothing else changes.
+Each wakes up for each call, and a write-open takes up to 60 µs longer; so all but one rest while nobody forks.
 """
 
 _LOOK_MS: Final = 4
-_QUIET_LOOKS: Final = 50
-"""Looks in a row without a call after which nobody looks until there is something to settle."""
+_FORKS_S: Final = 0.05
+"""After a fork, more are expected for so long."""
 
 _COUNT_AGAIN_S: Final = 0.05
 _FORK_S: Final = 1.0
@@ -115,6 +115,8 @@ class Mediator:
         self._serving = threading.Lock()  # guards everything here: calls are taken by several threads, served by one
         self._failure: Exception | None = None
         self._over = threading.Event()
+        self._forks_until = 0.0
+        self._are_forks_expected = threading.Event()
         self._is_asleep = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._handlers = self._table(machine, unshared)
@@ -145,15 +147,16 @@ class Mediator:
         """Serve until no task of the sandbox is left."""
         try:
             for number in range(_RECEIVERS if self._takes_ahead else 0):
-                threading.Thread(target=self._receive, name=f"receiver {number}", daemon=True).start()
+                name = f"receiver {number}"
+                threading.Thread(target=self._receive, args=(number > 0,), name=name, daemon=True).start()
             self._look_after()
         finally:
             with self._serving:
                 self._over.set()
                 self._execs.close()
 
-    def _receive(self) -> None:
-        """Take calls as soon as they are made.
+    def _receive(self, may_rest: bool) -> None:
+        """Take calls as soon as they are made; one that may rest does, while no forks are expected.
 
         Until a call is taken, a signal with a handler ends it with EINTR, which fork never gives otherwise: the end of
         an earlier child, say, while this call waits for the one before it, or for its turn after the new child.
@@ -163,6 +166,10 @@ class Mediator:
         run_soon()
         try:
             while not self._over.is_set():
+                if may_rest and time.monotonic() > self._forks_until:
+                    self._are_forks_expected.clear()
+                    if time.monotonic() > self._forks_until:  # asked again: a fork may have come in between
+                        self._are_forks_expected.wait()
                 if not self._serve_next() and ended.poll(0):
                     return
         except Exception as error:  # noqa: BLE001 -- whatever it was: `run` raises it
@@ -193,15 +200,13 @@ class Mediator:
         poller = select.poll()
         poller.register(self._listener.fd, 0 if self._takes_ahead else select.POLLIN)
         poller.register(self._wake_read, select.POLLIN)
-        turn, quiet_looks = -1, 0
         while True:
-            quiet_looks = quiet_looks + 1 if turn == self._turn else 0
-            turn = self._turn
             with self._serving:
                 self._execs.look_up_late()
                 patience_ms = self._execs.patience_ms
-                self._is_asleep = self._takes_ahead and patience_ms is None and quiet_looks > _QUIET_LOOKS
-            if self._takes_ahead and patience_ms is None and not self._is_asleep:
+                expects_forks = time.monotonic() <= self._forks_until
+                self._is_asleep = self._takes_ahead and patience_ms is None and not expects_forks
+            if patience_ms is None and expects_forks:  # and claims of execs after them, by other threads
                 patience_ms = _LOOK_MS
             for fd, events in poller.poll(patience_ms):
                 if fd == self._wake_read:
@@ -313,6 +318,8 @@ class Mediator:
 
     def _clone(self, n: Notification) -> None:
         """Hold the bound on tasks. Only registers and a count take part, so letting the call proceed is safe."""
+        self._forks_until = time.monotonic() + _FORKS_S
+        self._are_forks_expected.set()
         self._forking.pop(n.tid, None)
         if self._max_tasks is None or self._tasks.is_init(n.tid) or self._has_room():
             self._forking[n.tid] = time.monotonic()
