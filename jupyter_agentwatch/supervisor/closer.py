@@ -14,11 +14,12 @@ import threading
 from queue import SimpleQueue
 from typing import Final
 
+from jupyter_agentwatch.sandbox.tcp import TCP_CLOSE, tcp_state
+
 __all__ = ["Closer"]
 
 _MAX_THREADS: Final = 16
 _NO_LINGER: Final = bytes(4)  # struct linger begins with whether it is on
-_TCP_CLOSE: Final = 7
 _MAX_WAITING: Final = 1024
 
 
@@ -88,9 +89,6 @@ def _has_nothing_to_wait_for(sock: socket.socket) -> bool:
     if sock.type == socket.SOCK_DGRAM:
         return True
     try:
-        return (
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 4) == _NO_LINGER
-            or sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
-        )
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 4) == _NO_LINGER or tcp_state(sock) == TCP_CLOSE
     except OSError:
         return False

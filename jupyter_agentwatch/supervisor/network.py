@@ -31,6 +31,7 @@ from jupyter_agentwatch.sandbox.sockaddr import (
     parse_address,
 )
 from jupyter_agentwatch.sandbox.tasks import Task, TaskTable
+from jupyter_agentwatch.sandbox.tcp import TCP_CLOSE, TCP_SYN_SENT, tcp_state
 from jupyter_agentwatch.supervisor.askers import DNS_PORT, DnsAskers
 from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.dialer import Dialer
@@ -45,8 +46,6 @@ from jupyter_agentwatch.supervisor.unix_sockets import UnixSockets
 __all__ = ["NetworkBroker"]
 
 _MAX_DATAGRAM: Final = 65535
-_TCP_SYN_SENT: Final = 2
-_TCP_CLOSE: Final = 7
 
 # Never MSG_ZEROCOPY: a corked datagram would show the sandbox whatever our memory holds by the time it leaves.
 _SEND_FLAGS: Final = socket.MSG_CONFIRM | socket.MSG_DONTROUTE | socket.MSG_MORE | socket.MSG_EOR | socket.MSG_NOSIGNAL
@@ -141,15 +140,15 @@ class NetworkBroker:
             elif is_inside(address.host) and address.port in self._dialer.own_ports:
                 refusal = Decision.refuse("gateway-port")
                 self._deny(n, task, sock, ("tcp", address), refusal, errno.ECONNREFUSED)
-            elif self._models and self._models.granted(address):
-                self._connect_outside(n, task, sock, raw, address)
+            elif granted := self._models and self._models.granted(address):
+                self._connect_outside(n, task, sock, raw, address, granted)
             elif self._reach.is_inside(address):
                 self._connect_inside(n, task, sock, raw, address)
             elif self._reach.is_nobody(address):
                 self._note(task, "tcp", address, rule="inside", errno=errno.ECONNREFUSED)
                 self._refuse(n, sock, errno.ECONNREFUSED)
             else:
-                self._connect_outside(n, task, sock, raw, address)
+                self._connect_outside(n, task, sock, raw, self._reach.outside(address))
         except BaseException:
             self._closer.close(sock)
             raise
@@ -202,18 +201,24 @@ class NetworkBroker:
         else:
             self._deny(n, task, sock, ("udp", address), Decision.refuse("udp"), errno.EACCES)
 
-    def _connect_outside(self, n: Notification, task: Task, sock: socket.socket, raw: bytes, address: Address) -> None:
-        state = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        if state != _TCP_CLOSE and self._reach.has_namespace:
+    def _connect_outside(
+        self,
+        n: Notification,
+        task: Task,
+        sock: socket.socket,
+        raw: bytes,
+        address: Address,
+        granted: Decision | None = None,
+    ) -> None:
+        state = tcp_state(sock)
+        if state != TCP_CLOSE and self._reach.has_namespace:
             self._inside.perform(n, sock, raw)  # in use: the kernel says how (EALREADY, EISCONN), and goes nowhere
             return
-        if state != _TCP_CLOSE:
+        if state != TCP_CLOSE:
             # Said as the kernel would, because by now the call could begin a new connection.
-            self._refuse(n, sock, errno.EALREADY if state == _TCP_SYN_SENT else errno.EISCONN)
+            self._refuse(n, sock, errno.EALREADY if state == TCP_SYN_SENT else errno.EISCONN)
             return
         self._gate.check_leaving()
-        granted = self._models.granted(address) if self._models else None
-        address = address if granted else self._reach.outside(address)
         names = tuple(self._names_for(address.host))
         decision = granted or self._matcher.decide_connect(address.host, address.port, names)
         if decision.verdict == "deny":
@@ -235,8 +240,8 @@ class NetworkBroker:
             except LogWriteError:
                 allow = False
             if allow:
-                granted = Decision("allow", decision.rule, decision.protocol, decision.host)
-                again = FlowSpec(spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, granted, spec.names)
+                allowed = Decision("allow", decision.rule, decision.protocol, decision.host)
+                again = FlowSpec(spec.flow, spec.step, spec.pid, spec.addr, spec.port, spec.host, allowed, spec.names)
                 self._dialer.dial(n.id, again, sock, address)
             else:
                 self._refuse(n, sock, errno.EACCES)

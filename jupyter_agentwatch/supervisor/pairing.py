@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
+from jupyter_agentwatch.sandbox.tcp import TCP_CLOSE, tcp_state
+
 __all__ = ["Name", "Pairing"]
 
 _UNPAIRED_S: Final = 10.0
 _MAX_UNPAIRED: Final = 512
 _MAX_ACCEPTS: Final = 64
 _ACCEPT_AGAIN_S: Final = 0.1
-_TCP_CLOSE: Final = 7
 
 Name = tuple[str, int]
 """An address inside. A port alone would not do: it may be bound once on each of 127.0.0.0/8."""
@@ -54,7 +55,7 @@ class Pairing(Generic[T]):
         before = None
         with self._lock:
             inside = self._accepted.pop(name, None)
-            if inside is not None and _is_reset(inside):  # a stranger's, who had the same port before
+            if inside is not None and tcp_state(inside) == TCP_CLOSE:  # a stranger's, who had the same port before
                 inside.close()
                 inside = None
             if inside is not None:
@@ -131,7 +132,3 @@ class Pairing(Generic[T]):
                 return
             del self._expected[name]
         self._lost(what)
-
-
-def _is_reset(sock: socket.socket) -> bool:
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
