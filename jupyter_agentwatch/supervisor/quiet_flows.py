@@ -7,7 +7,6 @@ compete for the interpreter while the caller waits.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import select
 import socket
 import threading
@@ -78,8 +77,7 @@ class QuietFlows:
 
     def close(self) -> None:
         """Keep no flow any more. For the loop's thread, when nothing is kept."""
-        with contextlib.suppress(RuntimeError, ValueError):
-            self._loop.remove_reader(self._epoll)
+        self._loop.remove_reader(self._epoll)
         self._epoll.close()
 
     def _watch(self) -> None:
