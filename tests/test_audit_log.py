@@ -169,7 +169,7 @@ def test_a_full_device_is_an_error_and_the_same_record_can_be_tried_again(log: A
 FULL = """
 import json, os, resource, sys
 from pathlib import Path
-from jupyter_agentwatch.audit.log import AuditLog, LogWriteError, anchor_path
+from jupyter_agentwatch.audit.log import AuditLog, LogWriteError, anchor_scratch
 from jupyter_agentwatch.audit.verify import verify_log
 from tests.strategies import a_close, an_exec, an_open
 
@@ -207,7 +207,7 @@ try:
 except LogWriteError as error:
     report["sync"] = str(error)
 report["anchor_kept"] = verify_log(log.path).anchored
-report["no_scratch"] = not anchor_path(log.path).with_name(log.path.name + ".anchor.tmp").exists()
+report["no_scratch"] = not anchor_scratch(log.path).exists()
 try:
     AuditLog.create(folder / "second.jsonl", an_open())
 except LogWriteError:

@@ -15,7 +15,7 @@ from jupyter_agentwatch.audit.chain import FORMAT, GENESIS, MAX_LINE, Anchor, en
 from jupyter_agentwatch.errors import AgentwatchError
 from jupyter_agentwatch.events import Event, Session, encode_event, from_bytes, printable
 
-__all__ = ["AuditLog", "LogWriteError", "anchor_path"]
+__all__ = ["AuditLog", "LogWriteError", "anchor_path", "anchor_scratch"]
 
 _PRIVATE = 0o600
 
@@ -36,6 +36,11 @@ class LogWriteError(AgentwatchError):
 def anchor_path(log: Path) -> Path:
     """Return the path of a log's side file, which holds number and hash of a record known to be safe."""
     return log.with_name(log.name + ".anchor")
+
+
+def anchor_scratch(log: Path) -> Path:
+    """Return the path of an anchor that is being written; a supervisor that is killed may leave it behind."""
+    return log.with_name(log.name + ".anchor.tmp")
 
 
 class AuditLog:
@@ -65,7 +70,7 @@ class AuditLog:
         self._path = path
         # Text, made once: an anchor is written at each finding, and a path's parts cost more than the two calls.
         self._anchor = str(anchor_path(path))
-        self._scratch = f"{self._anchor}.tmp"
+        self._scratch = str(anchor_scratch(path))
         self._watch = watch
         self._head = GENESIS
         self._next_seq = 0

@@ -101,14 +101,13 @@ def clear_away(watch: str) -> None:
     # Not at the start of a watch: the sandbox is on its way before these are there.
     import shutil
 
-    from jupyter_agentwatch.audit.log import anchor_path
+    from jupyter_agentwatch.audit.log import anchor_scratch
 
     control = control_socket(watch)
     control.unlink(missing_ok=True)
     for suffix in _FOLDERS:
         shutil.rmtree(control.with_suffix(suffix), ignore_errors=True)
-    anchor = anchor_path(audit_log(watch))
-    anchor.with_name(f"{anchor.name}.tmp").unlink(missing_ok=True)
+    anchor_scratch(audit_log(watch)).unlink(missing_ok=True)
 
 
 def forget_silence(log: Path) -> None:
