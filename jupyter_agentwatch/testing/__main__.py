@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
 import msgspec
@@ -16,6 +17,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Be a fake supervisor as `Watch` starts one: a launch frame on standard input, a report on standard output."""
+    gc.enable()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report", default="")
     parser.add_argument("--die", default="")

@@ -51,7 +51,7 @@ sys.exit(import_module(module + ".__main__").main())
 """Our own package is loaded from its folder, and the folder around it, which may be the workspace, is not looked into:
 a module planted there could stand for one that a library tries to import. msgspec takes from typing_extensions what
 typing has as well; without it, and `inspect` behind it, a tenth of the imports before the sandbox starts is saved.
-Nothing is collected until `main` lets it: what a start makes lives to the end."""
+Nothing is collected until the module's `main` turns the collector on: what a start makes lives to the end."""
 
 _READY_S = 60.0
 _SILENCE_S = 2.0
