@@ -101,6 +101,17 @@ def make(base: Path, **limits: int) -> Agent:
     return Agent(root, WorkspaceHistory(root, base / "store", **sizes))
 
 
+def make_deep(folder: Path, levels: int) -> None:
+    """Nest folders deeper than a path may be long."""
+    fd = os.open(folder, os.O_PATH)
+    for _ in range(levels):
+        os.mkdir("n", dir_fd=fd)
+        inner = os.open("n", os.O_PATH, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+
+
 def snapshot(root: Path) -> dict[str, tuple[str, int, bytes]]:
     """Kind, mode and content of everything below a folder, following nothing."""
     found = {}

@@ -15,7 +15,7 @@ from jupyter_agentwatch.errors import UndoConflictError, WorkspaceError
 from jupyter_agentwatch.sandbox import beneath, comparison, history, preimage
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
 from jupyter_agentwatch.sandbox.textdiff import unified_diff
-from tests.history_agent import KIB, Agent, make
+from tests.history_agent import KIB, Agent, make, make_deep
 
 
 def test_a_file_that_grows_while_it_is_read_is_not_kept(tmp_path: Path) -> None:
@@ -90,13 +90,8 @@ def test_a_tree_over_the_limit_is_told_and_not_undone(agent: Agent, monkeypatch:
 def test_a_tree_deeper_than_any_path_is_bounded(tmp_path: Path) -> None:
     """A tree of 2,500 levels is kept and listed down to the limit, what is below is said, and undo refuses."""
     agent = make(tmp_path)
-    fd = os.open(agent.root, os.O_PATH)
-    for _ in range(2_500):
-        os.mkdir("d", dir_fd=fd)
-        inner = os.open("d", os.O_PATH, dir_fd=fd)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
+    (agent.root / "d").mkdir()
+    make_deep(agent.root / "d", 2_499)
     agent.rename("d", "e")
     told = {c.path: c for c in agent.told(1)}
     assert told["d"].note.endswith("were kept: paths of more than 128 levels or 4000 bytes")

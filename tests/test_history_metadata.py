@@ -8,12 +8,13 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jupyter_agentwatch.sandbox import history
-from tests.history_agent import Agent
+from tests.history_agent import Agent, make
 
 
 def test_mode_and_owner_come_back(agent: Agent) -> None:
@@ -94,26 +95,43 @@ def test_a_time_of_any_year_is_told(agent: Agent) -> None:
     assert (agent.root / "g").stat().st_mtime == 1_000
 
 
-def test_attributes_come_back(agent: Agent) -> None:
+def _takes_attributes(folder: str | Path) -> bool:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        try:
+            os.setxattr(file.name, "user.origin", b"")
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture
+def marked() -> Iterator[Agent]:
+    """An agent on the first file system that takes attributes: that of temporary files may be one that does not."""
+    folders = [tempfile.gettempdir(), "/var/tmp", "/dev/shm", Path.cwd()]
+    base = tempfile.mkdtemp(dir=next(filter(_takes_attributes, folders)))
+    made = make(Path(base))
+    yield made
+    made.kept.close()
+    shutil.rmtree(base)
+
+
+def test_attributes_come_back(marked: Agent) -> None:
     """What a file or folder bears besides its content stands again on what undo has to make anew."""
-    (agent.root / "d").mkdir()
-    (agent.root / "d" / "f").write_text("before")
-    (agent.root / "g").write_text("before")
-    try:
-        for name in ("d", "d/f", "g"):
-            os.setxattr(agent.root / name, "user.origin", name.encode())
-    except OSError as error:
-        pytest.skip(f"the file system of {agent.root}: {error.strerror}")
-    agent.unlink("d/f")
-    agent.rmdir("d")
-    agent.write("new", "after")
-    agent.rename("new", "g")
-    agent.kept.undo(1)
+    (marked.root / "d").mkdir()
+    (marked.root / "d" / "f").write_text("before")
+    (marked.root / "g").write_text("before")
     for name in ("d", "d/f", "g"):
-        assert os.getxattr(agent.root / name, "user.origin") == name.encode()
+        os.setxattr(marked.root / name, "user.origin", name.encode())
+    marked.unlink("d/f")
+    marked.rmdir("d")
+    marked.write("new", "after")
+    marked.rename("new", "g")
+    marked.kept.undo(1)
+    for name in ("d", "d/f", "g"):
+        assert os.getxattr(marked.root / name, "user.origin") == name.encode()
 
 
-UNPRIVILEGED = """
+ORDINARY = """
 import os, pathlib, sys
 from jupyter_agentwatch.errors import UndoConflictError
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
@@ -122,8 +140,23 @@ if os.geteuid() == 0:
 base = pathlib.Path(sys.argv[1])
 ws = base / "ws"
 (ws / "d").mkdir(parents=True)
-(ws / "f").write_text("x"); (ws / "f").chmod(0)
 kept = WorkspaceHistory(ws, base / "store", file_bytes=100, total_bytes=1000)
+"""
+
+
+def _said_by_an_ordinary_user(program: str) -> str:
+    base = tempfile.mkdtemp()
+    try:
+        os.chmod(base, 0o777)  # noqa: S103 -- the child that writes here is another user
+        root = Path(history.__file__).parents[2]
+        command = [sys.executable, "-c", ORDINARY + program, base]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
+    finally:
+        shutil.rmtree(base)
+
+
+UNREADABLE = """
+(ws / "f").write_text("x"); (ws / "f").chmod(0)
 (ws / "d").chmod(0)
 for name in ("d/x", "f"):
     kept.touch(1, str(ws / name), op="openat")
@@ -141,16 +174,8 @@ except UndoConflictError as error:
 
 def test_what_may_not_be_read_is_told() -> None:
     """What an ordinary user's supervisor may not search or read is told as unknown, and undo refuses."""
-    base = tempfile.mkdtemp()
-    try:
-        os.chmod(base, 0o777)  # noqa: S103 -- the child that writes here is another user
-        root = Path(history.__file__).parents[2]
-        command = [sys.executable, "-c", UNPRIVILEGED, base]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    finally:
-        shutil.rmtree(base)
     denied = "Permission denied"
-    assert done.stdout.splitlines() == [
+    assert _said_by_an_ordinary_user(UNREADABLE).splitlines() == [
         "d/x: modified: not known what it was: Permission denied",
         "f: modified: pre-image not kept: Permission denied; mode 0000 → 0600",
         f"step 1 cannot be undone: d/x (not known what it was: {denied}); f (pre-image not kept: {denied})",
@@ -158,16 +183,8 @@ def test_what_may_not_be_read_is_told() -> None:
 
 
 CLOSED = """
-import os, pathlib, sys
-from jupyter_agentwatch.sandbox.history import WorkspaceHistory
-if os.geteuid() == 0:
-    os.setgid(65534); os.setuid(65534)
-base = pathlib.Path(sys.argv[1])
-ws = base / "ws"
-(ws / "d").mkdir(parents=True)
 (ws / "d" / "f").write_text("before")
 (ws / "d").chmod(0o750)
-kept = WorkspaceHistory(ws, base / "store", file_bytes=100, total_bytes=1000)
 for name, op in (("d/f", "openat"), ("d", "chmod"), ("new", "mkdir"), ("new/g", "openat"), ("new", "chmod")):
     kept.touch(1, str(ws / name), op=op)
 (ws / "d" / "f").write_text("after")
@@ -182,12 +199,4 @@ print((ws / "d" / "f").read_text(), oct((ws / "d").stat().st_mode), os.listdir(w
 
 def test_undo_gets_into_folders_that_the_step_closed() -> None:
     """Folders that an ordinary user's step made read-only stop no undo, and get back the mode that they had."""
-    base = tempfile.mkdtemp()
-    try:
-        os.chmod(base, 0o777)  # noqa: S103 -- the child that writes here is another user
-        root = Path(history.__file__).parents[2]
-        command = [sys.executable, "-c", CLOSED, base]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    finally:
-        shutil.rmtree(base)
-    assert done.stdout == "before 0o40750 ['d']\n"
+    assert _said_by_an_ordinary_user(CLOSED) == "before 0o40750 ['d']\n"

@@ -11,6 +11,7 @@ import pytest
 
 from jupyter_agentwatch.sandbox import history
 from jupyter_agentwatch.sandbox.history import WorkspaceHistory
+from tests.history_agent import make_deep
 from tests.outside import wait_for_file_clock
 
 if TYPE_CHECKING:
@@ -157,13 +158,7 @@ def test_a_workspace_too_large_to_look_at_is_said(ground: Ground, monkeypatch: p
 
 def test_what_cannot_be_read_does_not_hide_the_rest(ground: Ground) -> None:
     """A tree deeper than any path that is looked at ends the look at that tree only."""
-    fd = os.open(ground.root / "d", os.O_PATH)
-    for _ in range(150):
-        os.mkdir("n", dir_fd=fd)
-        inner = os.open("n", os.O_PATH, dir_fd=fd)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
+    make_deep(ground.root / "d", 150)
     (ground.root / "f").write_text("flipped")
     told = ground.told()
     assert told["f"] == "unclaimed"
