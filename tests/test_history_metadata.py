@@ -95,7 +95,7 @@ def test_a_time_of_any_year_is_told(agent: Agent) -> None:
     assert (agent.root / "g").stat().st_mtime == 1_000
 
 
-def _takes_attributes(folder: str | Path) -> bool:
+def _takes_attributes(folder: str) -> bool:
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         try:
             os.setxattr(file.name, "user.origin", b"")
@@ -107,7 +107,7 @@ def _takes_attributes(folder: str | Path) -> bool:
 @pytest.fixture
 def marked() -> Iterator[Agent]:
     """An agent on the first file system that takes attributes: that of temporary files may be one that does not."""
-    folders = [tempfile.gettempdir(), "/var/tmp", "/dev/shm", Path.cwd()]
+    folders = [tempfile.gettempdir(), "/var/tmp", "/dev/shm", os.getcwd()]
     base = tempfile.mkdtemp(dir=next(filter(_takes_attributes, folders)))
     made = make(Path(base))
     yield made
