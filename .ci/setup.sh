@@ -101,7 +101,7 @@ install_package() {
 
 install_bubblewrap() {
     have bwrap || install bubblewrap && have bwrap \
-        || say "without bubblewrap this machine gives rung E only (no isolation): \`run\` refuses to start anything"
+        || say "without bubblewrap there is no rung A; .venv/bin/jupyter agentwatch doctor says what else this machine can give"
 }
 
 make_venv

@@ -23,7 +23,7 @@ from jupyter_agentwatch.agents import (
     Unclear,
 )
 from jupyter_agentwatch.errors import ModelError, SessionEndedError
-from jupyter_agentwatch.events import AgentNote, Connect, Exec, Reward, Step
+from jupyter_agentwatch.events import AgentNote, Connect, Exec, FileOp, Reward, Step
 from jupyter_agentwatch.watch import Usage
 from tests.outside import recorded
 
@@ -117,7 +117,7 @@ def test_an_agent_works_and_sees_what_came_of_it(closed: Watch) -> None:
 def test_every_record_of_a_step_leads_to_its_turn_and_cell(tmp_path: Path, rung: str) -> None:
     """Programs and connections bear the step, a step its run and turn, and all of them the cell that began the run."""
     with Watch(workspace=tmp_path, cell=lambda: "cell-7") as watch:
-        agent = Scripted([Shell("exec 3<>/dev/tcp/192.0.2.1/80"), Edit("a.txt", "", "x")])
+        agent = Scripted([Shell("exec 3<>/dev/tcp/192.0.2.1/80", thought="who is there?"), Edit("a.txt", "", "x")])
         run = watch.run_agent(
             agent, "call out", max_steps=9, reward=lambda step: {"task": 0.5, "price": -0.25 * step.turn}
         )
@@ -126,9 +126,11 @@ def test_every_record_of_a_step_leads_to_its_turn_and_cell(tmp_path: Path, rung:
         assert started == {run.steps[0].step: (run.id, 1), run.steps[1].step: (run.id, 2)}
         (connect,) = recorded(watch, Connect)
         assert (connect.step, connect.verdict) == (run.steps[0].step, "deny")
-        assert {event.cell for kind in (Step, Exec, Connect, AgentNote, Reward) for event in recorded(watch, kind)} == {
-            "cell-7"
-        }
+        assert {
+            event.cell for kind in (Step, Exec, Connect, FileOp, AgentNote, Reward) for event in recorded(watch, kind)
+        } == {"cell-7"}
+        written = {event.step for event in recorded(watch, FileOp) if event.path.endswith("/a.txt")}
+        assert written == {run.steps[1].step}
         assert run.steps[0].account.egress_denied == 1
         notes = recorded(watch, AgentNote)
         assert [(note.op, note.turn, note.action) for note in notes] == [
@@ -139,6 +141,7 @@ def test_every_record_of_a_step_leads_to_its_turn_and_cell(tmp_path: Path, rung:
             ("end", 3, ""),
         ]
         assert {(note.run, note.basis) for note in notes} == {(run.id, "claimed")}
+        assert [note.thought for note in notes] == ["", "who is there?", "", "", ""]
         assert notes[0].max_steps == 9
         assert (notes[0].text, notes[-1].outcome, notes[-1].text) == ("call out", "finished", "done")
         rewards = recorded(watch, Reward)
@@ -266,7 +269,7 @@ def test_stop_does_not_wait_for_an_agent_that_thinks(closed: Watch) -> None:
 
 @pytest.mark.parametrize("busy", ["command", "agent"])
 def test_a_kill_ends_the_run_whatever_it_is_at(own: Watch, busy: str) -> None:
-    """A killed watch ends the run for good, and the agent is not asked again."""
+    """A killed watch ends the run for good, on record too, and the agent is not asked again."""
     waiting, scripted = Waiting(), Scripted([Shell("sleep 600")])
     run = own.run_agent(waiting if busy == "agent" else scripted, "sleep")
     if busy == "agent":
@@ -277,6 +280,8 @@ def test_a_kill_ends_the_run_whatever_it_is_at(own: Watch, busy: str) -> None:
     own.kill("enough")
     assert run.wait(PATIENCE_S) is Outcome.KILLED
     assert (run.state, len(scripted.seen)) == ("ended", 0 if busy == "agent" else 1)
+    notes = [note for note in recorded(own, AgentNote) if note.run == run.id]
+    assert {note.outcome for note in notes if note.op == "end"} == {"killed"}
 
 
 def test_a_frozen_watch_pauses_the_run(own: Watch) -> None:

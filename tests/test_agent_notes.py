@@ -11,7 +11,7 @@ from jupyter_agentwatch.audit.chain import FORMAT
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.errors import ControlError
 from jupyter_agentwatch.events import AgentNote, Reward
-from jupyter_agentwatch.supervisor.agent_notes import check_turn, note_agent, note_reward
+from jupyter_agentwatch.supervisor.agent_notes import AgentNotes, check_turn
 from jupyter_agentwatch.supervisor.record import Recorder, open_log
 from jupyter_agentwatch.watch import Account
 from jupyter_agentwatch.watch.accounts import Accounts
@@ -38,13 +38,16 @@ def kept(tmp_path: Path) -> list[Any]:
 def test_notes_are_claims_and_cut(recorder: Recorder, tmp_path: Path) -> None:
     """A note is `claimed`, its texts are cut, and it bears the cell that its step belongs to, or its own."""
     recorder.step_belongs_to(7, "cell-7")
-    note_agent(recorder, NoteAgent(op="turn", run="r", turn=1, step=7, cell="other", text="x" * 9999, action="a" * 999))
-    note_agent(recorder, NoteAgent(op="end", run="r", turn=1, cell="mine"))
-    note_reward(recorder, NoteReward(run="r", turn=1, step=7, terms={"n" * 999: 0.1, "b": 0.2}))
+    notes = AgentNotes(recorder)
+    long: dict[str, Any] = {"text": "x" * 9999, "thought": "y" * 9999, "action": "a" * 999}
+    notes.note(NoteAgent(op="turn", run="r", turn=1, step=7, cell="other", **long))
+    notes.note(NoteAgent(op="end", run="r", turn=1, cell="mine"))
+    notes.note_reward(NoteReward(run="r", turn=1, step=7, terms={"n" * 999: 0.1, "b": 0.2}))
     turn, end, reward = kept(tmp_path)
     assert isinstance(turn, AgentNote)
     assert isinstance(reward, Reward)
-    assert (turn.basis, turn.cell, len(turn.text), len(turn.action)) == ("claimed", "cell-7", 4096, 200)
+    assert (turn.basis, turn.cell) == ("claimed", "cell-7")
+    assert [len(each) for each in (turn.text, turn.thought, turn.action)] == [4096, 4096, 200]
     assert (end.step, end.cell) == (0, "mine")
     assert (reward.cell, [len(name) for name in reward.terms]) == ("cell-7", [200, 1])
     assert reward.total == pytest.approx(0.3)
@@ -75,8 +78,9 @@ def test_what_can_be_no_note_is_refused(
     recorder: Recorder, tmp_path: Path, note: NoteAgent | NoteReward, says: str
 ) -> None:
     """Ids, numbers and names that cannot be are refused in words, and nothing of them is on record."""
+    notes = AgentNotes(recorder)
     with pytest.raises(ControlError, match=says):
-        note_agent(recorder, note) if isinstance(note, NoteAgent) else note_reward(recorder, note)
+        notes.note(note) if isinstance(note, NoteAgent) else notes.note_reward(note)
     assert kept(tmp_path) == []
 
 
@@ -88,13 +92,36 @@ def test_a_command_names_a_turn_that_can_be() -> None:
         check_turn("a b", 1)
 
 
+def test_runs_that_go_on_end_with_their_watch(recorder: Recorder, tmp_path: Path) -> None:
+    """Each run that has begun and not ended gets one end, as the supervisor's own word; what it keeps is bounded."""
+    notes = AgentNotes(recorder)
+    for run in ("done", "open"):
+        notes.note(NoteAgent(op="begin", run=run, cell="mine"))
+        notes.note(NoteAgent(op="turn", run=run, turn=3, cell="mine"))
+    notes.note(NoteAgent(op="end", run="done", turn=3, outcome="finished"))
+    notes.note(NoteAgent(op="turn", run="done", turn=4))
+    notes.end_all()
+    notes.end_all()
+    ends = [event for event in kept(tmp_path) if event.op == "end"]
+    assert [(each.run, each.turn, each.outcome, each.basis) for each in ends] == [
+        ("done", 3, "finished", "claimed"),
+        ("open", 3, "killed", "verified"),
+    ]
+    assert ends[1].cell == "mine"
+    for number in range(1001):
+        notes.note(NoteAgent(op="begin", run=f"many-{number}"))
+    notes.end_all()
+    assert len([event for event in kept(tmp_path) if event.op == "end"]) == 2 + 1000
+
+
 def test_accounts_are_taken_once(recorder: Recorder, tmp_path: Path) -> None:
     """What has come on record since is returned for the steps that are named, and only to the first who asks."""
     accounts = Accounts(tmp_path / "log.jsonl")
-    note_agent(recorder, NoteAgent(op="turn", run="r", turn=1, step=1))
-    note_agent(recorder, NoteAgent(op="turn", run="r", turn=1, step=2))
+    notes = AgentNotes(recorder)
+    notes.note(NoteAgent(op="turn", run="r", turn=1, step=1))
+    notes.note(NoteAgent(op="turn", run="r", turn=1, step=2))
     assert accounts.take([1, 3]).counts == {"agent:allow": 1}
     assert accounts.take([1, 3]).counts == {}
-    note_agent(recorder, NoteAgent(op="turn", run="r", turn=2, step=1))
+    notes.note(NoteAgent(op="turn", run="r", turn=2, step=1))
     assert accounts.take([1, 2]).counts == {"agent:allow": 2}
     assert Accounts(tmp_path / "none.jsonl").take([1]) == Account()

@@ -103,7 +103,7 @@ def test_what_is_installed_comes_from_the_repository_alone(tree: Path) -> None:
     as_visitor(tree, [str(tree / "tree" / "binder" / "postBuild")])
     asked = (tree / "home" / "asked").read_text().splitlines()
     assert asked[0].startswith("-m pip install ")
-    assert asked[0].endswith(" .[demo,rl]")
+    assert asked[0].endswith(" .[demo]")
     assert not any("://" in line for line in asked)
     environment = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())
     assert any(each.startswith("python=3.") for each in environment["dependencies"])

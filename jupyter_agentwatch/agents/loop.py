@@ -314,6 +314,7 @@ class AgentRun:
             kind_of_action(action),
             carried.shown,
             step=carried.step,
+            thought=action.thought,
             outcome=carried.told,
             usage=action.usage,
         )

@@ -220,8 +220,9 @@ def _agent(event: AgentNote | Reward) -> str:
         terms = ", ".join(f"{printable(name, _SHOWN)} {value:+g}" for name, value in event.terms.items())
         return f"{run} {turn}: {event.total:+g} = {terms or 'nothing'}"
     what = " ".join(printable(text, _SHOWN) for text in (event.agent, event.action, event.outcome, event.text) if text)
+    thought = f" (says: {printable(event.thought, _SHOWN)})" if event.thought else ""
     cost = f" ({event.tokens_in}+{event.tokens_out} tokens, {event.cost_usd:.4f} USD)" if event.tokens_out else ""
-    return f"{run} {turn if event.op == 'turn' else event.op}: {what}{cost}".rstrip()
+    return f"{run} {turn if event.op == 'turn' else event.op}: {what}{thought}{cost}".rstrip()
 
 
 def _remark(event: AgentNote | Reward | LimitHit | Finding | BreakerChanged | Control | Gap) -> str:

@@ -245,7 +245,9 @@ class FileOp(Event, frozen=True, kw_only=True, tag="file"):
 
 
 class AgentNote(Event, frozen=True, kw_only=True, tag="agent"):
-    """A run of an agent began, took a turn, or ended, as the process that drives the agent says it: always `claimed`.
+    """A run of an agent began, took a turn, or ended, as the process that drives the agent says it: `claimed`.
+
+    The end of a run that the end of its watch has cut off is the supervisor's own word: `verified`.
 
     Attributes:
         op: Which of the three.
@@ -255,6 +257,7 @@ class AgentNote(Event, frozen=True, kw_only=True, tag="agent"):
         max_steps: Most turns that it may take, at the beginning; 0 where nobody said.
         action: What it chose: "shell", "edit", "patch", "say", "finish", "unclear".
         text: The task, what the action says, or the answer; cut.
+        thought: What the agent says about its choice; cut.
         outcome: What came of the action, or how the run ended.
         model: Model that chose the action, "" for none.
         tokens_in: Tokens that the model read for it.
@@ -269,6 +272,7 @@ class AgentNote(Event, frozen=True, kw_only=True, tag="agent"):
     max_steps: int = 0
     action: str = ""
     text: str = ""
+    thought: str = ""
     outcome: str = ""
     model: str = ""
     tokens_in: int = 0

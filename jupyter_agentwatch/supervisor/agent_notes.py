@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections import OrderedDict
 from typing import Any, Final, get_args, get_type_hints
 
+from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import ControlError
 from jupyter_agentwatch.events import AgentNote, Reward, printable
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.wire.messages import NoteAgent, NoteReward
 
-__all__ = ["check_turn", "note_agent", "note_reward"]
+__all__ = ["AgentNotes", "check_turn"]
 
 _RUN: Final = re.compile(r"[0-9A-Za-z_-]{0,64}")
 _TEXT: Final = 4096
 _NAME: Final = 200
 _TERMS: Final = 64
+_MOST_OPEN: Final = 1000
 _OPS: Final = get_args(get_type_hints(AgentNote)["op"])
 _MOST: Final = 2**53
 
@@ -35,41 +39,71 @@ def check_turn(run: str, turn: int) -> None:
         raise ControlError(msg)
 
 
-def note_agent(recorder: Recorder, note: NoteAgent) -> None:
-    """Put on record what a run of an agent did.
+class AgentNotes:
+    """The accounts of agents' runs in one watch.
 
-    Raises:
-        ControlError: It cannot be a record.
-        LogWriteError: The log cannot be written.
+    Args:
+        recorder: Where they go.
     """
-    check_turn(note.run, note.turn)
-    if not note.run or note.op not in _OPS:
-        msg = f"op: give the id of a run and one of {', '.join(_OPS)}"
-        raise ControlError(msg)
-    counts = {name: getattr(note, name) for name in ("max_steps", "tokens_in", "tokens_out", "cost_usd")}
-    for name, value in counts.items():
-        _check_amount(name, value, least=0)
-    fields: dict[str, Any] = {name: getattr(note, name)[:_NAME] for name in ("agent", "action", "outcome", "model")}
-    fields |= {"run": note.run, "turn": note.turn, "text": note.text[:_TEXT]} | counts | _place(note)
-    recorder.record(AgentNote, basis="claimed", op=note.op, **fields)
 
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._open: OrderedDict[str, NoteAgent] = OrderedDict()
 
-def note_reward(recorder: Recorder, note: NoteReward) -> None:
-    """Put on record what a turn earned.
+    def note(self, note: NoteAgent) -> None:
+        """Put on record what a run of an agent did.
 
-    Raises:
-        ControlError: It cannot be a record.
-        LogWriteError: The log cannot be written.
-    """
-    check_turn(note.run, note.turn)
-    if not note.run or len(note.terms) > _TERMS:
-        msg = f"terms: give the id of a run and at most {_TERMS} terms"
-        raise ControlError(msg)
-    for name, value in note.terms.items():
-        _check_amount(f"terms[{printable(name, _NAME)!r}]", value, least=-_MOST)
-    terms = {name[:_NAME]: float(value) for name, value in note.terms.items()}
-    total = math.fsum(terms.values())
-    recorder.record(Reward, basis="claimed", run=note.run, turn=note.turn, total=total, terms=terms, **_place(note))
+        Raises:
+            ControlError: It cannot be a record.
+            LogWriteError: The log cannot be written.
+        """
+        check_turn(note.run, note.turn)
+        if not note.run or note.op not in _OPS:
+            msg = f"op: give the id of a run and one of {', '.join(_OPS)}"
+            raise ControlError(msg)
+        counts = {name: getattr(note, name) for name in ("max_steps", "tokens_in", "tokens_out", "cost_usd")}
+        for name, value in counts.items():
+            _check_amount(name, value, least=0)
+        fields: dict[str, Any] = {name: getattr(note, name)[:_NAME] for name in ("agent", "action", "outcome", "model")}
+        fields |= {name: getattr(note, name)[:_TEXT] for name in ("text", "thought")}
+        fields |= {"run": note.run, "turn": note.turn} | counts | _place(note)
+        self._recorder.record(AgentNote, basis="claimed", op=note.op, **fields)
+        if note.op == "end":
+            self._open.pop(note.run, None)
+        elif note.op == "begin" or note.run in self._open:
+            self._open[note.run] = NoteAgent(op="end", run=note.run, turn=note.turn, cell=note.cell)
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+
+    def note_reward(self, note: NoteReward) -> None:
+        """Put on record what a turn earned.
+
+        Raises:
+            ControlError: It cannot be a record.
+            LogWriteError: The log cannot be written.
+        """
+        check_turn(note.run, note.turn)
+        if not note.run or len(note.terms) > _TERMS:
+            msg = f"terms: give the id of a run and at most {_TERMS} terms"
+            raise ControlError(msg)
+        for name, value in note.terms.items():
+            _check_amount(f"terms[{printable(name, _NAME)!r}]", value, least=-_MOST)
+        terms = {name[:_NAME]: float(value) for name, value in note.terms.items()}
+        fields: dict[str, Any] = {
+            "run": note.run,
+            "turn": note.turn,
+            "total": math.fsum(terms.values()),
+            "terms": terms,
+        }
+        self._recorder.record(Reward, basis="claimed", **fields, **_place(note))
+
+    def end_all(self) -> None:
+        """Put on record that the runs which still go on end with their watch: whoever drives them may be gone."""
+        while self._open:
+            run, end = self._open.popitem(last=False)
+            with contextlib.suppress(LogWriteError):
+                cell = end.cell[:_NAME]
+                self._recorder.record(AgentNote, op="end", run=run, turn=end.turn, cell=cell, outcome="killed")
 
 
 def _place(note: NoteAgent | NoteReward) -> dict[str, Any]:

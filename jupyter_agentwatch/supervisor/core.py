@@ -403,7 +403,12 @@ class Supervisor:
             self._models.close()
         self.telemetry.close()
         end = {"reason": reason, "killed": living, "survivors": survivors}
-        note = await self._final_acts.close_log(lambda: self.circuit.move(cause, by, reason), end, is_alarm=is_alarm)
+
+        def last_acts() -> None:
+            self.circuit.move(cause, by, reason)
+            self._requests.agent_notes.end_all()
+
+        note = await self._final_acts.close_log(last_acts, end, is_alarm=is_alarm)
         self._watchdog.watch_ended()
         head = self.recorder.head
         killed = messages.Killed(killed=living, survivors=survivors, latency_ms=latency_ms, head=head, note=note)

@@ -45,13 +45,13 @@ class FinalActs:
             await asyncio.wait_for(self._aside(self._sandbox.destroy), _DESTROY_S)
         return await self._aside(self._sandbox.survivors)
 
-    async def close_log(self, move: Callable[[], None], end: dict[str, Any], *, is_alarm: bool) -> str:
+    async def close_log(self, last_acts: Callable[[], None], end: dict[str, Any], *, is_alarm: bool) -> str:
         """Write the last records and close the log; return what went wrong, or "".
 
         A thread that hangs may be holding the log, and a disk may not answer: the end of the watch does not wait.
 
         Args:
-            move: Records the breaker's last move.
+            last_acts: Records the breaker's last move, and what ends with the watch.
             end: Fields of the log's last record: reason, killed, survivors.
             is_alarm: A critical finding goes before: the monitor itself was attacked, or has failed.
         """
@@ -69,7 +69,7 @@ class FinalActs:
                         family="monitor",
                         sync=True,
                     )
-            move()
+            last_acts()
             with contextlib.suppress(LogWriteError):
                 self._recorder.record(Session, verdict="kill", op="close", sync=True, **end)
             self._recorder.close()

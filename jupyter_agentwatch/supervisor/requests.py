@@ -16,7 +16,7 @@ from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import ControlError, SessionEndedError
 from jupyter_agentwatch.events import Control, printable
 from jupyter_agentwatch.sandbox.comparison import StepChange
-from jupyter_agentwatch.supervisor.agent_notes import check_turn, note_agent, note_reward
+from jupyter_agentwatch.supervisor.agent_notes import AgentNotes, check_turn
 from jupyter_agentwatch.supervisor.control import Connection
 from jupyter_agentwatch.wire import messages
 from jupyter_agentwatch.wire.messages import FromSupervisor, ToSupervisor
@@ -32,10 +32,15 @@ _MAX_SIDE: Final = 65535
 
 
 class Requests:
-    """Answers the requests of all clients of one watch."""
+    """Answers the requests of all clients of one watch.
+
+    Attributes:
+        agent_notes: What clients put on record of agents' runs.
+    """
 
     def __init__(self, watch: Supervisor) -> None:
         self._watch = watch
+        self.agent_notes = AgentNotes(watch.recorder)
         self._handlers: dict[type[Any], Callable[[Any, Connection], Any]] = {
             messages.Hello: self._hello,
             messages.RunCommand: self._run_command,
@@ -111,11 +116,11 @@ class Requests:
             raise
 
     def _note_agent(self, request: messages.NoteAgent, _connection: Connection) -> FromSupervisor:
-        note_agent(self._watch.recorder, request)
+        self.agent_notes.note(request)
         return messages.Ack()
 
     def _note_reward(self, request: messages.NoteReward, _connection: Connection) -> FromSupervisor:
-        note_reward(self._watch.recorder, request)
+        self.agent_notes.note_reward(request)
         return messages.Ack()
 
     def _stdin(self, request: messages.StdinData, _connection: Connection) -> FromSupervisor:

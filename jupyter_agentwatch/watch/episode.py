@@ -120,6 +120,7 @@ class Episode:
         text: str = "",
         *,
         step: int = 0,
+        thought: str = "",
         outcome: str = "",
         usage: Usage | None = None,
     ) -> None:
@@ -130,6 +131,7 @@ class Episode:
             action: What the agent chose, as "shell" or "edit".
             text: What the action says; cut to 4096 characters.
             step: The command that carried it out, 0 for none.
+            thought: What the agent says about its choice; cut likewise.
             outcome: What came of it, as "exited 0".
             usage: What the choice cost.
         """
@@ -143,6 +145,7 @@ class Episode:
                 cell=self.cell,
                 action=_text(action, _NAME),
                 text=_text(text, _TEXT),
+                thought=_text(thought, _TEXT),
                 outcome=_text(outcome, _NAME),
                 model=_text(used.model, _NAME),
                 tokens_in=used.tokens_in,

@@ -149,6 +149,7 @@ class NoteAgent(Request, frozen=True, kw_only=True, tag="note-agent"):
     max_steps: int = 0
     action: str = ""
     text: str = ""
+    thought: str = ""
     outcome: str = ""
     model: str = ""
     tokens_in: int = 0
