@@ -11,13 +11,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_agentwatch.detect import sigma_search
+from jupyter_agentwatch.detect import search
+from jupyter_agentwatch.detect.search import PatternSet
 from jupyter_agentwatch.detect.sigma_compile import compile_rules
 from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
 from jupyter_agentwatch.detect.sigma_evaluate import PatternBanks, compiled
 from jupyter_agentwatch.detect.sigma_form import AnyOf, Node, Not, Pattern, Text
 from jupyter_agentwatch.detect.sigma_index import Index
-from jupyter_agentwatch.detect.sigma_search import PatternSet
 from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.testing import event
 
@@ -298,7 +298,7 @@ class Starved:
 def test_without_memory_rules_are_slow_and_not_blind(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """Where RE2 cannot take all patterns together, each is tried alone, and every match is still found."""
     if where == "at once":
-        monkeypatch.setattr(sigma_search, "_MEMORY_BYTES", 2000)
+        monkeypatch.setattr(search, "_MEMORY_BYTES", 2000)
         assert PatternSet(["needle" * 50]).find("needle" * 50) is None
     else:
         monkeypatch.setattr(re2.Set, "SearchSet", lambda _: Starved())

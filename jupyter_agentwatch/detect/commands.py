@@ -5,7 +5,6 @@ The exec record is the truth and may be critical by itself; what stands in a scr
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
+from jupyter_agentwatch.detect.shapes import Shape, Shapes
 from jupyter_agentwatch.detect.slowness import Meter, Slowness
 from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, invocations, program_name
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS
@@ -26,21 +26,28 @@ __all__ = ["UNREAD", "CommandDetector"]
 _REMEMBERED: Final = 4096
 _STDIN_SHOWN: Final = 4096
 _SHORT: Final = 2048
-_Shape = tuple[tuple[str, ...], re.Pattern[str], Sequence[Check]]
 _READERS: Final = SHELLS | WRAPPERS | frozenset(CODE_FLAGS) | {"eval", "source", "."}
-_QUOTING: Final = str.maketrans("", "", "'\"\\")
 _PIECE: Final = lazy_pattern(r"[a-z0-9_+]+")
-# Text whose command names cannot be seen before it is expanded.
-_HIDING: Final = lazy_pattern(
-    r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|b64decode|\bxxd\s+-\w*r|-base64|\$'|\$\{?IFS|\beval[\s(]|\\x[0-9a-fA-F]{2}|"
-    r"\$\{?\w{1,64}(?::\d[^}$]{0,64})?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]|\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)|"
-    r"(?:\$\(|`)\s*(?:echo|printf|rev)\b"
+# Text whose command names cannot be seen before it is expanded. One expression for each literal that has to be there:
+# looking for literals costs a tenth of looking for an expression.
+_HIDING: Final = (
+    ("base", lazy_pattern(r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|-base64")),
+    ("b64decode", lazy_pattern(r"b64decode")),
+    ("xxd", lazy_pattern(r"\bxxd\s+-\w*r")),
+    ("eval", lazy_pattern(r"\beval[\s(]")),
+    ("\\x", lazy_pattern(r"\\x[0-9a-fA-F]{2}")),
+    ("{", lazy_pattern(r"\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)")),
+    ("`", lazy_pattern(r"`\s*(?:echo|printf|rev)\b")),
+    ("$(", lazy_pattern(r"\$\(\s*(?:echo|printf|rev)\b")),
+    (
+        "$",
+        lazy_pattern(
+            r"\$'|\$\{?IFS|\$\{?\w{1,64}(?::\d[^}$]{0,64})?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]",
+        ),
+    ),
 )
-# Two expressions, because one would look for its second half anew behind each first one.
-_SAYS: Final = lazy_pattern(r"\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b")
 _INTO_SHELL: Final = lazy_pattern(r"\|\s{0,16}(?:[^\s|]{0,64}/)?(?:ba|da|z)?sh\b")
-# One of these stands in each text that may hide something.
-_HIDING_MARKS: Final = ("$", "|", "{", "base", "eval", "`", "xxd", "b64decode", "\\x")
+_SAYS: Final = lazy_pattern(r"\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b")
 _STARK: Final = frozenset({"mining", "tunnel", "shell", "probing"})
 # Their arguments are text to look for, to write or to fetch, not something that they do.
 _TEXT_TOOLS: Final = frozenset(
@@ -74,7 +81,7 @@ class CommandDetector:
 
     def __init__(self, rulesets: Sequence[Ruleset]) -> None:
         self._by_name: dict[str, list[Check]] = {}
-        self._shapes: list[_Shape] = []
+        self._shapes = Shapes(rulesets)
         loud: set[str] = set()
         self._stark: set[str] = set()
         for each in rulesets:
@@ -83,9 +90,6 @@ class CommandDetector:
                 self._stark |= each.by_name.keys() - each.quiet - _READERS
             for name, checks in each.by_name.items():
                 self._by_name.setdefault(name, []).extend(checks)
-            self._shapes.append(
-                (tuple(each.marks), lazy_pattern(each.shape_pattern or "(?!)", re.IGNORECASE), each.shapes)
-            )
         self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self._analysed: OrderedDict[tuple[str, tuple[str, ...]], list[tuple[Invocation, Hit]]] = OrderedDict()
@@ -141,7 +145,7 @@ class CommandDetector:
         parts = (
             (check, partial(_exhausted, check, run))
             for run in invocations(tuple(event.argv), path=path)
-            for check in self._checks(run, self._shapes)
+            for check in self._checks(run, self._shapes.all)
             if check not in self._off
         )
         found = self._slowness.first_slow(parts, meter)
@@ -174,28 +178,28 @@ class CommandDetector:
 
     def hits(self, argv: Sequence[str], *, path: str = "") -> list[Hit]:
         """Return everything that the rules say of one argument vector, without memory and without weighing."""
-        return [hit for run in invocations(argv, path=path) for hit in self._hits(run, self._shapes)]
+        return [hit for run in invocations(argv, path=path) for hit in self._hits(run, self._shapes.all)]
 
-    def _interest(self, program: str, argv: Sequence[str]) -> list[_Shape] | None:
+    def _interest(self, program: str, argv: Sequence[str]) -> Sequence[Shape] | None:
         """Return the shapes that these arguments can have, or None where nothing at all can be found in them."""
         name = program_name(program)
         # What a program is called by its own name says nothing: /bin/bash would be a mark of every command.
         text = " ".join(argv[1:] if argv[0] in (name, f"/bin/{name}", f"/usr/bin/{name}") else argv)[:MAX_TEXT]
-        plain = text.translate(_QUOTING).lower()
-        shapes = [shape for shape in self._shapes if _has_mark(shape[0], plain)]
+        plain = text.replace("'", "").replace('"', "").replace("\\", "").lower()
+        shapes = self._shapes.marked(plain) if plain else ()
         if name not in _READERS:
             if name in self._by_name:
                 return shapes
             return shapes if shapes and name not in _TEXT_TOOLS else None
-        if _has_mark(_HIDING_MARKS, text) and _may_hide(text):
-            return self._shapes
+        if _may_hide(text):
+            return self._shapes.all
         return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 
-    def _hits(self, run: Invocation, shapes: Sequence[_Shape]) -> Iterable[Hit]:
+    def _hits(self, run: Invocation, shapes: Sequence[Shape]) -> Iterable[Hit]:
         for check in self._checks(run, shapes):
             yield from self._asked(check, run)
 
-    def _checks(self, run: Invocation, shapes: Sequence[_Shape]) -> Iterable[Check]:
+    def _checks(self, run: Invocation, shapes: Sequence[Shape]) -> Iterable[Check]:
         """Return the checks that have to do with a program: by its name, and by the shape of what it is told."""
         yield from self._by_name.get(run.name, ())
         if not shapes or (run.name in _TEXT_TOOLS and not (run.redirects or run.assigned)):
@@ -204,9 +208,9 @@ class CommandDetector:
         words += [f"{redirect.op}{redirect.target}" for redirect in run.redirects]
         words += [f"{variable}={value}" for variable, value in run.assigned.items()]
         joined = " ".join(words)[:_STDIN_SHOWN]
-        for _, pattern, checks in shapes:
-            if pattern.search(joined):
-                yield from checks
+        for shape in shapes:
+            if shape.fits(joined):
+                yield from shape.checks
 
     def _asked(self, check: Check, run: Invocation) -> Iterable[Hit]:
         """Return what a check says; that one raises is told once, and it is asked again for the next command."""
@@ -259,17 +263,12 @@ def _failed(what: str, event: AnyEvent) -> Draft:
     )
 
 
-def _has_mark(marks: tuple[str, ...], text: str) -> bool:
-    # `any` over a generator takes three times as long, and this runs for every exec.
-    for mark in marks:  # noqa: SIM110 - see above
-        if mark in text:
-            return True
-    return False
-
-
 def _may_hide(text: str) -> bool:
-    if _HIDING.search(text):
-        return True
+    for literal, pattern in _HIDING:  # a generator would take three times as long, and this runs for every exec
+        if literal in text and pattern.search(text):
+            return True
+    if "|" not in text or not _INTO_SHELL.search(text):
+        return False
     said = _SAYS.search(text)
     return said is not None and _INTO_SHELL.search(text, said.end()) is not None
 

@@ -149,7 +149,7 @@ _PATIENT: Final = lazy_pattern(r"\bwhile\s+(?::|true|\[+\s*1\s*\]+)\s*[;\n]|\bun
 
 def _bomb(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv[1:])
-    found = re.search(r"([\w:.]{1,32})\s*\(\)\s*\{\s*\1\s*\|\s*\1\s*&\s*\}\s*;?\s*\1", text)
+    found = "()" in text and re.search(r"([\w:.]{1,32})\s*\(\)\s*\{\s*\1\s*\|\s*\1\s*&\s*\}\s*;?\s*\1", text)
     if found:
         yield Hit(FORK_BOMB)
 

@@ -232,7 +232,9 @@ def _gpu(run: Invocation) -> Iterable[Hit]:
 
 
 def _spins(run: Invocation) -> Iterable[Hit]:
-    if (run.code and _SPIN_CODE.search(run.code)) or (not run.code and _SPIN_SHELL.search(" ".join(run.argv[1:]))):
+    text = run.code or " ".join(run.argv[1:])
+    needed, pattern = ("while", _SPIN_CODE) if run.code else ("done", _SPIN_SHELL)
+    if needed in text and pattern.search(text):
         yield Hit(SPIN)
 
 

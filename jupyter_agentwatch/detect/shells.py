@@ -180,6 +180,8 @@ def _reads_commands(run: Invocation) -> bool:
 
 def _shell(run: Invocation) -> Iterable[Hit]:
     """A shell whose own input is a connection, by pipeline, redirection or substitution."""
+    if not (run.redirects or run.before or run.inner):
+        return
     if _DEV_NET.search(" ".join(r.target for r in run.redirects)):
         yield Hit(SOCKET_SHELL, _with_redirects(run))
         return

@@ -25,7 +25,8 @@ _MAX_FED: Final = 512
 
 _OPERATOR: Final = lazy_pattern(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
 _REDIRECT: Final = lazy_pattern(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
-_ARGUMENT: Final = lazy_pattern(r"[^\s;&|<>()$`'\"\\{]+(?=[\s;|)]|\Z)")
+# Most of a text is arguments without anything to expand: they are taken many at a time.
+_ARGUMENTS: Final = lazy_pattern(r"(?:[^\s;&|<>()$`'\"\\{#][^\s;&|<>()$`'\"\\{]*(?=[\s;|)]|\Z)[ \t\r]*)+")
 _ASSIGNMENT: Final = lazy_pattern(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,512}?\)\)", re.DOTALL)
 _TEST: Final = lazy_pattern(r"\[\[(?=\s).{0,1024}?(?<=\s)\]\]", re.DOTALL)
@@ -96,6 +97,8 @@ def read_script(text: str, scope: Mapping[str, str] | None = None) -> list[Pipel
 class _Building:
     """A command while its words are read."""
 
+    __slots__ = ("assigned", "group", "inner", "redirects", "words")
+
     def __init__(self) -> None:
         self.words: list[str] = []
         self.redirects: list[Redirect] = []
@@ -137,12 +140,10 @@ class _Reader(WordReader):
         while self.at < len(text) and len(self.pipelines) < _MAX_COMMANDS:
             self.skip_space()
             if command.words:
-                # Most of a text is arguments without anything to expand: one look instead of four.
-                argument = _ARGUMENT.match(text, self.at)
-                if argument:
-                    if len(command.words) < _MAX_FIELDS:
-                        command.words.append(argument[0])
-                    self.at = argument.end()
+                arguments = _ARGUMENTS.match(text, self.at)
+                if arguments:
+                    command.words += arguments[0].split()[: max(0, _MAX_FIELDS - len(command.words))]
+                    self.at = arguments.end()
                     continue
             operator = _OPERATOR.match(text, self.at)
             if operator is None:

@@ -19,11 +19,11 @@ from sigma.policy import SigmaPolicy
 from sigma.policy.regex_engine import RE2RegexEngine
 from sigma.rule import SigmaRule, SigmaRuleBase
 
+from jupyter_agentwatch.detect.search import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_correlate import compile_windows
 from jupyter_agentwatch.detect.sigma_fields import Source, family_of, source_for
 from jupyter_agentwatch.detect.sigma_form import AllOf, AnyOf, CompiledRules, Node, Problem, Rule, Text
 from jupyter_agentwatch.detect.sigma_places import Places
-from jupyter_agentwatch.detect.sigma_search import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_translate import MissingFieldError, UnsupportedError, translated
 from jupyter_agentwatch.events import Severity
 

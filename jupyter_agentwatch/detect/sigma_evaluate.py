@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from math import isfinite
 from typing import Any, cast
 
+from jupyter_agentwatch.detect.search import PatternSet, checked_pattern
 from jupyter_agentwatch.detect.sigma_form import (
     AllOf,
     AnyOf,
@@ -20,7 +21,6 @@ from jupyter_agentwatch.detect.sigma_form import (
     SameAs,
     Text,
 )
-from jupyter_agentwatch.detect.sigma_search import PatternSet, checked_pattern
 from jupyter_agentwatch.detect.sigma_view import View
 
 __all__ = ["Bank", "PatternBanks", "Test", "compiled"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from jupyter_agentwatch.detect.search import PatternSet
 from jupyter_agentwatch.detect.sigma_evaluate import Bank, PatternBanks, Test, compiled
 from jupyter_agentwatch.detect.sigma_fields import KEYWORD_FACTS
 from jupyter_agentwatch.detect.sigma_form import ANYWHERE, AllOf, AnyOf, Node, Pattern, Text
-from jupyter_agentwatch.detect.sigma_search import PatternSet
 from jupyter_agentwatch.detect.sigma_view import View
 
 __all__ = ["Index", "facts_of"]

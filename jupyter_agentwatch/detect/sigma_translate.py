@@ -32,6 +32,7 @@ from sigma.types import (
     SpecialChars,
 )
 
+from jupyter_agentwatch.detect.search import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_form import (
     ANYWHERE,
     AllOf,
@@ -46,7 +47,6 @@ from jupyter_agentwatch.detect.sigma_form import (
     SameAs,
     Text,
 )
-from jupyter_agentwatch.detect.sigma_search import PatternError, checked_pattern
 
 __all__ = ["MissingFieldError", "UnsupportedError", "translated"]
 

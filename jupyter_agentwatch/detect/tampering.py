@@ -336,7 +336,10 @@ _ODD_PLACE: Final = lazy_pattern(r"^/(?:var/)?tmp/|^/dev/shm/|/\.|^\./")
 
 def _renames(run: Invocation) -> Iterable[Hit]:
     """`exec -a name program`: the wrapper's own words tell, so it is looked at before it is taken off."""
-    found = re.search(r"\bexec\s+(?:-[cl]+\s+)?-a\s*(['\"]?)(\[[^\]]+\]|[\w/:.@-]+)\1\s+(\S+)", " ".join(run.argv))
+    text = " ".join(run.argv)
+    if "exec" not in text:
+        return
+    found = re.search(r"\bexec\s+(?:-[cl]+\s+)?-a\s*(['\"]?)(\[[^\]]+\]|[\w/:.@-]+)\1\s+(\S+)", text)
     if found and found[2].rpartition("/")[2].lstrip("-") != found[3].rpartition("/")[2]:
         kernel = _THREAD_NAME.fullmatch(found[2]) is not None
         yield Hit(MASQUERADE, found[0], None if kernel or _ODD_PLACE.search(found[3]) else "medium")

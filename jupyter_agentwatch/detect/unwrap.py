@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from jupyter_agentwatch.detect.argv import Grammar, parse
+from jupyter_agentwatch.detect.argv import Grammar, Options, parse
 from jupyter_agentwatch.detect.carriers import carried
 from jupyter_agentwatch.detect.decoding import MAX_TEXT, decoded, printed
 from jupyter_agentwatch.detect.expressions import lazy_pattern
@@ -346,9 +346,13 @@ def _code_argument(run: Invocation, flags: str) -> str:
 
 
 def _shell_texts(run: Invocation) -> Iterator[tuple[str, dict[str, str]]]:
-    options = parse(run.argv, _SHELL)
-    rest = options.rest or options.operands
-    if "c" in options.flags and rest:
+    if run.argv[1:2] == ("-c",) and run.argv[2:] and run.argv[2][:1] != "-":  # as nearly always
+        is_told, rest, options = True, list(run.argv[2:]), Options()
+    else:
+        options = parse(run.argv, _SHELL)
+        rest = options.rest or options.operands
+        is_told = "c" in options.flags
+    if is_told and rest:
         scope = {str(at): word for at, word in enumerate(rest[1:10])}
         scope["@"] = scope["*"] = " ".join(rest[2:])
         yield rest[0], scope
