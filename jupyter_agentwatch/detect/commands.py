@@ -195,34 +195,30 @@ class CommandDetector:
             return self._shapes.all
         return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
 
-    def _hits(self, run: Invocation, shapes: Sequence[Shape]) -> Iterable[Hit]:
+    def _hits(self, run: Invocation, shapes: Sequence[Shape]) -> list[Hit]:
+        """Return what the checks say; that one raises is told once, and it is asked again for the next command."""
+        found: list[Hit] = []
         for check in self._checks(run, shapes):
-            yield from self._asked(check, run)
+            if check in self._off:
+                continue
+            try:
+                found += list(check(run))
+            except Exception as error:  # noqa: BLE001 - whatever it is: an agent may have looked for it
+                if check not in self._told:
+                    self._told.add(check)
+                    self._failures.append(f"{_name(check)}: {type(error).__name__}: {error}")
+        return found
 
-    def _checks(self, run: Invocation, shapes: Sequence[Shape]) -> Iterable[Check]:
+    def _checks(self, run: Invocation, shapes: Sequence[Shape]) -> Sequence[Check]:
         """Return the checks that have to do with a program: by its name, and by the shape of what it is told."""
-        yield from self._by_name.get(run.name, ())
+        by_name = self._by_name.get(run.name, ())
         if not shapes or (run.name in _TEXT_TOOLS and not (run.redirects or run.assigned)):
-            return
+            return by_name
         words = [*run.argv, run.stdin[:_STDIN_SHOWN]]
         words += [f"{redirect.op}{redirect.target}" for redirect in run.redirects]
         words += [f"{variable}={value}" for variable, value in run.assigned.items()]
         joined = " ".join(words)[:_STDIN_SHOWN]
-        for shape in shapes:
-            if shape.fits(joined):
-                yield from shape.checks
-
-    def _asked(self, check: Check, run: Invocation) -> Iterable[Hit]:
-        """Return what a check says; that one raises is told once, and it is asked again for the next command."""
-        if check in self._off:
-            return ()
-        try:
-            return list(check(run))
-        except Exception as error:  # noqa: BLE001 - whatever it is: an agent may have looked for it
-            if check not in self._told:
-                self._told.add(check)
-                self._failures.append(f"{_name(check)}: {type(error).__name__}: {error}")
-            return ()
+        return [*by_name, *(check for shape in shapes if shape.fits(joined) for check in shape.checks)]
 
     def _is_news(self, step: int, run: Invocation, hit: Hit, severity: Severity) -> bool:
         key = (step, hit.rule.id, "\0".join((run.name, *run.argv[1:])))

@@ -121,7 +121,7 @@ def _ssh(run: Invocation) -> Iterable[Hit]:
     options, settings = ssh_options(run.argv)
     forwards = [f"-{letter} {value}" for letter in "RDLw" for value in options.all(letter) if value]
     forwards += [
-        f"{key} {settings[key]}" for key in _SSH_KEYS & settings.keys() if settings[key].lower() not in ("no", "none")
+        f"{key} {value}" for key, value in settings.items() if key in _SSH_KEYS and value.lower() not in ("no", "none")
     ]
     if forwards:
         severe = options.has("R", "w") or {"remoteforward", "tunnel"} & settings.keys()
@@ -131,7 +131,7 @@ def _ssh(run: Invocation) -> Iterable[Hit]:
     elif options.has("W"):
         yield Hit(SSH_VIA, f"-W {options.last('W')}")
     via = [f"-J {value}" for value in options.all("J") if value != "none"]
-    via += [f"{key} {settings[key]}" for key in _VIA_KEYS & settings.keys() if settings[key].lower() != "none"]
+    via += [f"{key} {value}" for key, value in settings.items() if key in _VIA_KEYS and value.lower() != "none"]
     if via:
         yield Hit(SSH_VIA, ", ".join(via))
     if not forwards and "N" in options.flags:
