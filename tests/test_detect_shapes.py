@@ -1,4 +1,4 @@
-"""What decides which texts are read at all: cheap looks that may never be narrower than the expressions they stand for."""
+"""What decides which texts are read at all: cheap looks, never narrower than the expressions they stand for."""
 
 from __future__ import annotations
 
