@@ -27,9 +27,7 @@ WORDS = sorted({word for line in LINES for word in line.split()})
 
 def differing(text: str) -> list[str]:
     """Return the expressions of which a shape says something else than the whole expression does."""
-    return [
-        whole.pattern for shape, whole in SHAPES if whole.pattern and shape.fits(text) != bool(whole.search(text))
-    ]
+    return [whole.pattern for shape, whole in SHAPES if whole.pattern and shape.fits(text) != bool(whole.search(text))]
 
 
 def test_an_expression_in_parts_finds_what_the_whole_finds() -> None:
