@@ -25,13 +25,14 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 import jupyter_agentwatch
 from jupyter_agentwatch import Policy, Watch
 from jupyter_agentwatch.audit.verify import verify_log
+from jupyter_agentwatch.cli import main
 from jupyter_agentwatch.errors import AgentwatchError
 from jupyter_agentwatch.supervisor.claims import forget_silence, sweep
 from jupyter_agentwatch.watch.process import supervisor_command
 from jupyter_agentwatch.wire.framing import encode_frame
 from jupyter_agentwatch.wire.messages import Launch
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket, log_dir, new_watch_id, runtime_dir
-from tests.outside import LONG_S, Inside, closing, hold, members, wait_all_ended
+from tests.outside import LONG_S, Inside, closing, hold, members, stop, wait_all_ended
 from tests.servers import free_port, wait_listens
 
 if TYPE_CHECKING:
@@ -161,6 +162,43 @@ def test_a_supervisor_killed_in_mid_command_takes_all_along(tmp_path: Path, rung
         watch, left = kill_busy(tmp_path, dice, lambda supervisor, _: supervisor)
         assert left == []
         check_torn(watch.log)
+
+
+STAYS: Final = """
+mkfifo never begun
+(setsid sh -c 'exec 3<>never; echo >begun; read word <&3' &)
+read word <begun
+"""
+"""Leaves a process that makes no call any more which somebody would have to answer."""
+
+
+def test_what_outlives_supervisor_and_init_is_ended_by_whoever_comes_next(
+    tmp_path: Path, rung: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are killed at one moment: the command line, the owner's kill and the next watch each end what is left."""
+    left = 1 if rung == "B" else 0
+    for end in ("shell", "owner", "next"):
+        with Watch(workspace=workspace(tmp_path)) as watch:
+            supervisor = watch.status().pid
+            inside = inside_of_supervisor(supervisor, watch.id)
+            watch.run(STAYS, check=True)
+            held = hold([supervisor, *members(inside)])
+            stop(supervisor)
+            inside.init.kill()
+            wait_all_ended(hold([inside.init.pid]))
+            os.kill(supervisor, signal.SIGKILL)
+            wait_all_ended(hold([supervisor]))
+            assert len(members(inside)) == left
+            if end == "shell":
+                assert main(["kill", watch.id]) == 0
+                said = capsys.readouterr().out
+                assert ("killed 1 process, 0 left" in said) == (rung == "B")
+                assert ("it had ended before, and nothing of it is found" in said) == (rung == "A")
+            elif end == "owner":
+                assert watch.kill().killed == left
+            else:
+                sweep()
+            wait_all_ended(held)
 
 
 def start_supervisor(tmp_path: Path, rung: str, watch: str) -> subprocess.Popen[bytes]:

@@ -53,14 +53,16 @@ def kill(options: argparse.Namespace) -> int:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         results = list(pool.map(lambda watch: _killed(watch, options.reason), ids))
     for watch, result in zip(ids, results, strict=True):
-        if isinstance(result, AgentwatchError):
+        if isinstance(result, SessionEndedError):
+            say(f"{watch}: {printable(str(result), 2000)}")
+        elif isinstance(result, AgentwatchError):
             remark(f"{watch}: {printable(str(result), 2000)}")
         else:
             note = f" ({printable(result.note, 2000)})" if result.note else ""
             say(f"{watch}: {killed_line(result)}{note}")
-    errors = [result for result in results if isinstance(result, AgentwatchError)]
-    if errors:
-        return errors[0].exit_code
+    for result in results:
+        if isinstance(result, AgentwatchError) and not isinstance(result, SessionEndedError):
+            return result.exit_code
     return 0 if all(result.survivors == 0 for result in results if isinstance(result, Killed)) else 1
 
 
@@ -101,8 +103,6 @@ def _to_kill(options: argparse.Namespace) -> list[str]:
 def _killed(watch: str, reason: str) -> Killed | AgentwatchError:
     try:
         return kill_watch(watch, reason=reason, name=_NAME)
-    except SessionEndedError as error:
-        return Killed(killed=0, survivors=0, latency_ms=0.0, head="", note=str(error))
     except AgentwatchError as error:
         return error
 

@@ -92,7 +92,7 @@ def sweep() -> None:
 
 
 def clear_away(watch: str) -> None:
-    """Remove a watch's socket and folders, an anchor that was only half made, and a launcher that hangs.
+    """End a launcher that hangs and what outlived its init; remove a watch's socket, folders and half-made anchor.
 
     Args:
         watch: Its id; nothing of it may be in use any more.
@@ -102,8 +102,10 @@ def clear_away(watch: str) -> None:
     import shutil
 
     from jupyter_agentwatch.audit.log import anchor_scratch
+    from jupyter_agentwatch.wire.stragglers import end_stragglers
 
     control = control_socket(watch)
+    end_stragglers(control)
     control.unlink(missing_ok=True)
     for suffix in _FOLDERS:
         shutil.rmtree(control.with_suffix(suffix), ignore_errors=True)

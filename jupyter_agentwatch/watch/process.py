@@ -27,6 +27,7 @@ from jupyter_agentwatch.wire.client import Client, ask
 from jupyter_agentwatch.wire.framing import encode_frame
 from jupyter_agentwatch.wire.messages import Failed, Kill, Killed, Launch, LaunchReport
 from jupyter_agentwatch.wire.peer import error_from
+from jupyter_agentwatch.wire.stragglers import end_stragglers
 
 __all__ = ["SupervisorProcess", "supervisor_command"]
 
@@ -174,8 +175,9 @@ class SupervisorProcess:
             return Killed(killed=0, survivors=-1, latency_ms=0.0, head=head, note=str(error))
         last = sessions[-1] if sessions else None
         if last is None or last.op != "close":
+            found, left = end_stragglers(Path(self._socket))
             note = "the supervisor ended without closing its log; nobody counted what ended with it"
-            return Killed(killed=0, survivors=-1, latency_ms=0.0, head=head, note=note)
+            return Killed(killed=found - left, survivors=left or -1, latency_ms=0.0, head=head, note=note)
         note = f"had ended before: {printable(last.reason)}"
         return Killed(killed=last.killed, survivors=last.survivors, latency_ms=0.0, head=head, note=note)
 

@@ -114,8 +114,12 @@ def find_watch(prefix: str) -> str:
 
 
 def _private(path: Path) -> Path:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = path.lstat()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.lstat()
+    except OSError as error:
+        msg = f"{path} cannot be made: {error.strerror}; set another one"
+        raise ControlError(msg) from error
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
         msg = f"{path} must be a folder of yours with mode 0700; remove it or set another one"
         raise ControlError(msg)

@@ -14,6 +14,7 @@ from jupyter_agentwatch.wire.client import ask
 from jupyter_agentwatch.wire.force import kill_supervisors, supervisors_of
 from jupyter_agentwatch.wire.messages import Ack, Kill, Killed, Request, Status, WatchStatus
 from jupyter_agentwatch.wire.runtime import control_socket
+from jupyter_agentwatch.wire.stragglers import end_stragglers
 
 __all__ = ["ANSWER_S", "kill_watch", "tell_watch", "watch_status"]
 
@@ -66,7 +67,8 @@ def kill_watch(watch: str, *, reason: str, name: str) -> Killed:
         What was counted; `note` says where it went another way than by a request.
 
     Raises:
-        SessionEndedError: It had ended before, and nobody holds its socket; a socket that was left over is removed.
+        SessionEndedError: It had ended before, nobody holds its socket, and none of its processes is found; a socket
+            that was left over is removed.
         ControlError: Nothing was killed: the supervisor does not answer and is not to be found, or is another user's.
     """
     path = control_socket(watch)
@@ -74,13 +76,25 @@ def kill_watch(watch: str, *, reason: str, name: str) -> Killed:
         return ask(path, Kill(reason=reason, by=name), Killed, name=name, timeout=ANSWER_S)
     except SessionEndedError as error:
         if _is_abandoned(path):
-            path.unlink(missing_ok=True)
-            msg = "it had ended before"
-            raise SessionEndedError(msg) from error
+            return _end_abandoned(path, error)
         why = str(error)  # somebody removed the socket's name while its supervisor lives
     except ControlError as error:
         why = str(error)
     return kill_supervisors(path, why)
+
+
+def _end_abandoned(path: Path, error: SessionEndedError) -> Killed:
+    """End what a dead supervisor has left, and its socket; raise where there is nothing."""
+    started = time.monotonic()
+    found, left = end_stragglers(path)
+    if not left:
+        path.unlink(missing_ok=True)
+    if not found:
+        msg = "it had ended before, and nothing of it is found"
+        raise SessionEndedError(msg) from error
+    note = "its supervisor and its init had ended before, and nobody had counted what they left"
+    latency = (time.monotonic() - started) * 1000
+    return Killed(killed=found - left, survivors=left, latency_ms=latency, head="", note=note)
 
 
 def _is_abandoned(path: Path) -> bool:
