@@ -370,6 +370,19 @@ def test_kill_says_what_became_of_it(home: Home, capsys: pytest.CaptureFixture[s
         assert "5b5b5b5b: killed 9 processes, 2 left" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("variable", ["AGENTWATCH_RUNTIME_DIR", "AGENTWATCH_LOG_DIR"])
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_a_folder_that_cannot_be_made_is_named(
+    variable: str, below: bool, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands where the folder of sockets or logs should be, the error says which folder it is."""
+    (home.run / "file").touch()
+    path = home.run / "file" / "folder" if below else home.run / "file"
+    monkeypatch.setenv(variable, str(path))
+    assert main(["list", "--all"]) == OWN_FAILURE
+    assert f"{path} cannot be made: " in capsys.readouterr().err
+
+
 def test_nothing_to_kill_is_said(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a watch `kill --all` is done already; an unknown id is our own failure; a socket left over is removed."""
     assert main(["kill", "--all"]) == 0
