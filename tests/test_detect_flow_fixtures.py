@@ -116,6 +116,11 @@ FOUND: dict[str, list[list[AnyEvent]]] = {
     "shell.connects": [
         run(ran(f"/usr/bin/{name}"), to(port=port))
         for name, port in (("bash", 4444), ("sh", 443), ("dash", 80), ("zsh", 1), ("ksh", 9001))
+    ]
+    + [
+        run(ran("/usr/bin/bash"), to(pid=10)),
+        run(ran("/usr/bin/bash"), ran("/usr/bin/sleep", pid=10, ppid=9), to(pid=11, port=4444)),
+        run(ran("/usr/bin/dash"), EXIT, to(pid=12)),
     ],
     "shell.after_connect": [
         run(to(), SH),
@@ -291,8 +296,10 @@ LEFT: dict[str, list[list[AnyEvent]]] = {
         run(ran("/usr/bin/curl"), to()),
         run(ran("/usr/bin/bash"), to("127.0.0.1", 5432)),
         run(ran("/usr/bin/bash"), to("/run/x", 0, transport="unix")),
-        run(ran("/usr/bin/bash"), to(pid=10)),
-        run(ran("/usr/bin/bash"), EXIT, to()),
+        run(ran("/usr/bin/bash"), ran("/usr/bin/python3.11", pid=10), to(pid=11)),
+        run(ran("/usr/bin/python3.11"), EXIT, to()),
+        run(ran("/usr/bin/bash"), claimed("/usr/bin/curl", "curl", pid=10), to(pid=10)),
+        run(to(pid=10)),
     ],
     "shell.after_connect": [
         run(to(), claimed("/bin/sh", "sh", "-c", "make")),

@@ -74,6 +74,15 @@ _GPU_VARIABLES: Final = frozenset(
     }
 )
 _ENDLESS: Final = lazy_pattern(r"/dev/(?:zero|urandom|random)$")
+_ALL_GPUS: Final = lazy_pattern(
+    r"(?:^|\s)--?(?:num[-_])?(?:gpus?|devices?|cuda|accelerators?)[= ](?:all|cuda|true|\d[\d,]*)\b"
+)
+_ALL_CORES: Final = lazy_pattern(
+    r"(?:^|\s)(?:--?(?:all[-_](?:cores|cpus|gpus)|"
+    r"(?:num[-_]?|cpu[-_])?(?:threads?|workers|procs)[= ](?:\d{2,4}|all|max|\$\(nproc))|"
+    r"-[tTj] ?(?:\d{2,4}|\$\(nproc))"
+)
+_ODD_PLACE: Final = lazy_pattern(r"(?:/tmp|/dev/shm|/var/tmp)/|(?:^|/)\.\w")
 
 
 def _discards(run: Invocation) -> bool:
@@ -164,8 +173,20 @@ def _detached(run: Invocation) -> Iterable[Hit]:
         if _PATIENT.search(" ".join(run.argv[1:3])):
             yield Hit(DETACHED, "a loop without end", "high")
             return
-        hidden = re.match(r"(?:/tmp|/dev/shm|/var/tmp)/|.*/\.\w|^\./\.\w", run.argv[0]) is not None
-        yield Hit(DETACHED, severity="high" if hidden else None)
+        if "setsid" in run.wrappers and _ALL_GPUS.search(" ".join(run.argv[1:])):
+            yield Hit(DETACHED_GPU)
+            return
+        yield Hit(DETACHED, severity="high" if _ODD_PLACE.search(run.argv[0]) else None)
+
+
+def _daemon(run: Invocation) -> Iterable[Hit]:
+    """Programs that do nothing but part another one from its step, for good."""
+    text = " ".join(run.argv[1:])
+    starts = run.name != "start-stop-daemon" or re.search(r"(?:^|\s)(?:-\w*b\w*|--background)\b", text)
+    if starts:
+        greedy = _ALL_GPUS.search(text) or _ALL_CORES.search(text)
+        odd = any(_ODD_PLACE.search(word) for word in run.argv[1:] if "/" in word)
+        yield Hit(DETACHED, severity="high" if greedy or odd else "medium")
 
 
 _STRESSORS: Final = (
@@ -200,6 +221,7 @@ DIVERSION: Final = Ruleset(
         ),
         **dict.fromkeys((*_STRESSORS, *_CRACKERS), (_stress,)),
         **dict.fromkeys(_FOREIGN, (_foreign,)),
+        **dict.fromkeys(("daemonize", "start-stop-daemon"), (_daemon,)),
         **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_bomb,)),
     },
     quiet=frozenset(listed("dd cat openssl sha256sum md5sum sha1sum sha512sum gzip bzip2 xz sh bash dash zsh yes")),

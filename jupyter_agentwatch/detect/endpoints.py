@@ -14,7 +14,7 @@ import msgspec
 
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 
-__all__ = ["Endpoint", "Zone", "is_address", "parse_endpoint", "remote_copy", "zone_of"]
+__all__ = ["Endpoint", "Zone", "is_address", "is_open", "parse_endpoint", "remote_copy", "zone_of"]
 
 Zone = Literal["loopback", "metadata", "link-local", "private", "outside"]
 """Whose an address is. "metadata" is where clouds hand out credentials; documentation ranges count as "outside"."""
@@ -82,6 +82,11 @@ def remote_copy(word: str) -> Endpoint | None:
 def is_address(host: str) -> bool:
     """Return whether a host is an address literal rather than a name."""
     return _address(host) is not None
+
+
+def is_open(host: str) -> bool:
+    """Return whether a server that is bound to this address is reached from other machines."""
+    return host in ("0.0.0.0", "::", "[::]", "*", "+") or zone_of(host) != "loopback"  # noqa: S104 - read, not bound
 
 
 @lru_cache(maxsize=4096)

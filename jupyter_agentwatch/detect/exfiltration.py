@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
-from jupyter_agentwatch.detect.endpoints import is_address, remote_copy, zone_of
+from jupyter_agentwatch.detect.endpoints import is_address, is_open, remote_copy, zone_of
 from jupyter_agentwatch.detect.leaving import (
     DROPS,
     ENCODING,
     GATHERING,
     SECRET,
+    TELLING,
     UPLOAD,
     names_before,
     sources_of,
@@ -130,7 +131,7 @@ def _raw(run: Invocation, host: str) -> Iterable[Hit]:
     detail = " | ".join(" ".join(each.argv) for each in (*run.before[-2:], run))
     if zone == "loopback":
         return
-    if any(is_sensitive(path) for path in paths) or names & {"env", "printenv", "history"}:
+    if any(is_sensitive(path) for path in paths) or names & TELLING:
         yield Hit(SECRET, detail)
         return
     files = any(r.op == "<" for r in run.redirects) or bool(names & (GATHERING | ENCODING | {"cat", "dd", "find"}))
@@ -249,13 +250,16 @@ def _says(run: Invocation) -> Iterable[Hit]:
 
 
 def _served(run: Invocation) -> Iterable[Hit]:
-    yield Hit(SERVED, " ".join(run.argv))
+    options = parse(run.argv, Grammar(valued="dbp", long_valued=frozenset({"directory", "bind", "port"})))
+    secret = any(is_sensitive(word) for word in (*options.operands, *options.all("d", "directory")))
+    bound = options.last("b", "bind")
+    yield Hit(SERVED, " ".join(run.argv), None if not secret else "high" if not bound or is_open(bound) else "medium")
 
 
 def _mails(run: Invocation) -> Iterable[Hit]:
     options = parse(run.argv, Grammar(valued="sabcrqt"))
     paths = [*options.all("a", "A"), *sources_of(run)]
-    if any(is_sensitive(path) for path in paths):
+    if any(is_sensitive(path) for path in paths) or names_before(run) & TELLING:
         yield Hit(SECRET)
 
 

@@ -88,7 +88,8 @@ _GUARDED_SETTING: Final = lazy_pattern(
 _GUARDED_FILE: Final = lazy_pattern(
     r"^/proc/sysrq-trigger|^/sys/kernel/(?:security/|debug/|tracing/|uevent_helper)|"
     r"^/sys/fs/selinux/|/release_agent$|/notify_on_release$|^/sys/fs/bpf/|^/sys/module/\w+/parameters/|"
-    r"^/etc/selinux/config|^/etc/modules(?:$|-load\.d/)|^/lib/modules/|^/proc/(?:self|\d+)/mem$"
+    r"^/etc/selinux/config|^/etc/modules(?:$|-load\.d/)|^/lib/modules/|"
+    r"^/proc/(?:self|\d+|\$\$|\$[({][^/]{1,64}[)}])/mem$"
 )
 _STRICT: Final = lazy_pattern(r"^\s*(?:[1-9]\d*|core(?:[.%\w-]*))\s*$")
 _DETACHED: Final = lazy_pattern(

@@ -11,7 +11,7 @@ from jupyter_agentwatch.detect.sensitive import is_archive, is_sensitive, is_swe
 from jupyter_agentwatch.detect.unwrap import Invocation
 from jupyter_agentwatch.events import Severity
 
-__all__ = ["DROPS", "ENCODING", "GATHERING", "SECRET", "UPLOAD", "names_before", "sources_of", "worth"]
+__all__ = ["DROPS", "ENCODING", "GATHERING", "SECRET", "TELLING", "UPLOAD", "names_before", "sources_of", "worth"]
 
 UPLOAD: Final = Rule(
     id="exfiltration.upload",
@@ -73,6 +73,15 @@ ENCODING: Final = frozenset({"base64", "base32", "xxd", "gzip", "openssl", "gpg"
 """Programs that change how data looks, as is done before it leaves."""
 
 
+TELLING: Final = frozenset({"env", "printenv", "history", "a store of secrets"})
+"""Programs whose output is secret whatever they are told, and what `names_before` calls those that were told so."""
+
+_OPENS_STORE: Final = lazy_pattern(
+    r"gpg2? .*--export-secret-|kubectl get secrets? .*-o|secret-tool lookup|pass show|security find-\S+ .*-w|"
+    r"vault kv get|docker secret inspect"
+)
+
+
 def sources_of(run: Invocation) -> list[str]:
     """Return the local paths that feed a command: its input file, and what is read earlier in its pipeline."""
     paths = [r.target for r in run.redirects if r.op == "<"]
@@ -83,8 +92,14 @@ def sources_of(run: Invocation) -> list[str]:
 
 
 def names_before(run: Invocation) -> set[str]:
-    """Return the programs whose output a command gets, by pipeline or substitution."""
-    return {each.name for each in (*run.before, *run.inner)}
+    """Return the programs whose output a command gets, by pipeline or substitution.
+
+    A pipeline out of a store of secrets is one of `TELLING`; a token in a header, by substitution, is how one logs in.
+    """
+    names = {each.name for each in (*run.before, *run.inner)}
+    if any(_OPENS_STORE.match(" ".join((each.name, *each.argv[1:]))) for each in run.before):
+        names.add("a store of secrets")
+    return names
 
 
 def worth(where: Endpoint | None, paths: list[str], names: set[str]) -> Severity | None:
@@ -98,7 +113,7 @@ def worth(where: Endpoint | None, paths: list[str], names: set[str]) -> Severity
     zone = where.zone if where else "outside"
     if zone == "loopback":
         return None
-    if any(is_sensitive(path) for path in paths) or names & {"env", "printenv", "history"}:
+    if any(is_sensitive(path) for path in paths) or names & TELLING:
         return "high"
     if where is None:
         return "medium"

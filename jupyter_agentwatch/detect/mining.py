@@ -210,7 +210,10 @@ _MINING_PORTS: Final = frozenset(
 )
 _LOGIN_TEXT: Final = lazy_pattern(
     r"mining\.(?:subscribe|authorize|submit)|eth_submit(?:Login|Work|Hashrate)|EthereumStratum/|"
-    r"[\"']method[\"']\s*:\s*[\"']login[\"'][^}]{0,200}[\"'](?:pass|agent|rigid)[\"']",
+    r"\bmethod[\\\"']{0,4}\s*:\s*[\\\"']{1,4}login[\\\"'][^}]{0,200}\b(?:pass|agent|rigid)[\\\"']{0,4}\s*:|"
+    # What libraries call the work itself.
+    r"\b(?:get_)?(?:rx|randomx|cn|cryptonight|kawpow|progpow|ghostrider|yespower|verus)_?(?:slow_)?hash\w{0,8}\s*\(|"
+    r"\bhashimoto_(?:full|light)\s*\(",
     re.IGNORECASE,
 )
 _CONFIG_TEXT: Final = lazy_pattern(
@@ -419,7 +422,7 @@ MINING: Final = Ruleset(
     quiet=frozenset(listed("curl wget git sysctl modprobe aria2c sed jq ed")),
     marks=listed(
         "stratum,address=,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
-        "--server,-uri,user,msr,hugepages,xmrig,miner,login",
+        "--server,-uri,user,msr,hugepages,xmrig,miner,login,rx_hash,randomx,slow_hash,hashimoto",
         ",",
     ),
     shapes=(_grammar, _texts, _environment),
@@ -427,7 +430,7 @@ MINING: Final = Ruleset(
         r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|"
         r"donate-level|"
         r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|"
-        r"[\"']login[\"']|eth_submit|"
+        r"[\"']login[\\\"']|eth_submit|(?:rx|randomx|cn|slow)_hash|hashimoto_|"
         r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}|(?:POOL|WALLET|ADDRESS)\w*="
     ),
 )

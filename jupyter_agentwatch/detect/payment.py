@@ -103,7 +103,8 @@ def _tool(run: Invocation) -> Iterable[Hit]:
         "geth": r"sendTransaction",
         "near": r"^(?:send|tokens)\b",
         **dict.fromkeys(("x402", "x402-fetch", "x402-axios", "x402-cli", "x402-curl"), r"\S"),
-        "stripe": r"^(?:payment_intents|charges|transfers|payouts|topups) create\b.*--live",
+        "stripe": r"^(?:payment_intents|charges|transfers|payouts|topups) create\b"
+        r".*(?:--live|sk_live|--confirm\b(?!.*sk_test))",
         "awal": r"\b(?:send|pay|x402)\b",
         "purl": r"\S",
         "mppx": r"\S",

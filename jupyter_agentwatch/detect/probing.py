@@ -193,10 +193,18 @@ def _looped(run: Invocation) -> Iterable[Hit]:
         ):
             yield Hit(SWEEP, word)
             return
+        if _GUESSED.match(word) and count >= _MANY_NAMES and run.name != "ssh":
+            yield Hit(SWEEP, word)
+            return
     if run.name == "curl" and any(_RANGE_URL.search(word) and not _is_loopback_url(word) for word in run.argv[1:]):
         yield Hit(SWEEP)
 
 
+_MANY_NAMES: Final = 6
+# The loop gives the whole name: guesses. `node${i}.lan` counts through machines that somebody has.
+_GUESSED: Final = lazy_pattern(
+    r"(?:\w+://)?\$\{\w+\}\.(?:[\w-]+\.){0,4}(?:internal|intra|intranet|corp|lan|local|svc|private)(?:[.:/]|$)"
+)
 _RANGE_URL: Final = lazy_pattern(r"://[^/]*\[\d+-\d+\]|://[^/]*:\[\d+-\d+\]|^\d+\.\d+\.\d+\.\[\d+-\d+\]")
 
 
@@ -309,6 +317,7 @@ _CLIENTS: Final = frozenset(
         "http",
         "dig",
         "host",
+        "getent",
         "nslookup",
         "arping",
         "traceroute",
@@ -379,7 +388,7 @@ PROBING: Final = Ruleset(
     shapes=(_metadata, _looped),
     shape_pattern=(
         r"instance-data|::ffff:a9fe|0251\.|container_credentials|container_metadata|serviceaccount|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
-        r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|nslookup|dig|redis-cli|psql|mysql)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
+        r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|getent|nslookup|dig|redis-cli|psql|mysql)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
         r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
     ),
 )

@@ -76,8 +76,9 @@ _CHOOM: Final = Grammar(valued="np", long_valued=frozenset({"adjust", "pid"}), o
 _HIDDEN: Final = lazy_pattern(r"(?:/tmp|/dev/shm|/var/tmp)/|(?:^|/)\.\w")
 _THREADS: Final = lazy_pattern(
     r"(?:^|\s)(?:--?(?:num[-_]?)?(?:threads?|workers|procs|cpu-max-threads-hint)|-t|-T|-w|-P)[= ]?"
-    r"(\d{2,4}|\$\(nproc\))(?:\s|$)"
+    r"(\d{2,4}|\$\(nproc(?: --all)?\))(?:\s|$)"
 )
+_LOWERING: Final = frozenset({"nice", "ionice", "chrt", "cpulimit"})
 _KINDS: Final = lazy_pattern(r"-[a-zA-Z]*[frd][a-zA-Z]*|--(?:fifo|rr|deadline)")
 _GPU_CHANGE: Final = lazy_pattern(
     r"(?:^|\s)(?:-pl|--power-limit|-c|--compute-mode|-r|--gpu-reset|-lgc|--lock-gpu-clocks|-lmc|--lock-memory-clocks|-ac|"
@@ -124,7 +125,13 @@ def _quieted(run: Invocation, detail: str) -> Iterable[Hit]:
     discards = any(each.op in (">", "&>", ">|", ">>") and each.target == "/dev/null" for each in run.redirects)
     if discards or any(_HIDDEN.search(word) for word in run.argv[1:] if "/" in word):
         yield Hit(QUIETED, detail)
-    elif _THREADS.search(text):
+        return
+    told = {*run.wrappers, *run.argv[:12]}
+    kept = any(each.op in (">", "&>", ">|", ">>") for each in run.redirects)
+    many = _THREADS.search(text) is not None
+    if not kept and told & {"setsid", "daemonize"} and (many or len(told & _LOWERING) > 1):
+        yield Hit(QUIETED, detail)
+    elif many:
         yield Hit(QUIETED, detail, severity="medium")
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from jupyter_agentwatch.detect.bounded import Recent, Said
 from jupyter_agentwatch.detect.endpoints import zone_of
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import Rule, draft
 from jupyter_agentwatch.detect.unwrap import SHELLS, program_name
@@ -37,6 +38,14 @@ AFTER_CONNECT: Final = Rule(
 )
 
 _MEMORY_NS: Final = 120 * 1_000_000_000
+# They neither connect nor leave a copy of themselves behind.
+_PLAIN: Final = frozenset(
+    listed(
+        "basename cat chmod cp cut date df dirname du echo env expr false grep egrep gawk mawk sed head tail hostname "
+        "id ls mkdir mkfifo mknod mktemp mv nproc printf ps pwd readlink realpath rm sleep sort stat stty tee test "
+        "timeout touch tr true tty uname uniq wc which whoami xargs base64 xxd nohup setsid"
+    )
+)
 
 SHELL_SOCKET_RULES: Final = (CONNECTS, AFTER_CONNECT)
 """Every rule of this detector."""
@@ -61,6 +70,7 @@ class ShellSocketDetector:
         self._said = Said()
         self._processes: Recent[int, _Process] = Recent(_Process, 4096)
         self._claims: Recent[int, list[list[str]]] = Recent(list, 4096)
+        self._others: Recent[int, set[str]] = Recent(set)
 
     def feed(self, event: AnyEvent) -> Iterable[Draft]:
         """Return findings that this event completes; one for each process."""
@@ -83,12 +93,23 @@ class ShellSocketDetector:
         where = f"{event.host or event.addr}:{event.port}"
         if event.errno <= 0 and event.verdict != "deny":
             process.socket_seq, process.socket_ns, process.where = event.seq, event.t_mono_ns, where
-        if process.program in SHELLS and self._said.first("connects", event.pid, where):
+        shell = process.program in SHELLS or (not process.program and self._only_shells(event.step))
+        if shell and self._said.first("connects", event.pid, where):
             yield draft(CONNECTS, event, where, severity="high")
+
+    def _note(self, step: int, program: str) -> None:
+        others = self._others[step]
+        if program not in SHELLS and program not in _PLAIN and not others:
+            others.add(program)
+
+    def _only_shells(self, step: int) -> bool:
+        """Return whether a process without a program of its own can only be a subshell: `(exec 3<>/dev/tcp/…)`."""
+        return step in self._others and not self._others[step]
 
     def _claim(self, event: Exec) -> Iterable[Draft]:
         claims = self._claims[event.seq]
         claims.append(event.argv)
+        self._note(event.step, program_name(event.path or (event.argv[0] if event.argv else "")))
         process = self._processes[event.pid]
         recent = process.socket_seq >= 0 and event.t_mono_ns - process.socket_ns < _MEMORY_NS
         if recent and _is_bare_shell(event.path, event.argv) and self._said.first("after", event.pid):
@@ -101,6 +122,7 @@ class ShellSocketDetector:
         self._claims.forget(event.claim_seq)
         process = self._processes[event.pid]
         process.program = program_name(event.exe)
+        self._note(event.step, process.program)
         if event.ppid not in self._processes:
             return
         parent = self._processes[event.ppid]

@@ -147,6 +147,7 @@ _FETCHED: Final = lazy_pattern(
     r"(?:urlopen|requests\.get|URI\.open|open-uri|file_get_contents\s*\(\s*['\"]https?|LWP|HTTP::Tiny|\bget\s*\(?['\"]https?|"
     r"Net::HTTP|fetch\s*\()|fetch\([^;\n]{0,160}\.then\(\s*eval\b"
 )
+_FETCHES: Final = lazy_pattern(r"\$\((?:\S{0,64}/)?(?:curl|wget|nc|ncat|netcat|dig) ([^)]*)")
 _DEV_NET: Final = lazy_pattern(r"/dev/(?:tcp|udp)/([^/\s]+)/([^/\s;&|]+)")
 
 
@@ -228,6 +229,15 @@ def _runs_fetched(run: Invocation) -> Iterable[Hit]:
         if each.name in ("base64", "base32", "xxd") or (each.name == "openssl" and "-base64" in each.argv):
             yield Hit(HIDDEN_CODE, " ".join(each.argv))
             return
+
+
+def _becomes_fetched(run: Invocation) -> Iterable[Hit]:
+    """The command itself is what a client printed: `$(curl …)`, and `eval "$c"` where `c=$(curl …)`."""
+    fetches = _FETCHES.match(run.argv[0])
+    if fetches:
+        found = [endpoint for word in fetches[1].split() if (endpoint := parse_endpoint(word.strip("'\"")))]
+        if not any(endpoint.zone == "loopback" for endpoint in found):
+            yield Hit(FETCHED_CODE, fetches[0], "high" if "" in run.loops else None)
 
 
 def _dev_tcp(run: Invocation) -> Iterable[Hit]:
@@ -357,11 +367,12 @@ SHELL: Final = Ruleset(
     marks=listed(
         "/dev/tcp/,/dev/udp/,urlopen,exec(,eval,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,"
         "| bash,|bash,"
+        "$(curl,$(wget,$(nc,$(dig,`curl,`wget,"
         "| sudo,| python,|python,| perl,| zsh,| dash,bin/sh,bin/bash,subprocess,os.system,popen",
         ",",
     ),
-    shapes=(_dev_tcp, _exec_shell),
-    shape_pattern=r"/dev/(?:tcp|udp)/|\$\{\w+\}.*>&\s?\d",
+    shapes=(_dev_tcp, _exec_shell, _becomes_fetched),
+    shape_pattern=r"/dev/(?:tcp|udp)/|\$\{\w+\}.*>&\s?\d|^\$\((?:\S{0,64}/)?(?:curl|wget|nc|ncat|netcat|dig) ",
 )
 """What shells on sockets look like on a command line."""
 

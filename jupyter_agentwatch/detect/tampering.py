@@ -101,6 +101,12 @@ _TOOL_HOMES: Final = lazy_pattern(
     r"(?:~|\$\{?HOME\}?)/\.(?:\w*venv|virtualenvs|cargo|rustup|nvm|pyenv|rbenv|conda|miniconda\d?|sdkman|deno|bun|"
     r"volta|asdf|local|fzf\S*|ghcup|nix-profile|poetry|krew|dotnet|pixi|juliaup|opam|config|bash_\w+|secrets_env)\b"
 )
+# A value is not run, nor is a file of the home's own first level hidden from who reads the home.
+_SETS: Final = lazy_pattern(
+    r"(?:^|(?<=[\s;'\"]))(?!LD_|PROMPT_COMMAND|BASH_ENV|ENV=|PYTHONSTARTUP)[A-Za-z_]\w{0,63}="
+    r"[\"']?(?!\S{0,256}/(?:tmp|dev/shm)/)[^\s\"'`();&|]{0,512}|"
+    r"(?:^|(?<=[\s;'\"]))(?:source|\.)\s+(?:~|\$\{?HOME\}?)/\.[\w-]{4,64}(?:\.\w{1,8})?(?=[\s;'\"]|$)(?!\s*&(?!&))"
+)
 _DEFENDERS: Final = lazy_pattern(
     r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|"
     r"syslog-ng|agentwatch|firewalld|ufw|selinux"
@@ -262,7 +268,7 @@ def _writes(run: Invocation) -> Iterable[Hit]:
     if run.name == "install" and re.search(r"(?:-m|--mode)[= ]?[2467]\d{3}\b", " ".join(run.argv[1:])):
         yield Hit(ACCOUNT, severity="high")
     text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
-    text = _TOOL_HOMES.sub("", text)
+    text = _SETS.sub("", _TOOL_HOMES.sub("", text))
     for target in targets:
         path = target if target.startswith(("/", "~")) else f"/{target}"
         kind = persistence_of(path)
@@ -277,7 +283,7 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         elif kind == "import hook":
             yield Hit(PERSISTENCE, f"{kind}: {target}", "high" if "import " in text else "low")
         elif kind:
-            sure = kind in ("cron", "service", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
+            sure = kind in ("cron", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
             odd = kind in ("start-up", "git hook")
             # The notebook's own kernel runs outside of the sandbox, and timers need nobody.
             beyond = (kind == "notebook" and ".jupyter" not in target) or target.endswith((".timer", ".path"))
@@ -285,7 +291,7 @@ def _writes(run: Invocation) -> Iterable[Hit]:
                 PERSISTENCE,
                 f"{kind}: {target}",
                 "high"
-                if beyond or _SUSPICIOUS_JOB.search(text.replace(target, ""))
+                if beyond or kind in ("cron", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
                 else "low"
                 if odd and not sure
                 else None,

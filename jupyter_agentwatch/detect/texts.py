@@ -107,7 +107,16 @@ def _written(run: Invocation) -> str:
 
 
 def _texts(run: Invocation) -> Iterable[Hit]:
-    text = _written(run)
+    yield from _judged(run, _written(run))
+
+
+def _compiled(run: Invocation) -> Iterable[Hit]:
+    """A source that is no file: `go run <(echo …)`."""
+    if "/dev/fd/63" in run.argv[1:]:
+        yield from _judged(run, "\n".join(" ".join((*each.argv[1:], each.stdin)) for each in run.inner))
+
+
+def _judged(run: Invocation, text: str) -> Iterable[Hit]:
     if (text and _SOCKET.search(text) and _JOINS.search(text) and _SHELL.search(text)) or (
         text and _SHELL_LINE.search(text) and not any(_DOCUMENT.search(r.target) for r in run.redirects)
     ):
@@ -127,6 +136,8 @@ def _texts(run: Invocation) -> Iterable[Hit]:
 
 TEXTS: Final = Ruleset(
     rules=(SOURCE, CONFIG, CODE),
+    by_name=dict.fromkeys(_COMPILERS - {"tee"}, (_compiled,)),
+    quiet=_COMPILERS,
     marks=listed(
         "addr,interface,client.services,accept,hiddenservice,ingress,authtoken,outbounds,dev tun,dup2,stdin,"
         "ngrok,port_forward,forward,listen,localport,createserver,/dev/tcp/,/dev/udp/,tunnel,direct-tcpip,processbuilder,stdio",

