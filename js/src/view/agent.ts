@@ -66,7 +66,7 @@ class RunView {
     this.#progress.hidden = run.maxSteps === 0;
     const head = element("tr", {}, ...HEAD.map((each) => element("th", { scope: "col" }, each)));
     const caption = element("caption", {}, `turns of ${name}`);
-    const table = element("table", { class: "aw-table" }, caption, element("thead", {}, head), this.#rows);
+    const table = element("table", { class: "aw-table aw-turns" }, caption, element("thead", {}, head), this.#rows);
     this.#scroll = scroller(`turns of ${name}`, table);
     const line = element("div", { class: "aw-agent-line" }, this.#state, this.#place, this.#progress);
     const title = element("h4", { class: "aw-agent-name" }, name);
@@ -100,6 +100,8 @@ class RunView {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroll;
     const isAtEnd = scrollTop + clientHeight + 2 >= scrollHeight;
     const turns = [...this.run.turns.values()].slice(-TURNS);
+    this.#scroll.toggleAttribute("data-no-tokens", turns.every((turn) => turn.tokens === 0 && turn.cost === 0));
+    this.#scroll.toggleAttribute("data-no-reward", turns.every((turn) => turn.reward === null));
     const kept = new Set(turns.map((turn) => turn.number));
     for (const [which, { row }] of this.#known) {
       if (!kept.has(which)) {

@@ -2,7 +2,7 @@
 
 import { element, fill, say } from "../core/dom";
 import { number, text, texts, type AuditEvent } from "../core/events";
-import { count, oneLine } from "../core/text";
+import { bytes, count, oneLine } from "../core/text";
 import type { Feed } from "./feed";
 import { Panel } from "./panel";
 import { time } from "./store";
@@ -117,6 +117,10 @@ export function gist(event: AuditEvent): string {
       return `${text(event, "severity")}: ${text(event, "title")} (${text(event, "rule")})`;
     case "breaker":
       return `${text(event, "before")} → ${text(event, "after")}: ${text(event, "cause")}`;
+    case "resources":
+      return resources(event);
+    case "gpu":
+      return gpu(event);
     default:
       return rest(event);
   }
@@ -129,6 +133,34 @@ function agent(event: AuditEvent): string {
   const op = text(event, "op");
   const when = op === "turn" ? `turn ${number(event, "turn")}` : op;
   return [`run ${text(event, "run")} ${when}:`, ...said, ...cost].join(" ");
+}
+
+function resources(event: AuditEvent): string {
+  const interval = number(event, "interval_s");
+  const cpu = interval > 0 ? `${((100 * number(event, "cpu_s")) / interval).toFixed(0)} % of one core` : "";
+  const moved = `read ${bytes(number(event, "read_bytes"))}, wrote ${bytes(number(event, "write_bytes"))}`;
+  const alive = `${count(number(event, "processes"), "process", "processes")}, ${count(number(event, "threads"), "thread")}`;
+  return [cpu, `memory ${bytes(number(event, "rss_bytes"))}`, alive, moved].filter((word) => word !== "").join(" · ");
+}
+
+function gpu(event: AuditEvent): string {
+  const op = text(event, "op");
+  if (op === "lease" || op === "release") {
+    return `${op} of ${text(event, "device")} ${text(event, "purpose")}`;
+  }
+  const name = `GPU ${number(event, "index")}${event.simulated === true ? " SIMULATED" : ""} ${op}`;
+  const units: [string, (value: number) => string][] = [
+    ["utilization", (value) => `${value.toFixed(0)} %`],
+    ["memory_bytes", bytes],
+    ["power_w", (value) => `${value.toFixed(0)} W`],
+    ["temperature_c", (value) => `${value.toFixed(0)} °C`],
+    ["outside_s", (value) => (value > 0 ? `${value.toFixed(1)} s outside a lease` : "")],
+  ];
+  const values = units.flatMap(([field, told]) => {
+    const value = event[field];
+    return typeof value === "number" ? [told(value)] : [];
+  });
+  return [name, text(event, "state"), text(event, "reason"), ...values].filter((word) => word !== "").join(" · ");
 }
 
 const COMMON = new Set(["kind", "seq", "t_wall_ns", "t_mono_ns", "step", "pid", "verdict", "basis", "watch", "cell"]);

@@ -8,11 +8,10 @@ import { graphOf, type Edge, type Graph } from "./connections";
 import type { Feed } from "./feed";
 import { Layout } from "./layout";
 import { Panel } from "./panel";
-import { sceneOf, widthOf } from "./scene";
+import { heightOf, sceneOf, widthOf } from "./scene";
 import { onTheme, PLOT_CONFIG, plotLayout, themeOf } from "./theme";
 
 const TABLE_ROWS = 200;
-const HEIGHT = 320;
 const MARGIN = 8;
 
 /** The panel with graph and table. */
@@ -82,11 +81,12 @@ export class GraphPanel extends Panel {
     const isStill = typeof matchMedia !== "undefined" && matchMedia("(prefers-reduced-motion: reduce)").matches;
     const places = this.#layout.place(graph, isStill);
     const common = plotLayout(theme);
-    const { traces, shapes, x, y } = sceneOf(graph, places, theme, [width - 2 * MARGIN, HEIGHT - 2 * MARGIN]);
+    const inner = heightOf(graph, places);
+    const { traces, shapes, x, y } = sceneOf(graph, places, theme, [width - 2 * MARGIN, inner]);
     const axis = { visible: false, fixedrange: true };
     const margin = { l: MARGIN, r: MARGIN, t: MARGIN, b: MARGIN };
     const axes = { xaxis: { ...axis, range: x }, yaxis: { ...axis, range: y } };
-    const layout = { ...common, ...axes, height: HEIGHT, width, margin, shapes, hovermode: "closest" };
+    const layout = { ...common, ...axes, height: inner + 2 * MARGIN, width, margin, shapes, hovermode: "closest" };
     const plot = await Plotly.react(this.#plot, traces, layout, PLOT_CONFIG);
     if (!this.#isListening) {
       this.#isListening = true;

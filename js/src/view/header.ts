@@ -56,7 +56,8 @@ export function leftOf(state: RunState, since: number): string {
 /** The head. */
 export class HeaderPanel extends Panel {
   readonly #facts = element("dl", { class: "aw-facts" });
-  readonly #state = element("p", { class: "aw-state", role: "status" });
+  readonly #values = new Map<string, HTMLElement>();
+  readonly #state = element("p", { class: "aw-state", role: "status", tabindex: -1 });
   readonly #why = element("p", { class: "aw-why", role: "status" });
   readonly #left = element("p", { class: "aw-left", role: "timer" });
   readonly #timers = new Map<number, HTMLElement>();
@@ -97,6 +98,7 @@ export class HeaderPanel extends Panel {
     say(this.#state, `${STATES[state.state] ?? state.state}${lost === "" ? "" : ` · ${lost}`}`);
     this.node.setAttribute("data-state", state.state);
     const open = !hasEnded && this.act !== null;
+    const hadFocus = this.node.contains(document.activeElement);
     this.#suspend.hidden = !open || state.state === "frozen";
     this.#resume.hidden = !open || state.state !== "frozen";
     const since = hasEnded ? 0 : (performance.now() - stateAt) / 1000;
@@ -104,8 +106,22 @@ export class HeaderPanel extends Panel {
     say(this.#why, state.state === "closed" || hasEnded ? "" : whyOf(moved));
     say(this.#left, leftOf(state, since));
     this.#ask(state.asks, since);
+    if (hadFocus) {
+      this.#keepFocus();
+    }
     if (hasEnded) {
       this.onEnd(state);
+    }
+  }
+
+  /**
+   * A button that was pressed goes with what it decided, and a keyboard would start over at the top of the page. Not to
+   * the next button: whoever presses Enter twice must not decide twice.
+   */
+  #keepFocus(): void {
+    const focused = document.activeElement;
+    if (!this.node.contains(focused) || focused?.closest("[hidden]") !== null) {
+      this.#state.focus({ preventScroll: true });
     }
   }
 
@@ -123,11 +139,23 @@ export class HeaderPanel extends Panel {
       // Why it is frozen or throttled stands above.
       ["notes", state.notes.filter((note) => !/^(frozen|throttled): /.test(note)).join(" · ")],
     ];
-    const known = facts.filter(([, value]) => value !== "");
-    fill(
-      this.#facts,
-      ...known.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
-    );
+    for (const [name, value] of facts) {
+      this.#fact(name, value);
+    }
+  }
+
+  /** Each fact keeps its element: one that is replaced each second cannot be selected and copied. */
+  #fact(name: string, value: string): void {
+    let place = this.#values.get(name);
+    if (place === undefined) {
+      place = element("dd");
+      this.#values.set(name, place);
+      this.#facts.append(element("div", {}, element("dt", {}, name), place));
+    }
+    say(place, value);
+    if (place.parentElement !== null) {
+      place.parentElement.hidden = value === "";
+    }
   }
 
   #ask(asks: readonly Ask[], since: number): void {

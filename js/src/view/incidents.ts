@@ -34,12 +34,28 @@ export class IncidentsPanel extends Panel {
     const key = JSON.stringify(incidents);
     if (key !== this.#shown) {
       this.#shown = key; // one that a person has opened must not be closed by a redrawing that changes nothing
-      fill(this.#list, ...[...incidents].reverse().map((each, i) => told(each, i === 0)));
+      this.#fill(incidents);
+    }
+  }
+
+  /** The newest first and open, but what a person opened or closed, or stands on, stays so. */
+  #fill(incidents: readonly Incident[]): void {
+    const before = new Map([...this.#list.querySelectorAll("details")].map((each) => [each.dataset.incident, each]));
+    const focused = document.activeElement?.parentElement;
+    const items = [...incidents].reverse().map((each, i) => {
+      const key = `${each.family} ${each.step} ${each.began}`;
+      return told(each, before.get(key)?.open ?? i === 0, key);
+    });
+    const kept = focused instanceof HTMLDetailsElement && this.#list.contains(focused) ? focused.dataset.incident : undefined;
+    fill(this.#list, ...items);
+    if (kept !== undefined) {
+      const same = [...this.#list.querySelectorAll("details")].find((each) => each.dataset.incident === kept);
+      (same?.querySelector("summary") ?? this.#list).focus({ preventScroll: true });
     }
   }
 }
 
-function told(incident: Incident, isOpen: boolean): HTMLElement {
+function told(incident: Incident, isOpen: boolean, key: string): HTMLElement {
   const severity = /^[a-z]+$/.test(incident.severity) ? incident.severity : "unknown";
   const state = incident.ended === null ? "goes on" : `over after ${incident.duration.toFixed(1)} s`;
   const facts: [string, string[]][] = [
@@ -55,7 +71,7 @@ function told(incident: Incident, isOpen: boolean): HTMLElement {
     .map(([name, lines]) => row(name, lines));
   const words = [`${incident.family || "unknown"}: ${oneLine(incident.title)}`, state, count(incident.findings, "finding")];
   const summary = element("summary", {}, element("strong", {}, severity), ` ${words.join(" · ")}`);
-  const details = element("details", isOpen ? { open: true } : {}, summary, element("dl", { class: "aw-facts aw-story" }, ...rows));
+  const details = element("details", { open: isOpen, "data-incident": key }, summary, element("dl", { class: "aw-facts aw-story" }, ...rows));
   return element("li", { class: `aw-finding aw-incident aw-severity-${severity}` }, details);
 }
 

@@ -2,7 +2,7 @@
 
 import { element, fill, say } from "../core/dom";
 import { text, type AuditEvent } from "../core/events";
-import { count, oneLine } from "../core/text";
+import { count, oneLine, shown } from "../core/text";
 import type { Feed } from "./feed";
 import { scroller } from "./graph";
 import { Panel } from "./panel";
@@ -17,10 +17,11 @@ const DEPTH = 40;
 export class TimelinePanel extends Panel {
   readonly #list = element("ol", { class: "aw-timeline" });
   readonly #empty = element("p", { class: "aw-empty" });
+  readonly #scroll = scroller("steps", this.#list);
 
   constructor(feed: Feed) {
     super("timeline", "Steps", feed);
-    fill(this.body, this.#empty, scroller("steps", this.#list));
+    fill(this.body, this.#empty, this.#scroll);
     this.touch();
   }
 
@@ -32,7 +33,10 @@ export class TimelinePanel extends Panel {
     const from = all[0]?.start ?? until;
     say(this.#empty, all.length === 0 ? "no command yet" : "");
     this.#empty.hidden = all.length > 0;
+    const { scrollTop, scrollHeight, clientHeight } = this.#scroll;
+    const isAtEnd = scrollTop + clientHeight + 2 >= scrollHeight;
     fill(this.#list, ...all.slice(-STEPS).map((step) => bar(step, from, Math.max(until, from + 1))));
+    this.#scroll.scrollTop = isAtEnd ? this.#scroll.scrollHeight : scrollTop;
   }
 }
 
@@ -56,10 +60,10 @@ export class ProcessPanel extends Panel {
       const parent = known.has(process.ppid) && process.ppid !== process.pid ? process.ppid : 0;
       children.set(parent, [...(children.get(parent) ?? []), process]);
     }
-    const live = all.filter((process) => !process.ended).length;
+    const { state } = this.feed.store;
+    const live = state === null ? "" : `, ${state.processes} alive now`;
     const left = all.length > NODES ? `; the newest ${NODES} are shown` : "";
-    say(this.#note, all.length === 0 ? "no process yet" : `${count(all.length, "process", "processes")} seen${left}`);
-    this.#note.setAttribute("data-live", String(live));
+    say(this.#note, all.length === 0 ? "no process yet" : `${count(all.length, "process", "processes")} seen${live}${left}`);
     fill(this.#tree, ...(children.get(0) ?? []).map((process) => branch(process, children, 0)));
   }
 }
@@ -100,8 +104,14 @@ function bar(step: Step, from: number, until: number): HTMLElement {
   drawn.style.setProperty("--aw-from", `${(100 * (step.start - from)) / whole}%`);
   drawn.style.setProperty("--aw-long", `${Math.max(0.5, (100 * (end - step.start)) / whole)}%`);
   const good = outcome === "exit 0" ? "good" : outcome === "running" ? "running" : "bad";
-  const words = element("span", { class: "aw-step-words" }, `${step.number} · ${oneLine(step.argv)} · ${outcome}, ${seconds} s`);
-  return element("li", { class: `aw-step aw-step-${good}` }, words, drawn);
+  const words = element(
+    "span",
+    { class: "aw-step-words", title: shown(step.argv) },
+    element("b", {}, String(step.number)),
+    element("code", {}, oneLine(step.command)),
+    element("span", { class: "aw-step-end" }, `${outcome}, ${seconds} s`),
+  );
+  return element("li", { class: `aw-step aw-step-${good}` }, words, element("span", { class: "aw-track" }, drawn));
 }
 
 function branch(process: Process, children: Map<number, Process[]>, depth: number): HTMLElement {
@@ -109,7 +119,7 @@ function branch(process: Process, children: Map<number, Process[]>, depth: numbe
   const item = element(
     "li",
     { class: process.ended ? "aw-process aw-ended" : "aw-process" },
-    element("span", { title: process.exe }, process.ended ? `${words} (ended)` : words),
+    element("span", { title: shown(process.exe) }, process.ended ? `${words} (ended)` : words),
   );
   const below = depth < DEPTH ? (children.get(process.pid) ?? []) : [];
   if (below.length > 0) {

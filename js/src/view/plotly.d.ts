@@ -1,6 +1,8 @@
 /** The part of plotly.js that we use. */
 declare module "plotly.js-basic-dist-min" {
   export interface Plot extends HTMLElement {
+    readonly layout?: { xaxis?: { range?: unknown; autorange?: unknown } };
+    on(event: "plotly_relayout", callback: (change: Record<string, unknown>) => void): void;
     on(event: "plotly_click", callback: (event: { points: { customdata?: unknown }[] }) => void): void;
   }
   export type Trace = Record<string, unknown>;

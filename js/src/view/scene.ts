@@ -2,14 +2,19 @@
 
 import { plotted } from "../core/text";
 import type { Graph, GraphLink, GraphNode } from "./connections";
-import type { Place } from "./layout";
+import { COLUMN, LABELLED, type Place } from "./layout";
 import type { Theme } from "./theme";
 
-/** Nodes up to which each is an element of its own, with its name beside it. */
-const LABELLED = 60;
 const CORNERS = { square: 4, diamond: 4, circle: 10 } as const;
 const NAMES = 160;
 const EDGE = 20;
+const LETTER_PX = 6.3;
+const NAME = 32;
+const BETWEEN_PX = 560;
+const LEAST_PX = 90;
+const MARK_PX = 20;
+const LOW = 120;
+const HIGH = 320;
 
 type Mark = keyof typeof CORNERS;
 type Item = Record<string, unknown>;
@@ -22,17 +27,44 @@ export interface Scene {
   readonly y: [number, number];
 }
 
+/** Return how high the plot of a graph is, in pixels: with names, as high as they need. */
+export function heightOf(graph: Graph, places: ReadonlyMap<string, Place>): number {
+  if (graph.nodes.length > LABELLED) {
+    return HIGH;
+  }
+  const [top, bottom] = down(places);
+  return Math.max(LOW, bottom - top);
+}
+
 /** Return how a graph is drawn on so many pixels. */
 export function sceneOf(graph: Graph, places: ReadonlyMap<string, Place>, theme: Theme, size: [number, number]): Scene {
-  const across = [...places.values()].map((each) => each.x ?? 0);
-  const down = [...places.values()].map((each) => each.y ?? 0);
-  // Room on both sides for the names, which plotly.js does not count when it chooses a range.
-  const x: [number, number] = [Math.min(-150, ...across) - NAMES, Math.max(150, ...across) + NAMES];
-  const y: [number, number] = [Math.min(...down, -EDGE) - EDGE, Math.max(...down, EDGE) + EDGE];
   const isSmall = graph.nodes.length <= LABELLED;
+  const across = [...places.values()].map((each) => each.x ?? 0);
+  const spread: [number, number] = [Math.min(-COLUMN, ...across) - NAMES, Math.max(COLUMN, ...across) + NAMES];
+  const x = isSmall ? named(graph.nodes, size[0]) : spread;
+  const y = down(places);
   const scale: [number, number] = [(x[1] - x[0]) / size[0], (y[1] - y[0]) / size[1]];
   const marks = isSmall ? [] : outlines(graph.nodes, places, theme, scale);
-  return { traces: points(graph, places, theme, isSmall), shapes: [...lines(graph.links, places, theme), ...marks], x, y };
+  const letters = Math.min(NAME, Math.floor(((size[0] - LEAST_PX) / 2 - MARK_PX) / LETTER_PX));
+  const traces = points(graph, places, theme, isSmall ? Math.max(6, letters) : 0);
+  return { traces, shapes: [...lines(graph.links, places, theme), ...marks], x, y };
+}
+
+function down(places: ReadonlyMap<string, Place>): [number, number] {
+  const all = [...places.values()].map((each) => each.y ?? 0);
+  return [Math.min(...all, -EDGE) - EDGE, Math.max(...all, EDGE) + EDGE];
+}
+
+/** Room on both sides for the names, which plotly.js does not count when it chooses a range. */
+function named(nodes: readonly GraphNode[], width: number): [number, number] {
+  const [left = 0, right = 0] = (["process", "endpoint"] as const).map((side) => {
+    const letters = nodes.filter((node) => node.side === side).map((node) => Math.min(nameOf(node).length, NAME));
+    return MARK_PX + LETTER_PX * Math.max(4, ...letters);
+  });
+  const between = Math.min(BETWEEN_PX, Math.max(LEAST_PX, width - left - right));
+  const spare = Math.max(0, (width - between - left - right) / 2);
+  const unit = (2 * COLUMN) / between;
+  return [-COLUMN - unit * (left + spare), COLUMN + unit * (right + spare)];
 }
 
 /** Return how broad a line is for so many bytes, in pixels. */
@@ -90,8 +122,8 @@ function polygon(x: number, y: number, symbol: Mark, size: number, [across, down
   return `M${found.join("L")}Z`;
 }
 
-/** The nodes as plotly.js knows them, for hovering and clicking; of a small graph also what is seen. */
-function points(graph: Graph, places: ReadonlyMap<string, Place>, theme: Theme, isSmall: boolean): Item[] {
+/** The nodes as plotly.js knows them, for hovering and clicking; of a small graph also what is seen, with names. */
+function points(graph: Graph, places: ReadonlyMap<string, Place>, theme: Theme, letters: number): Item[] {
   const protocols = new Map(graph.links.map((link) => [link.target, link.protocol]));
   return (["process", "endpoint"] as const).map((side) => {
     const nodes = graph.nodes.filter((node) => node.side === side);
@@ -104,13 +136,13 @@ function points(graph: Graph, places: ReadonlyMap<string, Place>, theme: Theme, 
       hoverlabel: { bgcolor: side === "process" ? theme.process : theme.muted },
       customdata: nodes.map((node) => node.id),
     };
-    if (!isSmall) {
+    if (letters === 0) {
       return { ...common, mode: "none" };
     }
     return {
       ...common,
       mode: "markers+text",
-      text: nodes.map((node) => plotted(named(node), 32)),
+      text: nodes.map((node) => plotted(cut(nameOf(node), letters), 2 * NAME)),
       textposition: side === "process" ? "middle left" : "middle right",
       cliponaxis: false,
       marker: {
@@ -134,12 +166,16 @@ function fillOf(node: GraphNode, theme: Theme): string {
   return node.side === "process" && node.verdict !== "deny" ? theme.process : colourOf(node.verdict, theme);
 }
 
-function named(node: GraphNode): string {
+function cut(name: string, letters: number): string {
+  return name.length > letters ? `${name.slice(0, letters - 1)}\u2026` : name;
+}
+
+function nameOf(node: GraphNode): string {
   return node.members > 1 ? `${node.label} +${node.members - 1} more` : node.label;
 }
 
 function hover(node: GraphNode, protocol: string): string {
-  return [named(node), node.verdict, protocol].filter((text) => text !== "").join(" · ");
+  return [nameOf(node), node.verdict, protocol].filter((text) => text !== "").join(" · ");
 }
 
 function colourOf(verdict: string | undefined, theme: Theme): string {

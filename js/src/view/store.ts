@@ -9,6 +9,8 @@ import { Curves } from "./curves";
 export interface Step {
   readonly number: number;
   readonly argv: string;
+  /** What a shell was given to run, else the same as `argv`. */
+  readonly command: string;
   readonly start: number;
   end: number | null;
   outcome: string;
@@ -155,17 +157,18 @@ export class Store {
   #step(event: AuditEvent): void {
     const known = this.steps.get(event.step);
     if (text(event, "op") === "start") {
-      const argv = texts(event, "argv").join(" ");
-      this.steps.set(event.step, { number: event.step, argv, start: time(event), end: null, outcome: "" });
+      const argv = texts(event, "argv");
+      const told = { number: event.step, argv: argv.join(" "), command: commandOf(argv) };
+      this.steps.set(event.step, { ...told, start: time(event), end: null, outcome: "" });
       forget(this.steps, STEPS);
     } else if (known !== undefined) {
       known.end = time(event);
       const code = event.exit_code;
       known.outcome = typeof code === "number" ? `exit ${code}` : text(event, "outcome");
-      for (const process of this.processes.values()) {
-        if (process.step === event.step && process.pid === event.pid) {
-          process.ended = true;
-        }
+      // Its first process is the one whose end this is; whether others of it go on is not on record.
+      const first = [...this.processes.values()].find((process) => process.step === event.step);
+      if (first !== undefined) {
+        first.ended = true;
       }
     }
   }
@@ -240,6 +243,12 @@ export class Store {
 /** Return when a record was made, in milliseconds since 1970. */
 export function time(event: AuditEvent): number {
   return event.t_wall_ns / 1e6;
+}
+
+function commandOf(argv: readonly string[]): string {
+  const [program = "", option, script] = argv;
+  const isScript = argv.length === 3 && option === "-c" && /(^|\/)(ba|da|z|k)?sh$/.test(program);
+  return isScript && script !== undefined ? script : argv.join(" ");
 }
 
 function optional(event: AuditEvent, field: string): number | null {

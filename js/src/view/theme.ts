@@ -11,8 +11,20 @@ export interface Theme {
   readonly process: string;
 }
 
-/** Colours of lines, told apart by people who see few colours (after Okabe and Ito, 2008). */
-export const LINES = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"];
+/** Colours of lines, told apart by people who see few colours (after Okabe and Ito, 2008; on white without their yellow). */
+const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c93", "#777777"];
+const ON_DARK = ["#56b4e9", "#e69f00", "#2bbf95", "#e59ac6", "#f0e442", "#ff8c42", "#b39ddb", "#bdbdbd"];
+
+/** Return the colours of lines for the theme that an element stands in. */
+export function linesOf(place: Element): readonly string[] {
+  return isLight(getComputedStyle(place).color) ? ON_DARK : ON_LIGHT;
+}
+
+/** Say whether a colour, as browsers compute it, is a light one. */
+export function isLight(colour: string): boolean {
+  const [red = 0, green = 0, blue = 0] = (/rgba?\(([^)]*)\)/.exec(colour)?.[1] ?? "").split(/[\s,/]+/).map(Number);
+  return 0.299 * red + 0.587 * green + 0.114 * blue > 128;
+}
 
 /** Read the colours that hold where an element stands. */
 export function themeOf(place: Element): Theme {
