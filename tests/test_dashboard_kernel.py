@@ -15,6 +15,7 @@ from jupyter_agentwatch.notebook.follower import Follower
 from jupyter_agentwatch.notebook.kill_routes import REQUEST, TARGET, answer_kill
 from jupyter_agentwatch.notebook.kill_switch import KillSwitch
 from jupyter_agentwatch.notebook.panels import Panel
+from jupyter_agentwatch.notebook.view import View
 from tests.outside import LONG_S, wait_for_line
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def test_a_widget_is_made_for_a_run_only(bad: str) -> None:
         Panel("0123abcd", "graph")  # type: ignore[arg-type]
 
 
-def sent_by(widget: Dashboard, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+def sent_by(widget: View, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     """Return the list to which everything goes that a widget sends."""
     sent: list[tuple[Any, Any]] = []
     monkeypatch.setattr(widget, "send", lambda content, buffers=None: sent.append((content, buffers)))
@@ -145,6 +146,19 @@ def test_a_widget_can_end_only_its_own_run(watch: Watch, monkeypatch: pytest.Mon
 
 
 @pytest.mark.sandbox
+def test_a_kill_switch_alone_learns_how_its_run_ended(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked by a page without a server, it says nothing while the run goes on, and afterwards what was left."""
+    widget = KillSwitch(watch)
+    sent = sent_by(widget, monkeypatch)
+    widget._on_message(widget, {"type": "outcome"}, [])
+    watch.kill()
+    widget._on_message(widget, {"type": "outcome"}, [])
+    before, after = [content for content, _ in sent]
+    assert before == {"type": "outcome", "run": {"watch": watch.id, "state": "unknown"}}
+    assert (after["run"]["state"], after["run"]["survivors"]) == ("ended", 0)
+
+
+@pytest.mark.sandbox
 def test_a_follower_tells_state_records_and_end(tmp_path: Path) -> None:
     """A page without a server gets the state, every record once and in order, and the end."""
     told: list[dict[str, Any]] = []
@@ -165,6 +179,7 @@ def test_a_follower_tells_state_records_and_end(tmp_path: Path) -> None:
     assert seqs == list(range(len(seqs)))
     assert seqs
     assert told[-1]["type"] == "ended"
+    assert told[-1]["run"]["survivors"] == 0
     assert {each["run_id"] for each in told} == {watch.id}
 
 

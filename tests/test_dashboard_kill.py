@@ -14,6 +14,7 @@ import pytest
 from jupyter_agentwatch.audit.reader import read_last
 from jupyter_agentwatch.events import Session
 from jupyter_agentwatch.wire.force import supervisors_of
+from jupyter_agentwatch.wire.watches import kill_watch
 from tests.jupyter_page import LONG_MS, Lab, run_all, running_chromium, running_lab
 from tests.outside import stop
 
@@ -152,30 +153,30 @@ def test_the_button_works_in_notebook_7(page: Page, own_folders: Lab) -> None:
 
 
 def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_folders: Lab) -> None:
-    """Where the supervisor was killed, its sandbox ended with it, but nobody counted: the button says so, not green."""
-    (switch,) = block(page, own_folders, "kill-gone", 122, "sleep")
-    os.kill(supervisor_of(own_folders), signal.SIGKILL)
-    switch.locator("button").click()
-    text = result(switch, "done", "confirmed", "unconfirmed")
-    assert switch.get_attribute("data-phase") == "done", text
-    assert "nobody counted" in text
+    """Where the supervisor was killed, its sandbox ended with it, but nobody counted: each click says so, none is green."""
+    for switch in block(page, own_folders, "kill-gone", 122, "sleep", RUNS):
+        os.kill(supervisor_of(own_folders, switch), signal.SIGKILL)
+        for _ in range(CLICKS):
+            switch.locator("button").click(force=True)
+        text = result(switch, "done", "confirmed", "unconfirmed")
+        assert switch.get_attribute("data-phase") == "done", text
+        assert "nobody counted" in text
     assert sleepers(122) == []
 
 
 def test_a_supervisor_that_hangs_is_ended_with_its_sandbox(page: Page, own_folders: Lab) -> None:
     """Where the supervisor does not answer, it is killed itself, and the button says that."""
     (switch,) = block(page, own_folders, "kill-hangs", 123, "sleep")
-    stop(supervisor_of(own_folders))
+    stop(supervisor_of(own_folders, switch))
     switch.locator("button").click()
     assert "supervisor" in result(switch, "done", "confirmed", "unconfirmed")
     assert switch.get_attribute("data-phase") in {"done", "confirmed"}
     assert sleepers(123) == []
 
 
-def supervisor_of(lab: Lab) -> int:
-    """Return the supervisor of the one live run."""
-    (socket,) = lab.runtime.glob("*.sock")
-    (pid,) = supervisors_of(socket)
+def supervisor_of(lab: Lab, switch: Locator) -> int:
+    """Return the supervisor of a switch's run."""
+    (pid,) = supervisors_of(lab.runtime / f"{switch.get_attribute('data-run')}.sock")
     return pid
 
 
@@ -204,3 +205,16 @@ def test_without_any_acknowledgement_it_is_red_and_says_what_to_type(page: Page,
     switch.locator("button").click()
     assert "via http" in result(switch, "confirmed")
     assert sleepers(125) == []
+
+
+def test_a_switch_alone_learns_that_its_run_has_ended(page: Page, own_folders: Lab) -> None:
+    """Ended by another hand, an armed switch and one that could not be confirmed say so, neither green nor red."""
+    armed, red = block(page, own_folders, "kill-other", 126, "gil", 2)
+    page.route("**/agentwatch/api/runs/*/kill", lambda route: route.abort())
+    red.locator("button").click()
+    assert result(red, "unconfirmed", "confirmed").startswith("NOT confirmed")
+    for switch in (armed, red):
+        run = switch.get_attribute("data-run") or ""
+        assert kill_watch(run, reason="test", name="test").survivors == 0
+        assert result(switch, "ended") == "ended, 0 processes left"
+    assert sleepers(126) == []

@@ -5,9 +5,10 @@
 
 import { KillButton } from "./core/button";
 import { dress, element, say } from "./core/dom";
+import { askKernel, askServer, followEnd } from "./core/ended";
 import { loadView } from "./core/loader";
 import { routes, type Kernel, type Messages } from "./core/routes";
-import { findServer, get } from "./core/server";
+import { findServer } from "./core/server";
 import sheet from "./style.css";
 
 interface Model extends Messages {
@@ -48,15 +49,8 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
         say(note, `the dashboard could not be loaded: ${error instanceof Error ? error.message : String(error)}`);
       },
     );
-  } else if (server !== null) {
-    get(server, `api/runs/${encodeURIComponent(run)}`, gone.signal).then(
-      ({ status, body }) => {
-        if (status === 200 && body.state === "ended") {
-          kill.ended(body);
-        }
-      },
-      () => undefined, // the button is armed, and says by itself what becomes of it
-    );
+  } else {
+    followEnd(kill, server === null ? askKernel(model) : askServer(server, run, gone.signal), gone.signal);
   }
   return () => {
     gone.abort();

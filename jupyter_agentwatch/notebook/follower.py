@@ -13,16 +13,31 @@ from jupyter_agentwatch.errors import AgentwatchError, SessionEndedError
 from jupyter_agentwatch.server.curves import Curves
 from jupyter_agentwatch.server.history import recent_events
 from jupyter_agentwatch.server.render import ended_json, status_json
+from jupyter_agentwatch.server.runs import outcome_of
 from jupyter_agentwatch.wire.client import Client
 from jupyter_agentwatch.wire.messages import Killed
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket
 from jupyter_agentwatch.wire.watches import watch_status
 
-__all__ = ["Follower"]
+__all__ = ["Follower", "run_ended"]
 
 _EVERY_S = 0.5
 _AT_ONCE = 1000
 _SAMPLES = 256
+_PATIENCE = 4
+_UNCOUNTED = Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note="it does not answer, and its log has no end")
+
+
+def run_ended(run: str) -> dict[str, Any] | None:
+    """Return how a run ended, in the form of the server's answer; None where it goes on or nobody can tell.
+
+    Args:
+        run: Its id.
+    """
+    try:
+        return ended_json(run, outcome_of(run))
+    except AgentwatchError:
+        return None
 
 
 class Follower:
@@ -42,6 +57,7 @@ class Follower:
         self._client: Client | None = None
         self._send = send
         self._after = after
+        self._patience = _PATIENCE
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"agentwatch-follow-{run}", daemon=True)
         self._thread.start()
@@ -78,10 +94,13 @@ class Follower:
         """Send what is new; return whether the run goes on."""
         try:
             status = watch_status(self._run, name="kernel")
-        except SessionEndedError as error:
+        except SessionEndedError:
+            ended = run_ended(self._run)
+            if ended is None and self._patience > 0:
+                self._patience -= 1
+                return True  # it is just closing its log, which says what was left
             self._records()  # what was written last
-            gone = Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=str(error))
-            self._say({"type": "ended", "run": ended_json(self._run, gone)})
+            self._say({"type": "ended", "run": ended or ended_json(self._run, _UNCOUNTED)})
             return False
         self._say({"type": "state", "run": status_json(status)})
         self._records()

@@ -14,7 +14,7 @@ import traitlets
 
 from jupyter_agentwatch.errors import AgentwatchError, ControlError
 from jupyter_agentwatch.events import printable
-from jupyter_agentwatch.notebook.follower import Follower
+from jupyter_agentwatch.notebook.follower import Follower, run_ended
 from jupyter_agentwatch.notebook.front_end import bundle_hash, view_bundle, widget_source
 from jupyter_agentwatch.notebook.kill_routes import answer_kill, listen
 from jupyter_agentwatch.server.incidents import recent_incidents
@@ -101,6 +101,8 @@ class View(anywidget.AnyWidget):
             case {"type": "incidents"}:
                 # In a thread: a long log takes seconds to read, and the page's other messages must not wait.
                 threading.Thread(target=self._tell_incidents, name="agentwatch-incidents", daemon=True).start()
+            case {"type": "outcome"}:
+                self.send({"type": "outcome", "run": run_ended(self.run) or {"watch": self.run, "state": "unknown"}})
             case {"type": "unfollow"}:
                 self._unfollow()
             case {"type": "act", "action": str(action)}:

@@ -19,7 +19,7 @@ from jupyter_agentwatch.wire.messages import Killed, Request, WatchStatus
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket, is_watch_id, live_watches
 from jupyter_agentwatch.wire.watches import kill_watch, tell_watch, watch_status
 
-__all__ = ["Runs", "UnknownRunError", "kill_run"]
+__all__ = ["Runs", "UnknownRunError", "kill_run", "outcome_of"]
 
 _NAME = "jupyter server"
 _AT_ONCE = 32
@@ -95,7 +95,7 @@ class Runs:
             ControlError: Its supervisor still lives, or nobody here can tell.
         """
         try:
-            return ended_json(watch, await self.in_thread(_outcome, watch))
+            return ended_json(watch, await self.in_thread(outcome_of, watch))
         except ControlError:
             if watch not in self._kills:
                 raise
@@ -201,7 +201,15 @@ def _abandoned(watch: str, *, was_here: bool) -> Killed:
     return Killed(killed=0, survivors=-1, latency_ms=0.0, head="", note=note)
 
 
-def _outcome(watch: str) -> Killed:
+def outcome_of(watch: str) -> Killed:
+    """Return how a watch ended that does not listen any more; `survivors` -1 where nobody counted.
+
+    Args:
+        watch: Its id.
+
+    Raises:
+        ControlError: Its supervisor still lives, or nobody here can tell.
+    """
     # The log first: a supervisor that has closed it lives on for a moment.
     if (ended := _recorded_end(watch)) is not None:
         return ended

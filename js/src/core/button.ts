@@ -40,6 +40,11 @@ export class KillButton {
     this.#show(this.#kill.phase);
   }
 
+  /** It is known how the run ended. */
+  get isSettled(): boolean {
+    return this.#kill.phase.name === "done";
+  }
+
   /** Say that the run has ended, by whatever hand: there is nothing left to kill. */
   ended(body: Record<string, unknown>): void {
     if (this.#kill.phase.name === "sending" || this.#kill.phase.name === "done") {

@@ -2,6 +2,7 @@
 
 import { KillButton } from "../core/button";
 import { element, fill, say } from "../core/dom";
+import { askServer, followEnd } from "../core/ended";
 import type { RunState } from "../core/events";
 import { httpRoute } from "../core/routes";
 import { post, type Server } from "../core/server";
@@ -13,6 +14,7 @@ interface Row {
   readonly suspend: HTMLButtonElement;
   readonly resume: HTMLButtonElement;
   readonly kill: KillButton;
+  isGone: boolean;
 }
 
 /** The sidebar's content. */
@@ -22,6 +24,7 @@ export class Sidebar {
   readonly #note = element("p", { class: "aw-empty", role: "status" });
   readonly #problem = element("p", { class: "aw-problem", role: "alert" });
   readonly #rows = new Map<string, Row>();
+  readonly #never = new AbortController(); // the sidebar stays as long as the page
 
   constructor(private readonly server: Server) {
     this.#list.style.cssText = "list-style: none; margin: 0; padding: 0";
@@ -36,10 +39,16 @@ export class Sidebar {
     for (const [watch, row] of this.#rows) {
       // A row whose kill was just pressed stays until its answer has been read.
       const isPressed = row.kill.node.getAttribute("data-phase") !== "armed";
-      if (!live.has(watch) && !isPressed) {
+      if (live.has(watch)) {
+        continue;
+      }
+      if (!isPressed) {
         row.kill.close();
         row.node.remove();
         this.#rows.delete(watch);
+      } else if (!row.isGone) {
+        row.isGone = true; // one that was not confirmed must not stay red when its run has ended all the same
+        followEnd(row.kill, askServer(this.server, watch), this.#never.signal);
       }
     }
     for (const run of runs) {
@@ -53,7 +62,7 @@ export class Sidebar {
     const suspend = this.#button("Suspend", run.watch, "suspend");
     const resume = this.#button("Resume", run.watch, "resume");
     const node = element("li", { class: "aw-row", "data-run": run.watch }, words, suspend, resume, kill.node);
-    const row = { node, words, suspend, resume, kill };
+    const row = { node, words, suspend, resume, kill, isGone: false };
     this.#rows.set(run.watch, row);
     this.#list.append(node);
     return row;

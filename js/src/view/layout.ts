@@ -62,12 +62,12 @@ function columns(graph: Graph): Map<string, Place> {
   const endpoints = graph.nodes.filter((node) => node.side === "endpoint");
   const byName = (one: GraphNode, other: GraphNode): number => one.label.localeCompare(other.label, "en", { numeric: true });
   endpoints.sort((one, other) => (weight.get(one.id) ?? 0) - (weight.get(other.id) ?? 0) || byName(one, other));
-  const rows = new Map(endpoints.map((node, i) => [node.id, GAP * (i - (endpoints.length - 1) / 2)]));
+  const rows = new Map(endpoints.map((node, i) => [node.id, GAP * ((endpoints.length - 1) / 2 - i)]));
   const middle = new Map(processes.map((id) => [id, mean((to.get(id) ?? []).map((each) => rows.get(each) ?? 0))]));
-  const ordered = [...processes].sort((one, other) => (middle.get(one) ?? 0) - (middle.get(other) ?? 0));
+  const ordered = [...processes].sort((one, other) => (middle.get(other) ?? 0) - (middle.get(one) ?? 0));
   const places = endpoints.map((node): Place => ({ id: node.id, side: "endpoint", x: COLUMN, y: rows.get(node.id) ?? 0 }));
-  const apart = spread(ordered.map((id) => middle.get(id) ?? 0));
-  places.push(...ordered.map((id, i): Place => ({ id, side: "process", x: -COLUMN, y: apart[i] ?? 0 })));
+  const apart = spread(ordered.map((id) => -(middle.get(id) ?? 0)));
+  places.push(...ordered.map((id, i): Place => ({ id, side: "process", x: -COLUMN, y: -(apart[i] ?? 0) })));
   return new Map(places.map((place) => [place.id, place]));
 }
 
