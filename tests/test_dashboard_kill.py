@@ -153,7 +153,7 @@ def test_the_button_works_in_notebook_7(page: Page, own_folders: Lab) -> None:
 
 
 def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_folders: Lab) -> None:
-    """Where the supervisor was killed, its sandbox ended with it, but nobody counted: that is said, and not in green."""
+    """Where the supervisor was killed, its sandbox ended with it, but nobody counted: that is said, not in green."""
     for switch in block(page, own_folders, "kill-gone", 122, "sleep", RUNS):
         os.kill(supervisor_of(own_folders, switch), signal.SIGKILL)
         for _ in range(CLICKS):
