@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_agentwatch import Watch
 from jupyter_agentwatch.policy import Filesystem, Network, NetworkRule, Policy
+from jupyter_agentwatch.supervisor.descriptors import max_flows
 from jupyter_agentwatch.watch.process import _START, supervisor_command
 from jupyter_agentwatch.wire.framing import encode_frame
 from jupyter_agentwatch.wire.messages import Launch
@@ -63,3 +65,12 @@ def test_a_policy_that_nobody_checked_runs_nothing(tmp_path: Path, policy: Polic
     assert not Path(launch.socket).exists()
     assert not Path(launch.log).exists()
     wait_all_ended(hold(marked(str(tmp_path))))  # bubblewrap ends with the supervisor
+
+
+@pytest.mark.sandbox
+def test_the_table_of_open_files_never_grows_while_callers_wait(tmp_path: Path) -> None:
+    """Two descriptors for each of 4,096 flows find room in the table that the kernel made at the start."""
+    with Watch(workspace=tmp_path) as watch:
+        status = Path(f"/proc/{watch.status().pid}/status").read_text()
+    table = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("FDSize:"))
+    assert table > 2 * max_flows()

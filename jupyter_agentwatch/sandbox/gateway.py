@@ -121,7 +121,7 @@ class Gateway:
         self.is_paused = False
         self._matcher = NetworkMatcher(network)
         self._max_flows = max_flows
-        self._flows: set[_Flow] = set()
+        self._flows: dict[_Flow, None] = {}  # in the order of their begin
         self._closed_because = ""
         self._idle = asyncio.Event()
         self._idle.set()
@@ -142,7 +142,7 @@ class Gateway:
             Exception: What the recorder raised.
         """
         flow = _Flow(self, spec, inside, outside)
-        self._flows.add(flow)
+        self._flows[flow] = None
         self._idle.clear()
         try:
             if refusal := self._closed_because or ("too-many-flows" if len(self._flows) > self._max_flows else ""):
@@ -152,7 +152,7 @@ class Gateway:
             await flow.ended
         finally:
             flow.end("cancelled", reset=True)
-            self._flows.remove(flow)
+            del self._flows[flow]
             flow.let_go()
             if not self._flows:
                 self._idle.set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from jupyter_agentwatch.policy import Limits, Policy
 from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
 from jupyter_agentwatch.sandbox.places import check_workspace
 from jupyter_agentwatch.supervisor.claims import Claim, claim_workspace, clear_away, forget_silence, sweep
+from jupyter_agentwatch.supervisor.descriptors import make_room
 from jupyter_agentwatch.supervisor.ground import Site, begin
 from jupyter_agentwatch.wire.framing import FrameDecoder
 from jupyter_agentwatch.wire.messages import Launch, LaunchReport
@@ -168,8 +168,7 @@ def _start_proxy(launch: Launch) -> ProxyProcess | None:
 
 def _on(workspace: Path, launch: Launch) -> Supervisor:
     policy = launch.policy
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 16)), hard))
+    make_room()
     delegation = find_delegation()
     by = limits_by(delegation, os.getuid())
     holds = delegation.controllers if delegation is not None else frozenset()

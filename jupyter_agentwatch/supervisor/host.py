@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from jupyter_agentwatch.supervisor.proxy_process import ProxyProcess
     from jupyter_agentwatch.telemetry.backend import GpuBackend
 
-__all__ = ["Host", "max_flows"]
+__all__ = ["Host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,3 @@ class Host:
     def watch_tasks(self) -> bool:
         """The kernel holds the bound on tasks by RLIMIT_NPROC, and tells nobody."""
         return not self.count_tasks and (self.leaf is None or "pids" not in self.leaf.controllers)
-
-
-def max_flows() -> int:
-    """Return how many flows there are descriptors for: two each, and a margin for everything else."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(16, min(4096, (soft - 1024) // 2))

@@ -21,9 +21,9 @@ from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.asks import Asks
 from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.connecting import begin
+from jupyter_agentwatch.supervisor.descriptors import max_flows
 from jupyter_agentwatch.supervisor.dialer import Dialer
 from jupyter_agentwatch.supervisor.gate import Gate
-from jupyter_agentwatch.supervisor.host import max_flows
 from jupyter_agentwatch.supervisor.model_side import RULE, ModelSide
 from jupyter_agentwatch.supervisor.name_service import serve_names
 from jupyter_agentwatch.supervisor.network import NetworkBroker
