@@ -56,5 +56,5 @@ pictures: .venv/.ready-test ## take the README's pictures from JupyterLab in Chr
 	$(PY) -m tests.pictures
 
 clean: ## remove everything that these targets made
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart notebooks/dashboard notebooks/rome notebooks/investigation
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache notebooks/quickstart notebooks/dashboard notebooks/rome notebooks/investigation notebooks/own-agent notebooks/own-agent.jsonl notebooks/own-program
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

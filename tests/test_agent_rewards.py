@@ -22,6 +22,7 @@ from jupyter_agentwatch.agents import (
 )
 from jupyter_agentwatch.testing import event
 from jupyter_agentwatch.watch import Account, Usage
+from jupyter_agentwatch.watch.figures import chart_spec, plotted
 from jupyter_agentwatch.watch.reward_chart import RewardChart
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def test_the_chart_shows_returns_and_parts() -> None:
         chart.feed(event("reward", run="c", terms={f"part {number}": 1.0}))
     assert len(chart.lines) == 1 + 16 + 1
     assert chart.lines[-1].values[-1] == 26.0
+    assert plotted(chart_spec(chart)).data[0].mode == "lines+markers"  # one run is one point
 
 
 @pytest.mark.sandbox

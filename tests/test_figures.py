@@ -26,7 +26,7 @@ from jupyter_agentwatch.telemetry.model import (
 from jupyter_agentwatch.testing import event
 from jupyter_agentwatch.watch import live_figure
 from jupyter_agentwatch.watch.charts import GpuChart, ResourcesChart
-from jupyter_agentwatch.watch.connections import ConnectionGrapher, connection_graph
+from jupyter_agentwatch.watch.connections import ConnectionGrapher, connection_graph, folded_by_host
 from jupyter_agentwatch.watch.figures import chart_spec, figure_text, graph_spec, plotted
 from jupyter_agentwatch.watch.live_figure import LiveFigure
 
@@ -305,6 +305,28 @@ def test_any_events_make_a_figure_without_markup(events: list[AnyEvent]) -> None
     for text in texts:
         plain = text.replace("<br>", "")
         assert not set(plain) & set("<>$\x1b\u202e\n")
+
+
+def test_many_ports_of_a_host_are_one_endpoint_of_a_figure() -> None:
+    """A scan of hosts and ports stays readable: each host once, with the number of its ports and all that was done."""
+    tried = [
+        event("connect", pid=7, step=4, addr=f"10.77.0.{host}", port=port, verdict="deny")
+        for host in range(2, 8)
+        for port in range(10)
+    ]
+    lone = event("connect", pid=7, step=4, addr="192.0.2.1", port=443)
+    graph = folded_by_host(connection_graph([*tried, lone]))
+    assert [(node.addr, node.port, node.folded) for node in graph.endpoints] == [
+        *((f"10.77.0.{host}", 0, 9) for host in range(2, 8)),
+        ("192.0.2.1", 443, 0),
+    ]
+    assert [(edge.denied, edge.allowed) for edge in graph.edges] == [*[(10, 0)] * 6, (0, 1)]
+    traces, layout = graph_spec(graph)
+    assert traces[-1]["text"][0] == "10.77.0.2: 10 ports"
+    assert traces[-1]["text"][-1] == "192.0.2.1:443"
+    assert layout["height"] < 400
+    few = connection_graph(tried[:24])
+    assert folded_by_host(few) is few
 
 
 def test_hostile_text_is_shown_and_does_nothing() -> None:

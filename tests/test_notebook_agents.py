@@ -21,10 +21,11 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_cell_runs_and_every_run_has_an_end_on_record(executed: dict[str, Any]) -> None:
-    """Its assertions hold, its one log verifies, and each run has its outcome in it, the killed one, too."""
-    (log,) = list_logs(executed["folder"] / "log")
-    assert verify_log(log.path).ok
-    notes = [event for event in read_events(log.path) if isinstance(event, AgentNote)]
+    """Its assertions hold, its logs verify, and each run has its outcome in it, the killed one, too."""
+    logs = [log.path for log in list_logs(executed["folder"] / "log")]
+    assert len(logs) == 2
+    assert all(verify_log(log).ok for log in logs)
+    notes = [event for log in logs for event in read_events(log) if isinstance(event, AgentNote)]
     begun = [note.run for note in notes if note.op == "begin"]
     ended = {note.run: note.outcome for note in notes if note.op == "end"}
     assert [ended.get(run) for run in begun[:8]] == [*["finished"] * 7, "stopped"]

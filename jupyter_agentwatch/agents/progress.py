@@ -64,7 +64,7 @@ def _gist(action: Action) -> str:
         case Edit(path=path):
             return path
         case Patch(diff=diff):
-            return next((line[4:] for line in diff.splitlines() if line.startswith("+++ ")), "")
+            return next((line[4:].removeprefix("b/") for line in diff.splitlines() if line.startswith("+++ ")), "")
         case Say(text=text) | Finish(text=text):
             return text
         case Unclear(problem=problem):

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from jupyter_agentwatch.events import AnyEvent, Connect, Dns, Exec, Flow, Verdict
 
-__all__ = ["ConnectionGraph", "ConnectionGrapher", "Edge", "EndpointNode", "ProcessNode", "connection_graph"]
+__all__ = [
+    "ConnectionGraph",
+    "ConnectionGrapher",
+    "Edge",
+    "EndpointNode",
+    "ProcessNode",
+    "connection_graph",
+    "folded_by_host",
+]
 
 _MANY: Final = 20_000
 _SHOWN_NODES: Final = 300
+_READABLE_ENDPOINTS: Final = 24
 _ELSEWHERE: Final = "elsewhere"
 
 
@@ -45,7 +54,7 @@ class EndpointNode:
         transport: "tcp", "udp", "unix", "dns" (a name that was refused), or "" for endpoints folded into one.
         host: Name that led to it, or "".
         addr: Address literal or path.
-        port: Port; 0 where there is none.
+        port: Port; 0 where there is none, or where it stands for several of one host.
         folded: Endpoints that this one stands for, beyond itself.
     """
 
@@ -254,6 +263,34 @@ def connection_graph(events: Iterable[AnyEvent], max_nodes: int = _SHOWN_NODES) 
     for event in events:
         grapher.feed(event)
     return grapher.graph(max_nodes)
+
+
+def folded_by_host(graph: ConnectionGraph, most: int = _READABLE_ENDPOINTS) -> ConnectionGraph:
+    """Return a graph in which each host is one endpoint, whatever its ports; the same where it can be read as it is.
+
+    Args:
+        graph: The graph.
+        most: Endpoints that can be read one below the other.
+    """
+    if len(graph.endpoints) <= most:
+        return graph
+    hosts: dict[str, list[EndpointNode]] = {}
+    for node in graph.endpoints:
+        hosts.setdefault(f"{node.transport} {node.host or node.addr}", []).append(node)
+    endpoints: list[EndpointNode] = []
+    places: dict[str, str] = {}
+    for key, nodes in hosts.items():
+        first = nodes[0]
+        whole = first
+        if len(nodes) > 1:
+            whole = replace(first, key=key, port=0, folded=len(nodes) - 1 + sum(node.folded for node in nodes))
+        endpoints.append(whole)
+        places |= dict.fromkeys((node.key for node in nodes), whole.key)
+    edges: dict[tuple[str, str], Edge] = {}
+    for edge in graph.edges:
+        pair = (edge.process, places[edge.endpoint])
+        edges.setdefault(pair, Edge(*pair)).add(edge)
+    return ConnectionGraph(graph.processes, tuple(endpoints), tuple(edges.values()))
 
 
 def _chosen(keys: list[str], edges: list[Edge], number: int) -> set[str]:

@@ -27,6 +27,8 @@ _BYTES: Final = (10_000, 1_000_000, 100_000_000)
 _ESCAPED: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"})
 _GAP: Final = 0.05
 _PANEL_PX: Final = 130
+_LEAST_PX: Final = 400
+_FEW_POINTS: Final = 30
 
 
 def figure_text(text: str, limit: int = 80) -> str:
@@ -43,7 +45,7 @@ def chart_spec(chart: Chart) -> FigureSpec:
     bottom = "" if len(chart.panels) == 1 else str(len(chart.panels))
     layout: dict[str, Any] = {
         "title": {"text": ": ".join([chart.title, *notes])},
-        "height": 120 + _PANEL_PX * len(chart.panels),
+        "height": 120 + max(_PANEL_PX * len(chart.panels), _LEAST_PX),
         "hovermode": "x",
         "xaxis": {"type": "date", "title": {"text": "time (UTC)"}, "anchor": f"y{bottom}"},
         "margin": {"l": 70, "r": 20, "t": 60, "b": 50},
@@ -89,7 +91,7 @@ def graph_spec(graph: ConnectionGraph) -> FigureSpec:
     traces.append(_nodes("endpoints", right, [_endpoint_text(node) for node in graph.endpoints], "middle right"))
     bare = {"visible": False, "fixedrange": False}
     layout: dict[str, Any] = {
-        "title": {"text": "connections" if graph.edges else "connections: none on record"},
+        "title": {"text": "Connections, by process and endpoint" if graph.edges else "Connections: none on record"},
         "height": 160 + 22 * max(len(graph.processes), len(graph.endpoints), 8),
         "xaxis": {**bare, "range": [-0.8, 1.8]},
         "yaxis": bare,
@@ -108,6 +110,9 @@ def plotted(spec: FigureSpec) -> go.Figure:
     is_dated = layout["xaxis"].get("type") == "date"
     if is_dated:
         traces = [{**each, "x": np.array(each["x"], dtype="datetime64[ns]")} for each in traces]
+        for each in traces:
+            if len(each["x"]) <= _FEW_POINTS:  # a line of one point is none
+                each["mode"] = "lines+markers"
     return go.Figure(data=traces, layout=layout)
 
 
@@ -204,6 +209,8 @@ def _process_text(node: ProcessNode) -> str:
 def _endpoint_text(node: EndpointNode) -> str:
     where = figure_text(node.host or node.addr, 60)
     port = f":{node.port}" if node.port else ""
+    if node.folded and node.transport:
+        port = f": {node.folded + 1} ports"
     kind = "" if node.transport in {"tcp", ""} else f" [{node.transport}]"
     return f"{where}{port}{kind}"
 

@@ -94,7 +94,12 @@ class Report:
         return write_whole(target, (text.encode("utf-8"),))
 
     def _repr_html_(self) -> str:
-        return to_html(self.blocks)
+        # In a notebook it is one output among many: it scrolls, and its tables read as those of the page.
+        return (
+            "<style>.aw-report :is(td,th){text-align:left}.aw-report code{overflow-wrap:anywhere}</style>"
+            '<div class="aw-report" tabindex="0" role="region" aria-label="report of a watch" '
+            f'style="max-height:40em;overflow:auto">{to_html(self.blocks)}</div>'
+        )
 
     def __str__(self) -> str:
         """Return the document as Markdown."""

@@ -22,8 +22,8 @@ class RewardChart:
         panels: Name and unit of each panel.
     """
 
-    title = "rewards of agents' runs, as their drivers reckoned them"
-    panels = (("return of each run", "reward"), ("parts, summed over all runs", "reward"))
+    title = "Rewards of agents' runs, as their drivers reckoned them"
+    panels = (("return of a run", "reward"), ("terms, summed", "reward"))
 
     def __init__(self) -> None:
         """Make a chart without any reward."""

@@ -7,7 +7,7 @@ from typing import Final, Literal, Protocol, get_args
 
 from jupyter_agentwatch.audit.reader import LogTail
 from jupyter_agentwatch.watch.charts import GpuChart, ResourcesChart, SampleChart
-from jupyter_agentwatch.watch.connections import ConnectionGrapher
+from jupyter_agentwatch.watch.connections import ConnectionGrapher, folded_by_host
 from jupyter_agentwatch.watch.figures import FigureSpec, chart_spec, graph_spec
 from jupyter_agentwatch.watch.reward_chart import RewardChart
 from jupyter_agentwatch.watch.samples import Samples
@@ -85,7 +85,7 @@ class _Recorded:
         return has_changed
 
     def spec(self) -> FigureSpec:
-        return graph_spec(self._grapher.graph())
+        return graph_spec(folded_by_host(self._grapher.graph()))
 
 
 class _Rewarded:

@@ -73,9 +73,9 @@ def curves_figure(study: Study) -> go.Figure:
                 row=1,
                 col=column + 1,
             )
-    figure.update_xaxes(title_text="iteration")
-    figure.update_yaxes(title_text=_UNITS["diverted"], range=[0, 8], col=1)
-    figure.update_yaxes(title_text=_UNITS["success"], range=[0, 1.05], col=2)
+    figure.update_xaxes(title_text="updates of the policy", dtick=2, range=[0.5, study.training.iterations + 0.5])
+    figure.update_yaxes(title_text=_UNITS["diverted"], range=[-0.15, 8], col=1)
+    figure.update_yaxes(title_text=_UNITS["success"], range=[-0.02, 1.05], col=2)
     caption = f"Interquartile mean over {len(study.seeds)} seeds with its 95 % bootstrap interval; {study.mode} mode."
     return _titled(figure, "Learning under each condition", caption, 460)
 
@@ -130,16 +130,18 @@ def dose_figure(study: Study) -> go.Figure:
             x=prices,
             y=[point.iqm for point in points],
             error_y=_bars(points),
-            name=measure,
+            name=f"{measure} ({'left' if axis == 'y' else 'right'} axis)",
             line={"color": colour},
             yaxis=axis,
         )
-    told = f"predicted: {PRICE_THRESHOLD:g}"
-    figure.add_vline(x=PRICE_THRESHOLD, line_dash="dash", annotation_text=told, annotation_position="bottom right")
+    told = f"computed threshold: {PRICE_THRESHOLD:g}"
+    figure.add_vline(x=PRICE_THRESHOLD, line_dash="dash")
+    figure.add_annotation(text=told, x=PRICE_THRESHOLD, y=5, xshift=6, xanchor="left", showarrow=False)
+    # Both axes end at the same height, so that one grid serves both.
     share = {"title": {"text": _UNITS["success"]}, "range": [0, 1.05], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
     figure.update_layout(
         xaxis_title="price of an alarm (reward)",
-        yaxis={"title": {"text": _UNITS["diverted"]}, "range": [0, 8]},
+        yaxis={"title": {"text": _UNITS["diverted"]}, "range": [0, 8.4], "tickvals": [0, 2, 4, 6, 8]},
         yaxis2=share | {"overlaying": "y", "side": "right"},
         # Beside the plot it would lie on the second axis.
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
