@@ -147,7 +147,8 @@ def test_the_chart_shows_returns_and_parts() -> None:
         chart.feed(event("reward", run="c", terms={f"part {number}": 1.0}))
     assert len(chart.lines) == 1 + 16 + 1
     assert chart.lines[-1].values[-1] == 26.0
-    assert plotted(chart_spec(chart)).data[0].mode == "lines+markers"  # one run is one point
+    shown = plotted(chart_spec(chart)).data[0]
+    assert (shown.name, shown.showlegend, shown.mode) == ("return", True, "lines+markers")  # a run is one point
 
 
 @pytest.mark.sandbox

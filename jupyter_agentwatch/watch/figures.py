@@ -38,8 +38,9 @@ def figure_text(text: str, limit: int = 80) -> str:
 
 def chart_spec(chart: Chart) -> FigureSpec:
     """Describe lines over time, one panel below the other on one axis of time (UTC)."""
-    groups = list(dict.fromkeys(line.group for line in chart.lines))
-    traces = [_line(line, groups.index(line.group), chart.lines) for line in chart.lines]
+    lines = list(chart.lines)  # once: a chart may make them as they are asked for
+    groups = list(dict.fromkeys(line.group for line in lines))
+    traces = [_line(line, groups.index(line.group), lines) for line in lines]
     notes = [figure_text(note, 300) for note in chart.notes]
     height = (1 - _GAP * (len(chart.panels) - 1)) / len(chart.panels)
     bottom = "" if len(chart.panels) == 1 else str(len(chart.panels))

@@ -96,7 +96,7 @@ class Report:
     def _repr_html_(self) -> str:
         # In a notebook it is one output among many: it scrolls, and its tables read as those of the page.
         return (
-            "<style>.aw-report :is(td,th){text-align:left}.aw-report code{overflow-wrap:anywhere}</style>"
+            "<style>.aw-report.aw-report table :is(td,th){text-align:left}.aw-report code{overflow-wrap:anywhere}</style>"
             '<div class="aw-report" tabindex="0" role="region" aria-label="report of a watch" '
             f'style="max-height:40em;overflow:auto">{to_html(self.blocks)}</div>'
         )
@@ -184,7 +184,7 @@ def _beginning(facts: _Facts, incidents: Sequence[Incident]) -> Iterator[Block]:
         state = "It goes on, or its supervisor ended without closing the log; this is what was recorded so far."
     else:
         left = str(closed.survivors) if closed.survivors >= 0 else "an unknown number"
-        state = f"It ended: {closed.killed} processes were killed at its end, {left} left behind."
+        state = f"It ended; processes killed at its end: {closed.killed}, left behind: {left}."
     worst = max(incidents, key=lambda each: _SEVERITIES.index(each.severity), default=None)
     found = "No incident." if worst is None else f"{_count(len(incidents), 'incident')}, the worst is {worst.severity}."
     yield Paragraph((f"{found} {state}",))
