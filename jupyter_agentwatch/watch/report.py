@@ -96,7 +96,8 @@ class Report:
     def _repr_html_(self) -> str:
         # In a notebook it is one output among many: it scrolls, and its tables read as those of the page.
         return (
-            "<style>.aw-report.aw-report table :is(td,th){text-align:left}.aw-report code{overflow-wrap:anywhere}</style>"
+            "<style>.aw-report.aw-report table :is(td,th){text-align:left}"
+            ".aw-report code{overflow-wrap:anywhere}</style>"
             '<div class="aw-report" tabindex="0" role="region" aria-label="report of a watch" '
             f'style="max-height:40em;overflow:auto">{to_html(self.blocks)}</div>'
         )
