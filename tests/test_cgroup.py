@@ -1,17 +1,27 @@
-"""Delegated cgroups: found by trying, limited, killed at once, and never left behind."""
+"""Delegated cgroups of both versions: found by trying, limited, killed at once, and never left behind."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from jupyter_agentwatch.errors import RungError
-from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
+from jupyter_agentwatch.sandbox.cgroup import (
+    Delegation,
+    Leaf,
+    can_be_left,
+    clear_leaves,
+    find_delegation,
+    leaf_name,
+    limits_by,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,13 +72,32 @@ def tree(tmp_path: Path) -> FakeTree:
     return FakeTree(tmp_path)
 
 
+def really(folder: Path, kind: str) -> Delegation | None:
+    """Return what this machine really delegates by one kind of mount."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    only = folder / f"mountinfo of {kind}"
+    only.write_text("".join(f"{line}\n" for line in mounts if f" - {kind} " in line))
+    return find_delegation(mountinfo=only)
+
+
 @pytest.fixture
-def delegation() -> Delegation:
-    """Return what this machine really delegates."""
-    found = find_delegation()
+def delegation(tmp_path: Path) -> Delegation:
+    """Return what this machine really delegates by version 2."""
+    found = really(tmp_path, "cgroup2")
     if found is None:
         pytest.skip("no cgroup v2 in which this user may make a child")
     return found
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Iterator[Leaf]:
+    """Yield a real leaf of version 1 for three processes."""
+    found = really(tmp_path, "cgroup")
+    if found is None:
+        pytest.skip("no pids controller of cgroup v1 in which this user may make a child")
+    made = Leaf.create(found, f"agentwatch-test-{os.getpid()}", memory_bytes=1 << 28, processes=3)
+    yield made
+    assert made.remove(WAIT_S)
 
 
 @pytest.fixture
@@ -151,6 +180,47 @@ def test_without_cgroup2_there_is_no_delegation(tree: FakeTree, tmp_path: Path) 
     tree.proc_cgroup.write_text("4:memory:/\n")
     assert tree.find() is None
     assert find_delegation(proc_cgroup=tmp_path / "none", mountinfo=tree.mountinfo) is None
+
+
+def test_pids_of_version_1_are_found_where_version_2_has_no_controllers(tree: FakeTree, tmp_path: Path) -> None:
+    """The nearest cgroup of the pids hierarchy; one of version 2 with controllers is preferred to it."""
+    top = tree.cgroup("", kind=None)
+    older = tmp_path / "older"
+    (older / "lab").mkdir(parents=True)
+    (older / "lab/cgroup.procs").touch()
+    tree.proc_cgroup.write_text("8:cpu:/x\n7:cpuset,pids:/box/lab\n4:memory:/y\n0::/\n")
+    line = f"50 31 0:39 /box {older} rw,nosuid shared:3 - cgroup cgroup rw,cpuset,pids\n"
+    tree.mountinfo.write_text(tree.mountinfo.read_text() + line)
+    assert tree.find() == Delegation(older / "lab", frozenset({"pids"}), 1)
+    assert list((older / "lab").iterdir()) == [older / "lab/cgroup.procs"]
+    (top / "cgroup.subtree_control").write_text("memory\n")
+    assert tree.find() == Delegation(top, frozenset({"memory"}))
+    (top / "cgroup.subtree_control").write_text("\n")
+    (older / "lab/cgroup.procs").unlink()
+    assert tree.find() == Delegation(top, frozenset())
+
+
+def test_a_place_above_or_in_a_mounted_cgroup_is_a_way_out_of_it(tree: FakeTree, tmp_path: Path) -> None:
+    """Whoever may write to a hierarchy's files, or to a folder that contains them, could leave."""
+    tree.runs_in("/")
+    for place in (Path("/"), tmp_path, tree.mount, tree.mount / "a/cgroup.procs", Path("/cg")):
+        assert can_be_left([Path("/elsewhere"), place], mountinfo=tree.mountinfo), place
+    for place in (Path("/sys/kernel"), tmp_path / "cgroup", Path("/cgroup")):
+        assert not can_be_left([place], mountinfo=tree.mountinfo), place
+
+
+def test_what_dead_watches_left_is_removed_and_nothing_else(tree: FakeTree, tmp_path: Path) -> None:
+    """Named watches' leaves at once; others only when they are old, and never what is not ours."""
+    tree.runs_in("/a")
+    names = ("agentwatch-dead", "agentwatch-other", "system")
+    for folder in (tree.mount, tree.mount / "a"):
+        for name in names:
+            (folder / name).mkdir(parents=True)
+    clear_leaves("dead", proc_cgroup=tree.proc_cgroup, mountinfo=tree.mountinfo)
+    for folder in (tree.mount, tree.mount / "a"):
+        assert {path.name for path in folder.iterdir()} - {"a"} == {"agentwatch-other", "system"}
+    clear_leaves(proc_cgroup=tmp_path / "none", mountinfo=tree.mountinfo)
+    assert (tree.mount / leaf_name("other")).is_dir()
 
 
 def test_limits_are_written_as_the_kernel_reads_them(tree: FakeTree) -> None:
@@ -247,6 +317,51 @@ def test_a_kill_reaches_all_members_and_what_they_forked(leaf: Leaf) -> None:
     assert leaf.remove()
 
 
+FULL = """
+import os, signal
+input()
+for _ in range(3):
+    try:
+        if os.fork() == 0:
+            signal.pause()
+    except OSError as error:
+        print(error.errno, flush=True)
+signal.pause()
+"""
+
+
+def test_version_1_bounds_counts_and_is_removed_when_empty(older: Leaf) -> None:
+    """Three processes are in, the fourth is refused and counted; there is no kill, and a member keeps it there."""
+    argv = [sys.executable, "-I", "-S", "-c", FULL]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as member:
+        assert member.stdin is not None
+        assert member.stdout is not None
+        try:
+            assert older.takes(member.pid)
+            assert (older.holds_processes, older.refused_forks()) == (True, 0)
+            member.stdin.write("go\n")
+            member.stdin.flush()
+            assert member.stdout.readline() == f"{errno.EAGAIN}\n"
+            assert older.refused_forks() == 1
+            assert len((older.path / "cgroup.procs").read_text().split()) == 3
+            assert older.is_populated()
+            assert not older.remove(0)
+            assert not older.kill()
+        finally:
+            member.kill()
+            for pid in map(int, (older.path / "cgroup.procs").read_text().split()):
+                os.kill(pid, 9)
+    assert older.remove(WAIT_S)
+    assert not older.path.exists()
+
+
+def test_a_process_that_is_gone_is_not_taken(leaf: Leaf) -> None:
+    """Whether a process is in is asked of the kernel; none that has ended is."""
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait(WAIT_S)
+        assert not leaf.takes(gone.pid)
+
+
 def test_a_process_moves_itself_in_by_the_descriptor(leaf: Leaf) -> None:
     """Who writes "0" to the descriptor of `procs_fd` becomes a member, without being able to name another."""
     fd = leaf.procs_fd()
@@ -273,23 +388,31 @@ def test_a_real_delegation_is_ours(delegation: Delegation) -> None:
     assert os.getpid() in members
 
 
+SUM = "rlimit for each process, supervisor for the sum (sampled at 10 Hz)"
+COUNTED = "supervisor (tasks counted at clone)"
+
+
 @pytest.mark.parametrize(
-    ("controllers", "uid", "memory", "processes"),
+    ("controllers", "version", "uid", "memory", "processes"),
     [
-        (None, 0, "rlimit for each process, supervisor for the sum (sampled at 10 Hz)", "supervisor (tasks counted"),
-        (None, 1000, "rlimit for each process, supervisor for the sum", "rlimit (RLIMIT_NPROC)"),
-        (set(), 1000, "rlimit for each process, supervisor for the sum", "rlimit (RLIMIT_NPROC)"),
-        ({"pids"}, 0, "rlimit for each process, supervisor for the sum", "cgroup v2"),
-        ({"memory"}, 1000, "cgroup v2", "rlimit (RLIMIT_NPROC)"),
-        ({"memory", "pids"}, 1000, "cgroup v2", "cgroup v2"),
+        (None, 2, 0, SUM, COUNTED),
+        (None, 2, 1000, SUM, "rlimit (RLIMIT_NPROC)"),
+        (set(), 2, 1000, SUM, "rlimit (RLIMIT_NPROC)"),
+        ({"pids"}, 2, 0, SUM, "cgroup v2"),
+        ({"pids"}, 1, 0, SUM, "cgroup v1"),
+        ({"memory"}, 2, 1000, "cgroup v2", "rlimit (RLIMIT_NPROC)"),
+        ({"memory"}, 2, 0, "cgroup v2", COUNTED),
+        ({"memory", "pids"}, 2, 1000, "cgroup v2", "cgroup v2"),
     ],
 )
 def test_people_are_told_who_holds_which_limit(
-    controllers: set[str] | None, uid: int, memory: str, processes: str
+    controllers: set[str] | None, version: Literal[1, 2], uid: int, memory: str, processes: str
 ) -> None:
-    """One line names the holder of each limit, as it differs with the delegation and the user."""
-    delegation = None if controllers is None else Delegation(Path("/sys/fs/cgroup"), frozenset(controllers))
-    text = limits_by(delegation, uid)
-    assert "\n" not in text
-    assert f"memory: {memory}" in text
-    assert f"processes: {processes}" in text
+    """One line names the holder of each limit, as it differs with the delegation, the user and the rung."""
+    path = Path("/sys/fs/cgroup")
+    delegation = None if controllers is None else Delegation(path, frozenset(controllers), version)
+    everywhere = processes if processes == COUNTED else f"{processes} on rung A, {COUNTED} on B and C"
+    for traps_forks, by in ((False, processes), (True, COUNTED), (None, everywhere)):
+        text = limits_by(delegation, uid, traps_forks=traps_forks)
+        assert text.startswith(f"memory: {memory}; processes: {by}; CPU time,")
+        assert "\n" not in text

@@ -1,4 +1,4 @@
-"""Limits and an atomic kill by cgroup v2, where the system has delegated a subtree to us.
+"""Limits and an atomic kill by cgroup v2, where the system has delegated a subtree to us; else the bound of v1's pids.
 
 Only what was really tried counts as delegated. It changes no cgroup but the leaf that it made, and the kill of the
 PID namespace never depends on it.
@@ -6,24 +6,33 @@ PID namespace never depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from jupyter_agentwatch.errors import RungError
 
-__all__ = ["Delegation", "Leaf", "find_delegation", "limits_by"]
+__all__ = ["Delegation", "Leaf", "can_be_left", "clear_leaves", "find_delegation", "leaf_name", "limits_by"]
 
 _WANTED: Final = frozenset({"memory", "pids"})
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+_OWN_CGROUPS: Final = Path("/proc/self/cgroup")
+_OWN_MOUNTS: Final = Path("/proc/self/mountinfo")
+_PREFIX: Final = "agentwatch-"
+_STALE_S: Final = 60.0
+"""A group of ours that is empty after so long is nobody's: whoever makes one fills it within his start."""
+
+_END_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 0.002
 
 
 class Delegation(msgspec.Struct, frozen=True):
@@ -32,55 +41,78 @@ class Delegation(msgspec.Struct, frozen=True):
     Attributes:
         path: Its folder.
         controllers: Those of "memory" and "pids" that a child of it has; empty: only the kill is to be had.
+        version: Of the hierarchy. That of version 1 has "pids" alone, and no kill.
     """
 
     path: Path
     controllers: frozenset[str]
+    version: Literal[1, 2] = 2
 
 
-def find_delegation(
-    *, proc_cgroup: Path = Path("/proc/self/cgroup"), mountinfo: Path = Path("/proc/self/mountinfo")
-) -> Delegation | None:
+def find_delegation(*, proc_cgroup: Path = _OWN_CGROUPS, mountinfo: Path = _OWN_MOUNTS) -> Delegation | None:
     """Return the nearest cgroup above us whose children we may make and limit, else the nearest where we may make one.
 
     Only ancestors of our own cgroup come into question: to move a process, one must be allowed to write to the common
-    ancestor of where it is and where it goes.
+    ancestor of where it is and where it goes. Version 2 with controllers comes first, then the pids controller of
+    version 1, then version 2 without any.
 
     Args:
         proc_cgroup: This process's cgroups, in the form of `/proc/<pid>/cgroup`.
         mountinfo: This process's mounts, in the form of `/proc/<pid>/mountinfo`.
     """
     try:
-        own = _own_path(proc_cgroup.read_bytes())
-        mounts = list(_cgroup2_mounts(mountinfo.read_bytes()))
+        cgroups, mounts = proc_cgroup.read_bytes(), mountinfo.read_bytes()
     except OSError:
         return None
     kill_only: Delegation | None = None
-    for root, point in mounts if own is not None else ():
-        for folder in _upwards(root, point, own or ""):
-            controllers = _delegated(folder)
-            if controllers:
-                return Delegation(folder, controllers)
-            if controllers is not None and kill_only is None:
-                kill_only = Delegation(folder, frozenset())
+    for folder in _ancestors(cgroups, mounts, 2):
+        controllers = _delegated(folder)
+        if controllers:
+            return Delegation(folder, controllers)
+        if controllers is not None and kill_only is None:
+            kill_only = Delegation(folder, frozenset())
+    for folder in _ancestors(cgroups, mounts, 1):
+        if _can_have_child(folder):
+            return Delegation(folder, frozenset({"pids"}), 1)
     return kill_only
 
 
-def _own_path(cgroups: bytes) -> str | None:
+def can_be_left(places: Iterable[Path], *, mountinfo: Path = _OWN_MOUNTS) -> bool:
+    """Say whether a program that owns a cgroup's files and may write to these places could move itself out of it.
+
+    Args:
+        places: Absolute, without symbolic links.
+        mountinfo: This process's mounts, in the form of `/proc/<pid>/mountinfo`.
+    """
+    points = [point for kind, _, point, _ in _mounted(mountinfo.read_bytes()) if kind in {b"cgroup", b"cgroup2"}]
+    return any(point.is_relative_to(place) or place.is_relative_to(point) for place in places for point in points)
+
+
+def _ancestors(cgroups: bytes, mounts: bytes, version: Literal[1, 2]) -> Iterator[Path]:
+    """Yield our own cgroup and what is above it, nearest first, as far as it is mounted; of version 1 that of pids."""
+    own = _own_path(cgroups, b"" if version == 2 else b"pids")
+    for kind, root, point, options in _mounted(mounts) if own is not None else ():
+        if kind == b"cgroup2" if version == 2 else kind == b"cgroup" and b"pids" in options:
+            yield from _upwards(root, point, own or "")
+
+
+def _own_path(cgroups: bytes, controller: bytes) -> str | None:
     for line in cgroups.splitlines():
-        if line.startswith(b"0::"):
-            return os.fsdecode(line[3:])
+        number, _, rest = line.partition(b":")
+        names, _, path = rest.partition(b":")
+        if controller in names.split(b",") and (controller or number == b"0"):
+            return os.fsdecode(path)
     return None
 
 
-def _cgroup2_mounts(mountinfo: bytes) -> Iterator[tuple[str, Path]]:
-    """Yield (path of the cgroup that is mounted, mount point); on hybrid systems the latter is …/unified."""
+def _mounted(mountinfo: bytes) -> Iterator[tuple[bytes, str, Path, list[bytes]]]:
+    """Yield (kind, what is mounted, mount point, options of the file system) of each mount."""
     for line in mountinfo.splitlines():
         left, _, right = line.partition(b" - ")
-        fields = left.split(b" ")
-        if right.startswith(b"cgroup2 ") and len(fields) >= 5:
+        fields, (kind, *others) = left.split(b" "), right.split(b" ")
+        if len(fields) >= 5:
             root, point = (os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m[1], 8)]), f)) for f in fields[3:5])
-            yield root, Path(point)
+            yield kind, root, Path(point), others[-1].split(b",") if others else []
 
 
 def _upwards(root: str, point: Path, own: str) -> Iterator[Path]:
@@ -99,15 +131,22 @@ def _delegated(folder: Path) -> frozenset[str] | None:
     """Return the controllers that a child of `folder` gets, or None where no usable child can be made."""
     if _word(folder / "cgroup.type") not in {"", "domain"}:  # children of a threaded cgroup cannot be limited
         return None
-    child = folder / f"agentwatch-try-{os.urandom(8).hex()}"
+    try:
+        controllers = frozenset((folder / "cgroup.subtree_control").read_text("ascii").split())
+    except OSError:
+        return None
+    return controllers & _WANTED if _can_have_child(folder) else None
+
+
+def _can_have_child(folder: Path) -> bool:
+    child = folder / f"{_PREFIX}try-{os.urandom(8).hex()}"
     try:
         os.close(os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
-        controllers = frozenset((folder / "cgroup.subtree_control").read_text("ascii").split())
         child.mkdir(mode=0o755)
         child.rmdir()
     except OSError:
-        return None
-    return controllers & _WANTED
+        return False
+    return True
 
 
 def _word(file: Path) -> str:
@@ -124,11 +163,19 @@ def _counters(file: Path) -> dict[str, int]:
 
 
 class Leaf:
-    """One cgroup of ours without children: what is moved into it, and all that this forks, is limited together."""
+    """One cgroup of ours without children: what is moved into it, and all that this forks, is limited together.
 
-    def __init__(self, path: Path, controllers: frozenset[str]) -> None:
-        self.path = path
-        self.controllers = controllers
+    Attributes:
+        path: Its folder.
+        controllers: Those of "memory" and "pids" that it has.
+        holds_processes: It was given a bound on processes.
+    """
+
+    def __init__(self, delegation: Delegation, name: str) -> None:
+        self.path = delegation.path / name
+        self.controllers = delegation.controllers
+        self._version = delegation.version
+        self.holds_processes = False
 
     @classmethod
     def create(
@@ -150,7 +197,7 @@ class Leaf:
         if not _NAME.fullmatch(name):
             msg = f"cgroup name {name!r}: use letters, digits, '-' and '_'"
             raise ValueError(msg)
-        leaf = cls(delegation.path / name, delegation.controllers)
+        leaf = cls(delegation, name)
         try:
             leaf.path.mkdir(mode=0o755)
         except OSError as error:
@@ -174,6 +221,7 @@ class Leaf:
                         raise
         if "pids" in self.controllers and processes is not None:
             (self.path / "pids.max").write_text(f"{processes}\n", "ascii")
+            self.holds_processes = True
 
     def procs_fd(self) -> int:
         """Return a new descriptor of `cgroup.procs`: who writes "0" to it moves itself in. The caller closes it."""
@@ -191,6 +239,14 @@ class Leaf:
         finally:
             os.close(fd)
 
+    def takes(self, pid: int) -> bool:
+        """Move a process in, and say whether the kernel shows it there."""
+        try:
+            self.add(pid)
+        except OSError:
+            return False
+        return str(pid) in _word(self.path / "cgroup.procs").split()
+
     def kill(self) -> bool:
         """Kill all members at once, also what they fork meanwhile; False where the kernel cannot (before 5.14)."""
         try:
@@ -205,6 +261,8 @@ class Leaf:
 
     def is_populated(self) -> bool:
         """Say whether a member lives."""
+        if self._version == 1:
+            return _word(self.path / "cgroup.procs") != ""
         return _counters(self.path / "cgroup.events").get("populated", 0) != 0
 
     def events(self) -> dict[str, int]:
@@ -218,6 +276,10 @@ class Leaf:
     def oom_kills(self) -> int:
         """Return how many members the kernel killed for want of memory; 0 without the memory controller."""
         return self.events().get("memory.oom_kill", 0)
+
+    def refused_forks(self) -> int:
+        """Return how many forks the kernel has refused; 0 without the pids controller."""
+        return self.events().get("pids.max", 0)
 
     def memory_current(self) -> int | None:
         """Return the bytes that all members use together, page cache included, or None where it is not counted."""
@@ -239,6 +301,12 @@ class Leaf:
         return True
 
     def _wait_until_empty(self, deadline: float) -> bool:
+        if self._version == 1:  # which tells nobody when its last member ends
+            while self.is_populated():
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(_LOOK_AGAIN_S)
+            return True
         try:
             fd = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -262,22 +330,69 @@ def _refused(path: Path, error: OSError) -> RungError:
     )
 
 
-def limits_by(delegation: Delegation | None, uid: int) -> str:
+def leaf_name(watch: str) -> str:
+    """Return the name of a watch's leaf.
+
+    Args:
+        watch: Its id.
+    """
+    return f"{_PREFIX}{watch}"
+
+
+def clear_leaves(*watches: str, proc_cgroup: Path = _OWN_CGROUPS, mountinfo: Path = _OWN_MOUNTS) -> None:
+    """Remove the leaves of watches that are over, and empty ones that were left behind a minute ago or longer.
+
+    The kernel removes none that has a member.
+
+    Args:
+        watches: Their ids.
+        proc_cgroup: This process's cgroups, in the form of `/proc/<pid>/cgroup`.
+        mountinfo: This process's mounts, in the form of `/proc/<pid>/mountinfo`.
+    """
+    dead, now = {leaf_name(watch) for watch in watches}, time.time()
+    with contextlib.suppress(OSError):
+        cgroups, mounts = proc_cgroup.read_bytes(), mountinfo.read_bytes()
+        for folder in (*_ancestors(cgroups, mounts, 1), *_ancestors(cgroups, mounts, 2)):
+            for left in folder.glob(f"{_PREFIX}*"):
+                with contextlib.suppress(OSError):
+                    if left.name in dead:
+                        _remove(left, time.monotonic() + _END_S)  # its last members may be ending just now
+                    elif now - left.stat().st_ctime > _STALE_S:
+                        left.rmdir()
+
+
+def _remove(folder: Path, deadline: float) -> None:
+    while True:
+        try:
+            return folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def limits_by(delegation: Delegation | None, uid: int, *, traps_forks: bool | None = None) -> str:
     """Say in one line who holds which limit.
 
     Args:
         delegation: What `find_delegation` returned.
         uid: Our user id on the host; the kernel does not hold the host's root to RLIMIT_NPROC.
+        traps_forks: Whether a watch traps forks, so that the supervisor holds the bound on processes; None: say what
+            a watch on this machine would do on each rung.
     """
     controllers = delegation.controllers if delegation else frozenset()
     if "memory" in controllers:
         memory = "memory: cgroup v2"
     else:
         memory = "memory: rlimit for each process, supervisor for the sum (sampled at 10 Hz)"
-    if "pids" in controllers:
-        processes = "processes: cgroup v2"
-    elif uid == 0:
-        processes = "processes: supervisor (tasks counted at clone)"
+    by_supervisor = "supervisor (tasks counted at clone)"
+    if delegation is not None and "pids" in controllers:
+        by_kernel = f"cgroup v{delegation.version}"
     else:
-        processes = "processes: rlimit (RLIMIT_NPROC)"
-    return f"{memory}; {processes}; CPU time, open files and file size: rlimits; wall time and output: supervisor"
+        by_kernel = by_supervisor if uid == 0 else "rlimit (RLIMIT_NPROC)"
+    if traps_forks is None and by_kernel != by_supervisor:
+        processes = f"{by_kernel} on rung A, {by_supervisor} on B and C"
+    else:
+        processes = by_supervisor if traps_forks else by_kernel
+    rest = "CPU time, open files and file size: rlimits; wall time and output: supervisor"
+    return f"{memory}; processes: {processes}; {rest}"

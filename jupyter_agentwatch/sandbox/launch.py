@@ -61,20 +61,20 @@ class Starting:
     Args:
         layout: Mounts and made-up files.
         limits: Bounds that become rlimits of init and hence of every command.
-        count_tasks: Trap clone (see `FilterOptions`).
         stderr: Descriptor for what bubblewrap and init say.
 
     Raises:
         RungError: The machine is none of ours, or bubblewrap is not installed.
     """
 
-    def __init__(self, layout: Layout, limits: Limits, *, count_tasks: bool, stderr: int) -> None:
+    def __init__(self, layout: Layout, limits: Limits, *, stderr: int) -> None:
         machine = MACHINES.get(os.uname().machine)
         if machine is None:
             msg = f"probe 'machine' failed: {os.uname().machine} is not x86_64 or aarch64"
             raise RungError(msg)
+        self._machine = machine
+        self._limits = limits
         self._setup = {
-            "filter": compile_filter(machine, FilterOptions(count_tasks=count_tasks, memory_bytes=limits.memory_bytes)),
             "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
             "rlimits": rlimits(limits),
@@ -101,15 +101,23 @@ class Starting:
         """Return the standing sandbox.
 
         Args:
-            cgroup: Where init belongs, before it has any children (bubblewrap itself would have forked already).
+            cgroup: Where init belongs, before it has any children (bubblewrap itself would have forked already). Where
+                it does not bound processes, forks are trapped if the kernel bounds them in no other way.
 
         Raises:
             RungError: A step failed; what bubblewrap said is on `stderr`.
         """
         try:
-            sandbox = _handshake(self._process, self._control, self._status, self._setup)
-            if cgroup is not None:
-                cgroup.add(sandbox.init_pid)
+            # Before init is ready, and not after: the kernel may take 10 ms to move a process.
+            init_pid = _await_init(self._status)
+            leaf = cgroup if init_pid != 0 and cgroup is not None and cgroup.takes(init_pid) else None
+            is_bounded = leaf is not None and leaf.holds_processes
+            # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
+            traps_forks = self._limits.processes is not None and os.getuid() == 0 and not is_bounded
+            options = FilterOptions(count_tasks=traps_forks, memory_bytes=self._limits.memory_bytes)
+            setup = self._setup | {"filter": compile_filter(self._machine, options)}
+            sandbox = _handshake(self._process, self._control, init_pid, setup)
+            sandbox.leaf, sandbox.traps_forks = leaf, traps_forks
         except BaseException:
             self._process.kill()
             self._process.wait()
@@ -191,6 +199,14 @@ def rlimits(limits: Limits) -> dict[str, int]:
     return bounds
 
 
+def _await_init(status: int) -> int:
+    """Wait until bubblewrap has made init; return its process id, or 0 where bubblewrap ends before."""
+    ready = select.poll()
+    ready.register(status, select.POLLIN)
+    said = os.read(status, 4096) if ready.poll(_START_TIMEOUT_S * 1000) else b""
+    return int(json.loads(said.split(b"\n")[0])["child-pid"]) if said else 0
+
+
 def _await_answer(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
     """Wait until init says something. When bubblewrap ends before, what it has made can hang on and say nothing.
 
@@ -208,9 +224,7 @@ def _await_answer(process: subprocess.Popen[bytes], ours: socket.socket) -> None
         os.close(ended)
 
 
-def _handshake(
-    process: subprocess.Popen[bytes], ours: socket.socket, status_read: int, setup: dict[str, Any]
-) -> Sandbox:
+def _handshake(process: subprocess.Popen[bytes], ours: socket.socket, init_pid: int, setup: dict[str, Any]) -> Sandbox:
     ours.settimeout(_START_TIMEOUT_S)
     try:
         ours.send(marshal.dumps(setup))
@@ -234,7 +248,6 @@ def _handshake(
     if reply.get("ready") != 1 or len(sockets) != _SOCKETS:
         msg = f"probe 'pid namespace' failed: init is process {reply.get('ready')} and sent {len(sockets)} sockets"
         raise RungError(msg)
-    init_pid = int(json.loads(os.read(status_read, 4096).split(b"\n")[0])["child-pid"])
     dns_udp, dns_tcp, gateway4, gateway6, parking4, parking6 = sockets
     from jupyter_agentwatch.sandbox.standing import Sandbox  # now, while nobody waits for bubblewrap to be started
 

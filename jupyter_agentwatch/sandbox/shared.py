@@ -135,8 +135,8 @@ class SharedStarting:
         """
         try:
             sandbox = _handshake(self._process, self._control, self._setup)
-            if cgroup is not None:
-                cgroup.add(sandbox.init_pid)
+            if cgroup is not None and cgroup.takes(sandbox.init_pid):
+                sandbox.leaf = cgroup
         except BaseException:
             self._process.kill()
             self._process.wait()
@@ -211,6 +211,7 @@ def _handshake(process: subprocess.Popen[bytes], ours: socket.socket, setup: byt
         gateway=(open_listening(socket.AF_INET, _BACKLOG), open_listening(socket.AF_INET6, _BACKLOG)),
         parking=(open_parking(socket.AF_INET), open_parking(socket.AF_INET6)),
         forker=int(json.loads(data)["forker"]),
+        traps_forks=True,
     )
 
 

@@ -10,10 +10,13 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jupyter_agentwatch.sandbox.census import count_in_namespace, namespace_of
 from jupyter_agentwatch.sandbox.usage import Usage, bytes_in_memory_files, measure
+
+if TYPE_CHECKING:
+    from jupyter_agentwatch.sandbox.cgroup import Leaf
 
 __all__ = ["Sandbox"]
 
@@ -33,6 +36,8 @@ class Sandbox:
         gateway: Listening sockets inside: IPv4, IPv6.
         parking: Sockets inside that leave every SYN to them unanswered: IPv4, IPv6.
         forker: Thread of init that forks commands, where that is not its first one.
+        traps_forks: Forks inside are trapped, and wait for the supervisor.
+        leaf: The cgroup that init is in, hence all that it forks, if it has one of its own.
     """
 
     process: subprocess.Popen[bytes]
@@ -45,6 +50,8 @@ class Sandbox:
     gateway: tuple[socket.socket, socket.socket]
     parking: tuple[socket.socket, socket.socket]
     forker: int = 0
+    traps_forks: bool = False
+    leaf: Leaf | None = None
     shares_network: ClassVar[bool] = False
     _namespace: int = 0
 

@@ -18,8 +18,16 @@ import msgspec
 from jupyter_agentwatch import __version__
 from jupyter_agentwatch.errors import AgentwatchError, RungError
 from jupyter_agentwatch.policy import Limits, Policy
-from jupyter_agentwatch.sandbox.cgroup import Delegation, Leaf, find_delegation, limits_by
-from jupyter_agentwatch.sandbox.places import check_workspace
+from jupyter_agentwatch.sandbox.cgroup import (
+    Delegation,
+    Leaf,
+    can_be_left,
+    clear_leaves,
+    find_delegation,
+    leaf_name,
+    limits_by,
+)
+from jupyter_agentwatch.sandbox.places import check_workspace, plan_places
 from jupyter_agentwatch.supervisor.claims import Claim, claim_workspace, clear_away, forget_silence, sweep
 from jupyter_agentwatch.supervisor.descriptors import make_room
 from jupyter_agentwatch.supervisor.ground import Site, begin
@@ -68,11 +76,32 @@ def main() -> int:
     os._exit(0)
 
 
-def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits) -> Leaf | None:
+def _delegation_for(site: Site) -> Delegation | None:
+    """Return where the watch's cgroup can be, None also where its programs could move themselves out of it."""
+    delegation = find_delegation()
     if delegation is None or not delegation.controllers:
         return None
-    tasks = None if limits.processes is None else limits.processes + 1  # init counts, too
-    return Leaf.create(delegation, f"agentwatch-{watch}", memory_bytes=limits.memory_bytes, processes=tasks)
+    places = plan_places(site.policy, site.workspace, site.python, site.package)
+    writable = [Path(os.path.realpath(each)) for each, mode in places.items() if mode == "rw"]
+    return None if can_be_left(writable) else delegation
+
+
+def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits, rung: str) -> Leaf | None:
+    """Make the watch's cgroup, or return None where there is nothing for it to hold, or the kernel refuses it.
+
+    Args:
+        delegation: Where.
+        watch: Whose.
+        limits: Its bounds.
+        rung: Without a PID namespace forks are trapped in any case, and the supervisor holds the bound on them.
+    """
+    processes = limits.processes + 1 if limits.processes is not None and rung == "A" else None  # init counts, too
+    if delegation is None or (processes is None and "memory" not in delegation.controllers):
+        return None
+    try:
+        return Leaf.create(delegation, leaf_name(watch), memory_bytes=limits.memory_bytes, processes=processes)
+    except RungError:
+        return None  # as where nothing is delegated
 
 
 def _diagnosis(text: str, policy: Policy) -> str:
@@ -110,7 +139,7 @@ def _report(report: LaunchReport) -> None:
     os.close(quiet)
 
 
-def _site(launch: Launch, workspace: Path, *, count_tasks: bool) -> Site:
+def _site(launch: Launch, workspace: Path) -> Site:
     return Site(
         policy=launch.policy,
         workspace=workspace,
@@ -118,7 +147,6 @@ def _site(launch: Launch, workspace: Path, *, count_tasks: bool) -> Site:
         package=Path(__file__).resolve().parent.parent,
         passed=launch.environ,
         fresh=Path(launch.socket).with_suffix(".fresh"),
-        count_tasks=count_tasks,
     )
 
 
@@ -169,14 +197,10 @@ def _start_proxy(launch: Launch) -> ProxyProcess | None:
 def _on(workspace: Path, launch: Launch) -> Supervisor:
     policy = launch.policy
     make_room()
-    delegation = find_delegation()
-    by = limits_by(delegation, os.getuid())
-    holds = delegation.controllers if delegation is not None else frozenset()
-    # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
-    count_tasks = policy.limits.processes is not None and os.getuid() == 0 and "pids" not in holds
-    watch_memory = policy.limits.memory_bytes is not None and "memory" not in holds
     proxy = _start_proxy(launch)
-    ground, next_best = begin(_site(launch, workspace, count_tasks=count_tasks))
+    site = _site(launch, workspace)
+    ground, next_best = begin(site)
+    delegation = _delegation_for(site)  # while bubblewrap is at work
     # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side, so
     # what is not needed before is imported here (tests/test_supervisor_start.py).
     from jupyter_agentwatch.policy import check_policy
@@ -188,12 +212,14 @@ def _on(workspace: Path, launch: Launch) -> Supervisor:
     # Whoever started us may not have checked it. Nothing runs inside yet, and bubblewrap ends with us.
     policy = check_policy(policy, "the policy")
     gpus = checked_source(policy)
-    leaf = _make_leaf(delegation, launch.watch, policy.limits)
     try:
-        sandbox = ground.finish(leaf)
+        sandbox = ground.finish(_make_leaf(delegation, launch.watch, policy.limits, ground.rung))
     except RungError as refusal:
         ground = next_best(refusal)
-        sandbox = ground.finish(leaf)
+        clear_leaves(launch.watch)
+        sandbox = ground.finish(_make_leaf(delegation, launch.watch, policy.limits, ground.rung))
+    leaf = sandbox.leaf
+    by = limits_by(delegation if leaf is not None else None, os.getuid(), traps_forks=sandbox.traps_forks)
     log = _new_log(launch, policy, rung=ground.rung, limits_by=by)
     supervisor: Supervisor | None = None
 
@@ -211,9 +237,8 @@ def _on(workspace: Path, launch: Launch) -> Supervisor:
         host=Host(
             ground.rung,
             by,
-            # Without a PID namespace, a bound on the user's processes would count others of theirs.
-            count_tasks=count_tasks or (sandbox.shares_network and policy.limits.processes is not None),
-            watch_memory=watch_memory,
+            count_tasks=sandbox.traps_forks and policy.limits.processes is not None,
+            watch_memory=policy.limits.memory_bytes is not None and (leaf is None or "memory" not in leaf.controllers),
             leaf=leaf,
             gpus=gpus,
             writable=ground.writable,

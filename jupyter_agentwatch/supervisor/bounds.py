@@ -2,7 +2,7 @@
 
 It looks at 10 Hz, at 1 Hz where there is nothing to hold and only something to tell. What comes and goes between two
 looks is not seen: memory may be over its bound for that long, and a fork, a file or an allocation that the kernel
-refuses then leaves no record.
+refuses then leaves no record. Only a cgroup counts the forks that it refuses: none of these is missed.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class BoundsWatch:
     def __init__(self, limits: Limits, host: Host, sandbox: Sandbox, commands: Commands, recorder: Recorder) -> None:
         self._memory_bytes = limits.memory_bytes if host.watch_memory else None
         self._processes = limits.processes if host.watch_tasks else None
+        self._leaf = host.leaf if host.asks_leaf else None
+        self._refused = 0
         self._limits = limits
         own = () if sandbox.shares_network else ("/tmp", "/dev/shm", HOME)  # noqa: S108 -- the sandbox's own
         self._folders = [f"/proc/{sandbox.init_pid}/root{folder}" for folder in own]
@@ -85,6 +87,27 @@ class BoundsWatch:
             if self._memory_bytes is not None and usage.resident_bytes + in_files > self._memory_bytes:
                 await self._end_all(usage.resident_bytes, in_files, self._memory_bytes)
             self._tell_all(usage)
+
+    async def watch_refusals(self) -> None:
+        """Tell of forks that the cgroup refuses, until cancelled; a look at its counter costs next to nothing."""
+        while self._leaf is not None:
+            await asyncio.sleep(_SAMPLE_S)
+            self.tell_refused()
+
+    def tell_refused(self, step: int = 0) -> None:
+        """Record that the cgroup has refused forks since the last time, if it has.
+
+        Args:
+            step: Whose command has just ended, 0 for none.
+        """
+        refused = 0 if self._leaf is None else self._leaf.refused_forks()
+        if refused <= self._refused:
+            return
+        self._refused = refused
+        bound = self._limits.processes or 0
+        # The kernel does not say whom it refused: the step that has most tasks is named, or the last to have had any.
+        most = _most_tasks(self._sandbox.usage(), self._commands.step_of_session)
+        self._tell(most or step or self._commands.steps, "processes", bound, bound, "forks denied by the kernel")
 
     def _look(self) -> tuple[Usage, int]:
         if self._memory_bytes is None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from jupyter_agentwatch.errors import WorkspaceError
+from jupyter_agentwatch.sandbox.cgroup import clear_leaves
 from jupyter_agentwatch.wire.runtime import audit_log, control_socket, is_watch_id, runtime_dir
 
 __all__ = ["Claim", "claim_workspace", "clear_away", "forget_silence", "sweep"]
@@ -92,7 +93,7 @@ def sweep() -> None:
 
 
 def clear_away(watch: str) -> None:
-    """End a launcher that hangs and what outlived its init; remove a watch's socket, folders and half-made anchor.
+    """End a launcher that hangs and what outlived its init; remove a watch's cgroup, socket, folders, half-made anchor.
 
     Args:
         watch: Its id; nothing of it may be in use any more.
@@ -106,6 +107,7 @@ def clear_away(watch: str) -> None:
 
     control = control_socket(watch)
     end_stragglers(control)
+    clear_leaves(watch)
     control.unlink(missing_ok=True)
     for suffix in _FOLDERS:
         shutil.rmtree(control.with_suffix(suffix), ignore_errors=True)

@@ -119,6 +119,7 @@ class Supervisor:
             environment=environment | (self._models.environment if self._models else {}),
             workspace=launch.workspace,
         )
+        self._bounds = BoundsWatch(policy.limits, host, sandbox, self.commands, recorder)
         self.circuit = self._make_circuit()
         measured = Measured(policy, sandbox, host.gpus, self._task_table, recorder, self.trip, self._measured_state)
         self.telemetry = TelemetryFeed(self._loop, measured, self._connections)
@@ -285,8 +286,8 @@ class Supervisor:
         self._spawn(self._network.tidy())
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
-        bounds = BoundsWatch(self._policy.limits, self.host, self.sandbox, self.commands, self.recorder)
-        self._spawn(bounds.watch())
+        self._spawn(self._bounds.watch())
+        self._spawn(self._bounds.watch_refusals())
         self._spawn(self.telemetry.run())
         if self.sandbox.shares_network:
             folders = [self._store.with_suffix(".fresh") / name for name in ("home", "tmp", "shm")]
@@ -405,6 +406,7 @@ class Supervisor:
         end = {"reason": reason, "killed": living, "survivors": survivors}
 
         def last_acts() -> None:
+            self._bounds.tell_refused()
             self.circuit.move(cause, by, reason)
             self._requests.agent_notes.end_all()
 
@@ -427,6 +429,7 @@ class Supervisor:
     # -- news from the rooms -------------------------------------------------------------------------------------
 
     def _process_ended(self, news: dict[str, Any]) -> None:
+        self._bounds.tell_refused(news["step"])
         self.commands.exited(news)
         if not self._will_look:
             # Looking takes the longer the more have ended: then at most half of the time, or news would pile up.

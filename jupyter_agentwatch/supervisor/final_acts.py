@@ -51,7 +51,7 @@ class FinalActs:
         A thread that hangs may be holding the log, and a disk may not answer: the end of the watch does not wait.
 
         Args:
-            last_acts: Records the breaker's last move, and what ends with the watch.
+            last_acts: Records what is not yet on record, the breaker's last move, and what ends with the watch.
             end: Fields of the log's last record: reason, killed, survivors.
             is_alarm: A critical finding goes before: the monitor itself was attacked, or has failed.
         """

@@ -44,7 +44,6 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         package: Our own package.
         passed: Variables of the owner's environment.
         fresh: Where a fresh home and folder for temporary files are made, where no mount can stand for them.
-        count_tasks: Trap forks, so that the supervisor can hold the bound on tasks.
     """
 
     policy: Policy
@@ -53,7 +52,6 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     package: Path
     passed: dict[str, str]
     fresh: Path
-    count_tasks: bool
 
 
 class _OnItsWay(Protocol):
@@ -131,7 +129,7 @@ def _in_namespaces(site: Site) -> Ground:
     layout = plan_layout(site.policy, site.workspace, site.python, site.package)
     return Ground(
         rung="A",
-        starting=Starting(layout, site.policy.limits, count_tasks=site.count_tasks, stderr=2),
+        starting=Starting(layout, site.policy.limits, stderr=2),
         environment=clean_environment(site.policy, site.passed, site.python, HOME, _TMP),
     )
 

@@ -24,7 +24,7 @@ class Host:
         limits_by: Who holds which limit, for people.
         count_tasks: The supervisor holds the bound on tasks.
         watch_memory: The supervisor holds the bound on memory.
-        leaf: The watch's cgroup, if one was delegated.
+        leaf: The watch's cgroup, if it has one.
         gpus: Opens the source of GPU samples.
         writable: Real names of what commands may write to, where no mounts hold that.
         proxy: The model proxy, where the policy has one.
@@ -42,4 +42,9 @@ class Host:
     @property
     def watch_tasks(self) -> bool:
         """The kernel holds the bound on tasks by RLIMIT_NPROC, and tells nobody."""
-        return not self.count_tasks and (self.leaf is None or "pids" not in self.leaf.controllers)
+        return not self.count_tasks and not self.asks_leaf
+
+    @property
+    def asks_leaf(self) -> bool:
+        """The kernel holds the bound on tasks by the watch's cgroup, and counts what it refuses."""
+        return self.leaf is not None and self.leaf.holds_processes
