@@ -244,9 +244,11 @@ def test_only_a_plain_name_in_the_systems_folders_is_fixed(watch: Watch) -> None
 
 
 def test_short_pipelines_of_a_shell_that_catches_signals_work(watch: Watch) -> None:
-    """A fork is taken before the end of an earlier child can interrupt it; nearly always, the scheduler has its say.
+    """Where no fork is trapped, none is interrupted by the end of an earlier child; elsewhere nearly none is.
 
-    Half of them failed where a call was taken only when the one before it had been served, after the new child.
+    A trapped fork is taken before that, unless the scheduler lets the child end first: half of them failed where a call
+    was taken only when the one before it had been served.
     """
     results = [watch.run(["sh", "-c", "(echo hi | cat) | cat"]) for _ in range(40)]
-    assert [result.stdout for result in results].count("hi\n") >= 32, results
+    is_trapped = "tasks counted at clone" in watch.status().limits_by
+    assert [result.stdout for result in results].count("hi\n") >= (32 if is_trapped else 40), results

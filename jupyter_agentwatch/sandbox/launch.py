@@ -203,8 +203,13 @@ def _await_init(status: int) -> int:
     """Wait until bubblewrap has made init; return its process id, or 0 where bubblewrap ends before."""
     ready = select.poll()
     ready.register(status, select.POLLIN)
-    said = os.read(status, 4096) if ready.poll(_START_TIMEOUT_S * 1000) else b""
-    return int(json.loads(said.split(b"\n")[0])["child-pid"]) if said else 0
+    said = b""
+    while b"\n" not in said:  # it writes its lines piece by piece
+        piece = os.read(status, 4096) if ready.poll(_START_TIMEOUT_S * 1000) else b""
+        if not piece:
+            return 0
+        said += piece
+    return int(json.loads(said.split(b"\n")[0])["child-pid"])
 
 
 def _await_answer(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
