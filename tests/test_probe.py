@@ -637,8 +637,9 @@ def test_a_watch_that_cannot_stand_at_all_says_why_of_each_rung() -> None:
 
 def test_a_read_only_cgroup_file_system_is_named() -> None:
     """As in a container: the limits go to others, and the fix bounds the container."""
-    find = "held=$(awk '$3 == \"cgroup2\" {print $2; exit}' /proc/mounts)"
-    report = report_of(setup=f'{find}; mount --bind "$held" "$held"; mount -o remount,bind,ro "$held"')
+    find = "awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts"
+    close = 'mount --bind "$held" "$held"; mount -o remount,bind,ro "$held"'
+    report = report_of(setup=f"for held in $({find}); do {close}; done")
     probed = named(report, "cgroup delegation")
     assert (probed.ok, probed.detail) == (
         False,

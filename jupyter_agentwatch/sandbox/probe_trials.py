@@ -369,7 +369,8 @@ def try_cgroup(bench: Bench) -> str:
         leaf.remove()
     bench.delegation = delegation
     controllers = "with " + " and ".join(sorted(delegation.controllers)) if delegation.controllers else "no controllers"
-    return f"{delegation.path}, {controllers}; {'kills all members at once' if kills else 'no cgroup.kill'}"
+    can_kill = "kills all members at once" if kills else "no cgroup.kill"
+    return f"{delegation.path} (cgroup v{delegation.version}), {controllers}; {can_kill}"
 
 
 def _no_cgroup() -> FailedTrialError:
