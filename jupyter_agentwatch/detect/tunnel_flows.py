@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final
 
@@ -91,16 +91,18 @@ _ENTROPY: Final = 3.3
 _BEATS: Final = 7
 _GAP_S: Final = 4.0
 _SPREAD: Final = 0.1
-_SERVICES: Final = listed(
-    "ngrok.io ngrok.com ngrok.app ngrok-free.app ngrok-agent.com argotunnel.com trycloudflare.com cftunnel.com "
-    "bore.pub loca.lt localtunnel.me "
-    "serveo.net localhost.run lhr.life lhr.rocks pinggy.io pinggy.link pagekite.me telebit.io localxpose.io loclx.io "
-    "playit.gg tunnelto.dev "
-    "tunnelmole.net zrok.io share.zrok.io inlets.dev packetriot.net localtonet.com devtunnels.ms "
-    "tunnels.api.visualstudio.com "
-    "global.rel.tunnels.api.visualstudio.com portmap.io remote.it ts.net tailscale.com zerotier.com jprq.io "
-    "gsocket.io srv.us tuns.sh tunnl.gg localcan.dev ngrok.dev "
-    "expose.dev tunnelin.com homeip.io burrow.io"
+_SERVICES: Final = frozenset(
+    listed(
+        "ngrok.io ngrok.com ngrok.app ngrok-free.app ngrok-agent.com argotunnel.com trycloudflare.com cftunnel.com "
+        "bore.pub loca.lt localtunnel.me loclx.io "
+        "serveo.net localhost.run lhr.life lhr.rocks pinggy.io pinggy.link pagekite.me telebit.io localxpose.io "
+        "playit.gg tunnelto.dev "
+        "tunnelmole.net zrok.io inlets.dev packetriot.net localtonet.com devtunnels.ms "
+        "tunnels.api.visualstudio.com "
+        "portmap.io remote.it ts.net tailscale.com zerotier.com jprq.io "
+        "gsocket.io srv.us tuns.sh tunnl.gg localcan.dev ngrok.dev "
+        "expose.dev tunnelin.com homeip.io burrow.io"
+    )
 )
 # Their clients connect to the bare name.
 _ENDPOINTS: Final = frozenset({"serveo.net", "localhost.run", "bore.pub", "srv.us", "tuns.sh", "gsocket.io"})
@@ -116,6 +118,15 @@ def label_entropy(text: str) -> float:
         return 0.0
     counts = Counter(text)
     return -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
+
+
+def _domains_of(name: str) -> Iterator[str]:
+    """Yield the domains that a name stands in, the largest first, and at last the name itself."""
+    dot = name.rfind(".")
+    while dot >= 0:
+        yield name[dot + 1 :]
+        dot = name.rfind(".", 0, dot)
+    yield name
 
 
 class _Domain(msgspec.Struct):
@@ -174,7 +185,7 @@ class TunnelFlowDetector:
 
     def _service(self, event: Flow | Dns, name: str) -> Iterable[Draft]:
         name = name.lower().rstrip(".")
-        domain = next((d for d in _SERVICES if name == d or name.endswith("." + d)), "")
+        domain = next((d for d in _domains_of(name) if d in _SERVICES), "")
         below = name[: -len(domain)].rstrip(".") if domain else ""
         counts = below not in _BARE or (not below and domain in _ENDPOINTS)
         if domain and counts and self._said.first("service", event.step, domain):
