@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,7 +12,7 @@ import msgspec
 
 from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
 from jupyter_agentwatch.detect.sigma_fields import AFTER_EXEC
-from jupyter_agentwatch.detect.sigma_form import CompiledRules, Rule, Window
+from jupyter_agentwatch.detect.sigma_form import ANYWHERE, CompiledRules, Rule, Window
 from jupyter_agentwatch.detect.sigma_index import Index, facts_of
 from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.detect.sigma_windows import Windows
@@ -29,6 +29,17 @@ _QUIET_NS: Final = 1_000_000_000
 
 _KEPT: Final = 8192
 
+_COMMANDS: Final = 1024
+_SHORT: Final = 2048
+_OF_COMMAND: Final = frozenset(
+    {
+        *(ANYWHERE, "image", "name", "command_line", "user", "argv", "path", "current_directory", "audit_type"),
+        *("parent_image", "parent_command_line"),
+    }
+)
+_Command = tuple[str, tuple[str, ...], str, str, str, str]
+"""What decides those facts: image, arguments, path, folder, and the parent's image and command line."""
+
 
 class _Program(msgspec.Struct):
     """What runs, or was asked to run, under a process id. `seen` are numbers of the rules that the claim has met."""
@@ -40,11 +51,39 @@ class _Program(msgspec.Struct):
 
 
 class _Rules:
-    """Rules over one kind of event, with the index over them."""
+    """Rules over one kind of event, with the index over them.
 
-    def __init__(self, kind: str, rules: list[tuple[int, Rule]]) -> None:
+    Args:
+        stage: The kind; "exec.post" for execs whose program runs.
+        rules: The rules, each with its number among all.
+
+    Attributes:
+        numbers: Their numbers.
+        index: The index.
+    """
+
+    def __init__(self, stage: str, rules: list[tuple[int, Rule]]) -> None:
         self.numbers = [number for number, _ in rules]
-        self.index = Index([rule.node for _, rule in rules], kind)
+        self.index = Index([rule.node for _, rule in rules], stage.partition(".")[0])
+        facts = frozenset[str]().union(*(facts_of(rule.node) for _, rule in rules))
+        self._is_steady = {fact.partition("[")[0] for fact in facts} <= _OF_COMMAND
+        self._known: dict[_Command, tuple[int, ...]] = {}
+
+    def known(self, command: _Command) -> tuple[int, ...] | None:
+        """Return the numbers of the rules that match a command, where it was looked at lately."""
+        return self._known.get(command)
+
+    def remember(self, command: _Command, numbers: tuple[int, ...]) -> None:
+        """Keep what `known` returns, where every rule asks only for what makes the command."""
+        if not self._is_steady:
+            return
+        self._known[command] = numbers
+        if len(self._known) > _COMMANDS:
+            del self._known[next(iter(self._known))]
+
+    def forget(self) -> None:
+        """Look at every command again: other rules are in service now."""
+        self._known.clear()
 
 
 class SigmaDetector:
@@ -66,7 +105,7 @@ class SigmaDetector:
             for kind in rule.kinds:
                 stage = "exec.post" if kind == "exec" and facts_of(rule.node) & AFTER_EXEC else kind
                 by_kind.setdefault(stage, []).append((number, rule))
-        self._by_kind = {stage: _Rules(stage.partition(".")[0], each) for stage, each in by_kind.items()}
+        self._by_kind = {stage: _Rules(stage, each) for stage, each in by_kind.items()}
         wanted = {kind.partition(".")[0] for kind in by_kind}
         self.kinds = frozenset(wanted | {"exec", "exit", "step"}) if wanted else frozenset()
         self._claims: OrderedDict[int, _Program] = OrderedDict()
@@ -76,21 +115,23 @@ class SigmaDetector:
         self._looked: list[tuple[_Rules, View]] = []
         self._slowness: Slowness[int] = Slowness()
 
-    def feed(self, event: AnyEvent) -> Iterator[Draft]:
+    def feed(self, event: AnyEvent) -> list[Draft]:
         """Match one event; see `Detector`."""
         self._looked.clear()
         if isinstance(event, Exec):
-            yield from self._claim(event) if event.basis == "claimed" else self._truth(event)
-            return
+            return self._claim(event) if event.basis == "claimed" else self._truth(event)
         if isinstance(event, Step):
             _keep(self._folders, event.step, event.cwd or self._folders.get(event.step, ""))
         elif isinstance(event, Exit):
             self._programs.pop(event.pid, None)  # the number may be a stranger's next
-        kind = str(event.__struct_config__.tag)
-        if kind in self._by_kind:
-            derive = _DERIVE.get(type(event))
-            view = View(event, derive(self, event)) if derive is not None else View(event)
-            yield from self._matched(kind, view, set())
+        rules = self._by_kind.get(str(event.__struct_config__.tag))
+        if rules is None:
+            return []
+        derive = _DERIVE.get(type(event))
+        view = View(event, derive(self, event)) if derive is not None else View(event)
+        found: list[Draft] = []
+        self._matched(self._look(rules, view, found), view, set(), found)
+        return found
 
     def narrow(self, event: AnyEvent, meter: Meter) -> Iterator[Draft]:
         """Put the one rule out of service that was slow again and again."""
@@ -105,49 +146,61 @@ class SigmaDetector:
             for rules in self._by_kind.values():
                 if number in rules.numbers:
                     rules.index.disable(rules.numbers.index(number))
+                    rules.forget()
             yield _failure(self._rules[number], f"it took {spent_ns / 1e6:.0f} ms for one event, again", event)
 
     def restore(self) -> None:
         """Take the rules that were slow into service again."""
         for rules in self._by_kind.values():
             rules.index.restore()
+            rules.forget()
         self._slowness = Slowness()
 
-    def _claim(self, event: Exec) -> Iterator[Draft]:
+    def _claim(self, event: Exec) -> list[Draft]:
         program = _Program(event.path, " ".join(event.argv), tuple(event.argv))
         _keep(self._claims, event.seq, program)
-        if "exec" in self._by_kind:
-            yield from self._matched("exec", View(event, self._exec_facts(event, program)), program.seen)
+        return self._of_command("exec", event, program, None)
 
-    def _truth(self, event: Exec) -> Iterator[Draft]:
+    def _truth(self, event: Exec) -> list[Draft]:
         claim = self._claims.pop(event.claim_seq, None) or _Program("", "")
         program = _Program(event.exe, claim.command_line, claim.argv, claim.seen)
         _keep(self._programs, event.pid, program)
+        parent = self._programs.get(event.ppid)
         # A link leads elsewhere than its name says: rules about either are met.
-        again = ("exec",) if event.exe != claim.image and "exec" in self._by_kind else ()
-        stages = (*again, *(("exec.post",) if "exec.post" in self._by_kind else ()))
-        if stages:
-            parent = self._programs.get(event.ppid)
-            facts = self._exec_facts(event, program)
-            if parent is not None:
-                facts["parent_image"] = parent.image
-                facts["parent_command_line"] = parent.command_line
-            facts["parent_pid"] = event.ppid
-            view = View(event, facts)
-            for stage in stages:
-                yield from self._matched(stage, view, claim.seen)
+        again = self._of_command("exec", event, program, parent) if event.exe != claim.image else []
+        return again + self._of_command("exec.post", event, program, parent)
 
-    def _exec_facts(self, event: Exec, program: _Program) -> dict[str, Any]:
-        return {
+    def _of_command(self, stage: str, event: Exec, program: _Program, parent: _Program | None) -> list[Draft]:
+        """Match an exec; what the rules of a stage make of a command is the same the next time."""
+        rules = self._by_kind.get(stage)
+        if rules is None:
+            return []
+        path, folder = event.path or program.image, self._folders.get(event.step, "")
+        by = parent or _UNKNOWN
+        command = (program.image, program.argv, path, folder, by.image, by.command_line)
+        numbers = rules.known(command)
+        if numbers is not None and program.seen.issuperset(numbers):
+            return []
+        facts = {
             "image": program.image,
             "name": program.image.rpartition("/")[2],
             "command_line": program.command_line,
             "user": self._user,
             "argv": program.argv,
-            "path": event.path or program.image,
-            "current_directory": self._folders.get(event.step, ""),
+            "path": path,
+            "current_directory": folder,
             "audit_type": "EXECVE",
+            "parent_image": by.image,
+            "parent_command_line": by.command_line,
+            "parent_pid": None if event.basis == "claimed" else event.ppid,
         }
+        view, found = View(event, facts), list[Draft]()
+        if numbers is None:
+            numbers = self._look(rules, view, found)
+            if len(program.command_line) <= _SHORT:
+                rules.remember(command, numbers)
+        self._matched(numbers, view, program.seen, found)
+        return found
 
     def _process_facts(self, program: _Program) -> dict[str, Any]:
         return {
@@ -166,30 +219,33 @@ class SigmaDetector:
     def _file_facts(self, event: FileOp) -> dict[str, Any]:
         return {**self._of_process(event), "target": event.path2 or event.path, "audit_type": "PATH"}
 
-    def _matched(self, kind: str, view: View, seen: set[int]) -> Iterator[Draft]:
-        """Yield what the rules of a kind make of an event, but for those in `seen`, and add them there."""
-        rules = self._by_kind[kind]
+    def _look(self, rules: _Rules, view: View, found: list[Draft]) -> tuple[int, ...]:
+        """Return the numbers of the rules that match; one that fails goes out of service, and `found` tells it."""
         self._looked.append((rules, view))
         try:
             matches = rules.index.matches(view)
         except Exception:  # noqa: BLE001 - `failing` names the rule, and the others go on
-            for number, error in rules.index.failing(view):
+            for place, error in rules.index.failing(view):
                 reason = f"{type(error).__name__}: {str(error)[:200]}"
-                yield _failure(self._rules[rules.numbers[number]], reason, view.event)
+                found.append(_failure(self._rules[rules.numbers[place]], reason, view.event))
+            rules.forget()
             matches = rules.index.matches(view)
-        for match in matches:
-            number = rules.numbers[match]
+        return tuple([rules.numbers[place] for place in matches])
+
+    def _matched(self, numbers: Iterable[int], view: View, seen: set[int], found: list[Draft]) -> None:
+        """Add to `found` what matching rules make of an event, but for those in `seen`, and add them there."""
+        for number in numbers:
             if number in seen:
                 continue
             seen.add(number)
             rule = self._rules[number]
             if rule.reported and self._is_news(rule.id, view.event):
-                yield _draft(rule, (view.event.seq,), view.event)
+                found.append(_draft(rule, (view.event.seq,), view.event))
             for fired in self._windows.feed(rule.id, view):
                 if fired.forgot:
-                    yield _forgotten(fired.window, view.event)
+                    found.append(_forgotten(fired.window, view.event))
                 elif fired.window.reported:
-                    yield _draft(fired.window, fired.evidence, view.event)
+                    found.append(_draft(fired.window, fired.evidence, view.event))
 
     def _is_news(self, rule: str, event: Event) -> bool:
         key = (rule, event.step)

@@ -106,7 +106,7 @@ class Index:
         self._slow.clear()
 
     def _candidates(self, view: View) -> set[int]:
-        found = set(self._everywhere)
+        found = self._everywhere.copy()
         if self._by_program:
             for image in view.lowered(_IMAGE):
                 found |= self._by_program.get(image.rpartition("/")[2], _NOBODY)
