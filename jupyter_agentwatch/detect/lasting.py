@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
-from jupyter_agentwatch.detect.expressions import lazy_pattern
+from jupyter_agentwatch.detect.expressions import lazy_pattern, needed_texts
 
 __all__ = ["persistence_of"]
 
@@ -54,10 +55,19 @@ _PERSISTENT: Final = (
 )
 
 
+@cache
+def _hints() -> tuple[str, ...]:
+    """Texts of which one stands in every path of which something is said."""
+    return needed_texts([pattern.pattern for pattern, _ in _PERSISTENT], ("/.", "/etc/", "/systemd/"))
+
+
 def persistence_of(path: str) -> str:
     """Return what kind of persistence writing to a path would be ("cron", "service", "authorized_keys" …), or "".
 
     Args:
         path: Absolute path, or one that begins with `~`.
     """
-    return next((kind for pattern, kind in _PERSISTENT if pattern.search(path)), "")
+    for hint in _hints():
+        if hint in path:
+            return next((kind for pattern, kind in _PERSISTENT if pattern.search(path)), "")
+    return ""

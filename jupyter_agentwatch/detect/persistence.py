@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Final
 
 from jupyter_agentwatch.detect.bounded import Said
-from jupyter_agentwatch.detect.expressions import lazy_pattern
+from jupyter_agentwatch.detect.expressions import lazy_pattern, needed_texts
 from jupyter_agentwatch.detect.lasting import persistence_of
 from jupyter_agentwatch.detect.model import Draft
 from jupyter_agentwatch.detect.rule import Rule, draft
@@ -72,6 +73,18 @@ PERSISTENCE_RULES: Final = (WRITTEN, HIDDEN_PROGRAM, MEMORY_WRITE, MASQUERADE)
 """Every rule of this detector."""
 
 
+@cache
+def _memory_hints() -> tuple[str, ...]:
+    return needed_texts([_MEMORY.pattern], ("/proc/", "/sys/"))
+
+
+def _reaches_memory(path: str) -> bool:
+    for hint in _memory_hints():
+        if hint in path:
+            return _MEMORY.search(path) is not None
+    return False
+
+
 class PersistenceDetector:
     """Looks at names of files that are changed and of programs that run."""
 
@@ -91,15 +104,17 @@ class PersistenceDetector:
 
     def _file(self, event: FileOp) -> Iterable[Draft]:
         if event.op in ("unlink", "unlinkat", "rmdir"):
-            return
+            return ()
+        found: list[Draft] = []
         # In their order: a set's differs from one process to the next, and a replay has to find the same.
-        for path in filter(None, dict.fromkeys((event.path, event.path2, event.resolved, event.resolved2))):
+        for path in dict.fromkeys((event.path, event.path2, event.resolved, event.resolved2)):
             kind = persistence_of(path)
             if kind and self._said.first("written", event.step, path):
                 shared = kind in ("start-up", "notebook") and _EVERYBODYS.match(path)
-                yield draft(WRITTEN, event, f"{kind}: {path}", severity=None if shared else _KINDS.get(kind))
-            elif _MEMORY.search(path) and self._said.first("memory", event.step, path):
-                yield draft(MEMORY_WRITE, event, path)
+                found.append(draft(WRITTEN, event, f"{kind}: {path}", severity=None if shared else _KINDS.get(kind)))
+            elif _reaches_memory(path) and self._said.first("memory", event.step, path):
+                found.append(draft(MEMORY_WRITE, event, path))
+        return found
 
     def _claimed(self, event: Exec) -> Iterable[Draft]:
         if not event.argv:

@@ -6,23 +6,17 @@ RE2 is loaded when the first text comes, so that a watch does not wait for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from jupyter_agentwatch.detect.expressions import lazy_pattern
+from jupyter_agentwatch.detect.expressions import lazy_pattern, parted
 from jupyter_agentwatch.detect.rule import Check, Ruleset
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.detect.search import PatternSet
 
 __all__ = ["Shape", "Shapes"]
-
-# What cannot be told apart without reading the whole: references back, and flags inside.
-_WHOLE: Final = lazy_pattern(r"\\[1-9]|\(\?[a-zA-Z(-]")
-_PIECE: Final = lazy_pattern(
-    r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*\]|\{\d*,?\d*\}\??|[*+?]\??|[()|.^$]|[^\\\[{*+?()|.^$]|.", re.DOTALL
-)
 
 
 class Shape:
@@ -60,8 +54,8 @@ class Shape:
     def _parts(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
         """The expression's alternatives, each behind a text that it cannot do without."""
         parts: dict[str, list[str]] = {}
-        for alternative in _alternatives(self._expression):
-            parts.setdefault(_needed(alternative), []).append(alternative)
+        for text, alternative in parted(self._expression):
+            parts.setdefault(text.lower(), []).append(alternative)
         return tuple((text, lazy_pattern("|".join(each), re.IGNORECASE)) for text, each in parts.items())
 
 
@@ -109,36 +103,3 @@ class Shapes:
         self._owners = list(owners.values())
         self._marks = PatternSet(owners, literal=True)
         return self._marks
-
-
-def _alternatives(expression: str) -> list[str]:
-    """Part an expression at the bars that stand in no group."""
-    if _WHOLE.search(expression):
-        return [expression]
-    found, depth = [""], 0
-    for piece in _PIECE.findall(expression):
-        depth += (piece == "(") - (piece == ")")
-        if piece == "|" and not depth:
-            found.append("")
-        else:
-            found[-1] += piece
-    return found
-
-
-def _needed(alternative: str) -> str:
-    """Return the longest text, in lower case, that stands in each match of an expression without bars; "" for none."""
-    return max(_runs(alternative), key=len).lower()
-
-
-def _runs(alternative: str) -> Iterator[str]:
-    run, depth = "", 0
-    for piece in _PIECE.findall(alternative):
-        depth += (piece == "(") - (piece == ")")
-        literal = piece[-1] if len(piece) == 1 or not (piece[0] != "\\" or piece[1].isalnum()) else ""
-        if literal and not depth and (len(piece) == 2 or piece not in "()|.^$*+?"):
-            run += literal
-            continue
-        optional = piece[0] in "*?" or (piece[0] == "{" and len(piece) > 1)
-        yield run[:-1] if optional else run
-        run = ""
-    yield run

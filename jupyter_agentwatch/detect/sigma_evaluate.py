@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from math import isfinite
 from typing import Any, cast
@@ -98,7 +98,7 @@ def compiled(node: Node, banks: PatternBanks) -> Test:
     """
     match node:
         case AllOf(parts):
-            return _all_of([compiled(part, banks) for part in parts])
+            return _all_of([compiled(part, banks) for part in _flattened(parts)])
         case AnyOf(parts):
             return _any_of([compiled(part, banks) for part in parts])
         case Not(part):
@@ -109,6 +109,15 @@ def compiled(node: Node, banks: PatternBanks) -> Test:
             return lambda view: number in bank.found_in(view)
         case _:
             return _leaf(node)
+
+
+def _flattened(parts: Iterable[Node]) -> Iterator[Node]:
+    """Yield the parts of a conjunction, those of conjunctions in it in their place."""
+    for part in parts:
+        if isinstance(part, AllOf):
+            yield from _flattened(part.parts)
+        else:
+            yield part
 
 
 def _leaf(node: Text | InRange | Empty | Exists | Compare | SameAs) -> Test:
@@ -157,9 +166,9 @@ def _text(node: Text) -> Test:
         case "equals":
             return _equals(fact, frozenset(values), cased=cased)
         case "startswith":
-            return _with_edge(fact, values, str.startswith, cased=cased)
+            return _holding(fact, values, str.startswith, cased=cased)
         case "endswith":
-            return _with_edge(fact, values, str.endswith, cased=cased)
+            return _holding(fact, values, str.endswith, cased=cased)
         case "contains":
             return _contains(fact, values, cased=cased)
 
@@ -182,12 +191,12 @@ def _equals(fact: str, values: frozenset[str], *, cased: bool) -> Test:
     return test
 
 
-def _with_edge(fact: str, values: tuple[str, ...], edge: Callable[[str, Any], bool], *, cased: bool) -> Test:
+def _holding(fact: str, wanted: str | tuple[str, ...], holds: Callable[[str, Any], bool], *, cased: bool) -> Test:
     read = _reader(cased=cased)
 
     def test(view: View) -> bool:
         for text in read(view, fact):  # noqa: SIM110 - as above
-            if edge(text, values):
+            if holds(text, wanted):
                 return True
         return False
 
@@ -196,6 +205,8 @@ def _with_edge(fact: str, values: tuple[str, ...], edge: Callable[[str, Any], bo
 
 def _contains(fact: str, values: tuple[str, ...], *, cased: bool) -> Test:
     read = _reader(cased=cased)
+    if len(values) == 1:
+        return _holding(fact, values[0], str.__contains__, cased=cased)
 
     def test(view: View) -> bool:
         for text in read(view, fact):
