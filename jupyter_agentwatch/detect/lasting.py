@@ -6,9 +6,14 @@ from functools import cache
 from typing import Final
 
 from jupyter_agentwatch.detect.expressions import lazy_pattern, needed_texts
+from jupyter_agentwatch.detect.listed import listed
 
 __all__ = ["persistence_of"]
 
+_START_UP: Final = listed(
+    "bashrc bash_aliases bash_profile bash_login bash_logout profile zshrc zprofile zshenv zlogin kshrc xprofile "
+    "xinitrc inputrc"
+)
 _PERSISTENT: Final = (
     (
         lazy_pattern(r"/\.ssh/(?:authorized_keys2?|rc|environment)$|/etc/ssh/(?:authorized_keys|sshd_config|sshrc)"),
@@ -30,9 +35,8 @@ _PERSISTENT: Final = (
     ),
     (
         lazy_pattern(
-            r"/\.(?:bashrc|bash_aliases|bash_profile|bash_login|bash_logout|profile|zshrc|zprofile|zshenv|zlogin|kshrc|xprofile|"
-            r"xinitrc|inputrc)$|/etc/(?:profile(?:\.d/|$)|bash\.bashrc|zsh/|environment$)|"
-            r"/\.config/fish/config\.fish$"
+            "|".join(rf"/\.{name}$" for name in _START_UP)
+            + r"|/etc/(?:profile(?:\.d/|$)|bash\.bashrc|zsh/|environment$)|/\.config/fish/config\.fish$"
         ),
         "start-up",
     ),
@@ -58,7 +62,7 @@ _PERSISTENT: Final = (
 @cache
 def _hints() -> tuple[str, ...]:
     """Texts of which one stands in every path of which something is said."""
-    return needed_texts([pattern.pattern for pattern, _ in _PERSISTENT], ("/.", "/etc/", "/systemd/"))
+    return needed_texts([pattern.pattern for pattern, _ in _PERSISTENT], ("/etc/", "/systemd/", "/.bash"))
 
 
 def persistence_of(path: str) -> str:
