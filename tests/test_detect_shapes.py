@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jupyter_agentwatch.detect import search
+from jupyter_agentwatch.detect.expressions import parted
+from jupyter_agentwatch.detect.lasting import _PERSISTENT, _hints, persistence_of
 from jupyter_agentwatch.detect.own import COMMAND_RULES
 from jupyter_agentwatch.detect.rule import Ruleset
 from jupyter_agentwatch.detect.shapes import Shape, Shapes
@@ -22,6 +24,12 @@ LINES = [
     for line in (FIXTURES / name).read_text("utf-8").splitlines()
     if line[:1] not in ("", "#")
 ]
+PLACES = """
+/home/a/.ssh/authorized_keys /etc/cron.d/x /var/spool/cron/a /etc/systemd/system/a.service /etc/rc.local
+/etc/ld.so.preload /etc/sudoers /home/a/.bashrc /home/a/.inputrc /etc/profile.d/a.sh /etc/xdg/autostart/a
+/home/a/.config/autostart/a /home/a/.ipython/profile_default/startup/a.py /usr/lib/python3/sitecustomize.py
+/usr/lib/python3/site-packages/a.pth /w/.git/hooks/pre-commit
+""".split()
 WORDS = sorted({word for line in LINES for word in line.split()})
 
 
@@ -74,3 +82,18 @@ def test_marks_are_found_without_memory_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert [[starved.all.index(shape) for shape in starved.marked(text)] for text in texts] == places
     assert starved._marks is not None
     assert starved._marks.find("needle") is None
+
+
+@pytest.mark.parametrize(("pattern", "kind"), [(pattern.pattern, kind) for pattern, kind in _PERSISTENT])
+def test_every_lasting_place_is_known_by_its_name(pattern: str, kind: str) -> None:
+    """Whatever an expression for files that run later matches holds one of the texts that are looked for first."""
+    for text, alternative in parted(pattern):
+        assert len(text) > 3, alternative
+        assert any(hint in text for hint in _hints()), alternative
+    assert [path for path in PLACES if persistence_of(path) == kind] != []
+
+
+def test_places_of_nothing_are_told_apart() -> None:
+    """Ordinary files are no persistence, though their names come near."""
+    near = ["/w/.git/objects/ab", "/w/.gitignore", "/w/etc", "/w/notes.bashrc", "/w/customize.pyc", "/var/spool/mail/a"]
+    assert [path for path in near if persistence_of(path)] == []
