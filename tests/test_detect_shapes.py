@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jupyter_agentwatch.detect import search
 from jupyter_agentwatch.detect.expressions import parted
 from jupyter_agentwatch.detect.lasting import _PERSISTENT, _hints, persistence_of
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.own import COMMAND_RULES
 from jupyter_agentwatch.detect.rule import Ruleset
 from jupyter_agentwatch.detect.shapes import Shape, Shapes
@@ -24,12 +25,12 @@ LINES = [
     for line in (FIXTURES / name).read_text("utf-8").splitlines()
     if line[:1] not in ("", "#")
 ]
-PLACES = """
+PLACES = listed("""
 /home/a/.ssh/authorized_keys /etc/cron.d/x /var/spool/cron/a /etc/systemd/system/a.service /etc/rc.local
 /etc/ld.so.preload /etc/sudoers /home/a/.bashrc /home/a/.inputrc /etc/profile.d/a.sh /etc/xdg/autostart/a
 /home/a/.config/autostart/a /home/a/.ipython/profile_default/startup/a.py /usr/lib/python3/sitecustomize.py
 /usr/lib/python3/site-packages/a.pth /w/.git/hooks/pre-commit
-""".split()
+""")
 WORDS = sorted({word for line in LINES for word in line.split()})
 
 
