@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +58,7 @@ OURS = {
     *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "ul", "li", "code"),
     *("table", "thead", "tbody", "tr", "th", "td"),
 }
+OUR_PICTURE = r'<img alt="CPU, [a-zA-Z,; ]*" src="data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)">'
 
 
 def hostile_log(folder: Path, text: str) -> Path:
@@ -77,7 +80,9 @@ def hostile_log(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_that_an_agent_says_becomes_an_element(tmp_path: Path, text: str) -> None:
     """The page has our elements and attributes, and no others; it loads nothing and runs nothing."""
-    page = Page(make_report(hostile_log(tmp_path, text)).html)
+    content, ours = re.subn(OUR_PICTURE, "", make_report(hostile_log(tmp_path, text)).html)
+    page = Page(content)
+    assert ours == 1
     assert page.elements <= OURS
     assert page.attributes <= {"lang", "charset", "http-equiv", "content"}
 
@@ -104,6 +109,15 @@ def test_a_quoted_text_never_leaves_its_place(text: str) -> None:
     page = to_html_page("t", blocks(text or "x"))
     assert re.findall(r"<[^>]*>", page) == re.findall(r"<[^>]*>", to_html_page("t", harmless))
     assert to_markdown(blocks(text)).count("\n") == to_markdown(harmless).count("\n")
+
+
+def a_measured_story(folder: Path) -> Path:
+    """Return a log with measurements and a hostile endpoint."""
+    made = [event("connect", step=1, pid=7, transport="tcp", host="<script>x.example", port=443, verdict="deny")]
+    for cpu in (1.0, 3.0):
+        made.append(event("resources", interval_s=1.0, cpu_s=cpu, rss_bytes=2**21))
+        made += [event("gpu", op="device", device="g", index=i, simulated=True, utilization=40.0) for i in (0, 1)]
+    return a_log(folder, *made)
 
 
 def test_a_report_says_what_happened(tmp_path: Path) -> None:
@@ -139,6 +153,25 @@ def test_a_report_of_a_changed_log_says_so(tmp_path: Path) -> None:
     log = a_story(tmp_path)
     log.write_bytes(log.read_bytes().replace(b"/bin/sh", b"/bin/su"))
     assert "the log was NOT whole" in make_report(log).markdown
+
+
+def test_a_page_has_plots_that_run_and_load_nothing(tmp_path: Path) -> None:
+    """CPU, memory, GPUs and connections stand in the page as one image, which runs and loads nothing."""
+    page = make_report(a_measured_story(tmp_path)).html
+    (data,) = re.findall(OUR_PICTURE, page)
+    root = ET.fromstring(base64.b64decode(data))  # noqa: S314 -- that it parses is the point; our own bytes
+    shown = "\n".join(root.itertext())
+    for words in (
+        "CPU, % of one core: at most 300",
+        "memory, MiB: at most 2",
+        "GPU 0 SIMULATED, GPU 1 SIMULATED used, %",
+    ):
+        assert words in shown
+    assert "<script>x.example:443" in shown
+    kinds = {each.tag.rpartition("}")[2] for each in root.iter()}
+    assert kinds == {"svg", "rect", "text", "polyline", "line", "circle"}
+    assert not re.search(r"<(script|link|iframe|object)|https?://|url\(", page)
+    assert "default-src 'none'" in page
 
 
 def test_a_report_goes_to_a_file_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_client.manager import start_new_kernel
 
-from jupyter_agentwatch.notebook.picture import picture, saved_html
-from jupyter_agentwatch.notebook.story import Story
 from jupyter_agentwatch.testing import event
+from jupyter_agentwatch.watch.picture import picture, saved_html
+from jupyter_agentwatch.watch.story import Story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from jupyter_agentwatch.audit.chain import open_line
 from jupyter_agentwatch.audit.reader import LogTail, decode_line
 from jupyter_agentwatch.errors import AgentwatchError
 from jupyter_agentwatch.events import printable
-from jupyter_agentwatch.notebook.picture import saved_html
-from jupyter_agentwatch.notebook.story import Story
+from jupyter_agentwatch.watch.picture import saved_html
+from jupyter_agentwatch.watch.story import Story
 from jupyter_agentwatch.wire.runtime import audit_log
 
 __all__ = ["Saved"]

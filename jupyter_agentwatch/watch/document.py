@@ -6,6 +6,7 @@ Whatever an agent could have chosen is `Quoted`, and can neither become markup, 
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,6 +19,7 @@ __all__ = [
     "Heading",
     "Listing",
     "Paragraph",
+    "Picture",
     "Quoted",
     "Span",
     "Table",
@@ -33,10 +35,14 @@ _STYLE: Final = (
     "body{color:#1a1a1a;background:#fff}"
     "table{border-collapse:collapse;margin:.6em 0;font-size:.93em}"
     "th,td{border:1px solid #bbb;padding:.2em .5em;text-align:left;vertical-align:top}th{background:#eee}"
+    "img{max-width:100%;background:#fff}"
     "code{font:13px/1.4 ui-monospace,monospace;overflow-wrap:anywhere;white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{color:#e6e6e6;background:#1b1b1b}th{background:#333}th,td{border-color:#555}}"
 )
 """The page brings its own look: it loads nothing, and a policy in its head forbids it to."""
+
+
+_LOADS_NOTHING: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +88,26 @@ class Table:
     rows: Sequence[Sequence[_Cell]]
 
 
-Block = Heading | Paragraph | Listing | Table
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An SVG picture, as an image: nothing in one runs or loads. In Markdown it is left out; tables say the same.
+
+    Attributes:
+        words: What it shows, for who cannot see it.
+        svg: The picture; every text in it is escaped already.
+    """
+
+    words: str
+    svg: str
+
+
+Block = Heading | Paragraph | Listing | Table | Picture
 """What a document is made of."""
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
     """Write a document as CommonMark with tables."""
-    return "\n\n".join(map(_markdown, blocks)) + "\n"
+    return "\n\n".join(_markdown(block) for block in blocks if not isinstance(block, Picture)) + "\n"
 
 
 def to_html(blocks: Iterable[Block]) -> str:
@@ -105,13 +124,13 @@ def to_html_page(title: str, blocks: Iterable[Block]) -> str:
     """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_LOADS_NOTHING}">\n'
         f"<title>{escape(printable(title))}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"{to_html(blocks)}\n</body>\n</html>\n"
     )
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: Heading | Paragraph | Listing | Table) -> str:
     match block:
         case Heading(level, spans):
             return f"{'#' * level} {_marked(spans)}"
@@ -146,12 +165,16 @@ def _html(block: Block) -> str:
             return f"<h{level}>{_escaped(spans)}</h{level}>"
         case Paragraph(spans):
             return f"<p>{_escaped(spans)}</p>"
+        case Picture(words, svg):
+            image = b64encode(svg.encode("utf-8")).decode()
+            return f'<img alt="{escape(words)}" src="data:image/svg+xml;base64,{image}">'
         case Listing(items):
             return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
         case Table(columns, rows):
-            head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+            names = "".join(f"<th>{escape(column)}</th>" for column in columns)
+            head = f"<thead><tr>{names}</tr></thead>\n" if any(columns) else ""
             body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-            return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+            return f"<table>\n{head}<tbody>\n{body}</tbody>\n</table>"
 
 
 def _escaped(cell: _Cell) -> str:

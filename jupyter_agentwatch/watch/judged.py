@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -62,16 +63,25 @@ class WatchFindings:
         """
         return find_incidents(self.log)
 
-    def report(self) -> Report:
-        """Return this run as one document: in a notebook it shows itself, `save` writes it as HTML or Markdown.
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """Return this run as one document, with plots, incidents, steps and the head of its record.
+
+        In a notebook it shows itself; as HTML it is one file that needs nothing else, and runs nothing.
+
+        Args:
+            path: Also write it there: HTML where the name ends in .html or .htm, else Markdown, which has no plots.
 
         Raises:
             LogError: The log cannot be read.
+            OSError: The file cannot be written.
 
         Example:
-            >>> watch.report().save("run.html")  # doctest: +SKIP
+            >>> watch.report("run.html")  # doctest: +SKIP
         """
-        return make_report(self.log)
+        report = make_report(self.log)
+        if path is not None:
+            report.save(path)
+        return report
 
     def export(self, form: ExportForm) -> Iterator[bytes]:
         """Yield this run's records as lines of another system's JSON.

@@ -31,12 +31,13 @@ from jupyter_agentwatch.events import (
     Step,
     from_path,
 )
-from jupyter_agentwatch.watch.connections import ConnectionGraph, ConnectionGrapher
+from jupyter_agentwatch.watch.connections import ConnectionGraph
 from jupyter_agentwatch.watch.document import (
     Block,
     Heading,
     Listing,
     Paragraph,
+    Picture,
     Quoted,
     Span,
     Table,
@@ -46,6 +47,8 @@ from jupyter_agentwatch.watch.document import (
 )
 from jupyter_agentwatch.watch.exports import write_whole
 from jupyter_agentwatch.watch.incidents import Incident, find_incidents
+from jupyter_agentwatch.watch.picture import plots
+from jupyter_agentwatch.watch.story import Story
 
 __all__ = ["Report", "make_report"]
 
@@ -161,17 +164,18 @@ def make_report(log: Path) -> Report:
     if not isinstance(first, Session):
         msg = f"{from_path(str(log))}: does not begin with a session record; verify the log"
         raise LogError(msg)
-    facts, grapher = _Facts(first), ConnectionGrapher()
+    facts, story = _Facts(first), Story(first.watch)
     facts.add(first)
     for event in events:
         facts.add(event)
-        grapher.feed(event)
+        story.feed(event)
     incidents = find_incidents(log)
     blocks = [
         *_beginning(facts, incidents),
+        *_plots(story),
         *_incidents(incidents),
         *_steps(facts),
-        *_connections(grapher.graph(_MOST_ROWS)),
+        *_connections(story.graph(_MOST_ROWS)),
         *_breaker(facts),
         *_checking(log, verify_log(log)),
     ]
@@ -208,6 +212,13 @@ def _beginning(facts: _Facts, incidents: Sequence[Incident]) -> Iterator[Block]:
     if closed is not None:
         rows.append(("ended because", Quoted(closed.reason)))
     yield Table(("", ""), rows)
+
+
+def _plots(story: Story) -> Iterator[Block]:
+    if drawn := plots(story):
+        yield Picture(
+            "CPU, memory, GPUs and connections of the run; the tables below say the same of connections", drawn
+        )
 
 
 def _incidents(incidents: Sequence[Incident]) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""The picture and the tables in a saved notebook: SVG inside an image, and HTML tables, of escaped text only.
+"""The picture and the tables in a saved notebook, and the plots of a report: SVG in an image, and escaped text only.
 
 An SVG in an image element runs no script and loads nothing, whatever stands in it. Pure.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from jupyter_agentwatch.cli.words import count
 from jupyter_agentwatch.events import printable
-from jupyter_agentwatch.notebook.story import Command, Story
 from jupyter_agentwatch.watch.agent_digest import AgentProgress, AgentTurn
 from jupyter_agentwatch.watch.connections import Edge, EndpointNode, ProcessNode
+from jupyter_agentwatch.watch.story import Command, Points, Story
 
-__all__ = ["SAVED_CLASS", "picture", "saved_html"]
+__all__ = ["SAVED_CLASS", "picture", "plots", "saved_html"]
 
 SAVED_CLASS: Final = "aw-saved"
 """Class of what is saved; the dashboard's style sheet hides it beside a live dashboard."""
@@ -36,6 +35,7 @@ _LEFT: Final = 20
 _HALF: Final = 470
 _INK: Final = "#1b1b1b"
 _MUTED: Final = "#5f6368"
+_LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c93", "#777777")
 _COLOURS: Final = {"allow": "#2e7d32", "ask": "#b26a00", "deny": "#c62828", "kill": "#c62828"}
 _GRAVE: Final = frozenset({"high", "critical"})
 _STATES: Final = {"closed": "running", "throttled": "THROTTLED", "frozen": "FROZEN"}
@@ -92,14 +92,23 @@ def picture(story: Story, head: str = "") -> str:
     _draw_head(canvas, story)
     _draw_agents(canvas, story)
     _draw_commands(canvas, story)
-    top = canvas.y
-    _draw_chart(canvas, "CPU, % of one core", list(story.cpu), _LEFT, 1.0)
-    _draw_chart(canvas, "memory, MiB", list(story.memory), _LEFT + _HALF, 1 / 2**20)
-    canvas.y = top + (_CHART + 40 if len(story.cpu) > 1 else 0)
+    _draw_charts(canvas, story)
     _draw_graph(canvas, story)
     _draw_findings(canvas, story)
     canvas.line(f"record until {_when(story.last_ns)}{f', head {head}' if head else ''}", size=11, fill=_MUTED)
     return canvas.svg()
+
+
+def plots(story: Story) -> str:
+    """Return CPU, memory, GPUs and connections of a run as an SVG picture; "" where nothing was measured or connected.
+
+    Args:
+        story: The run.
+    """
+    canvas = _Canvas()
+    _draw_charts(canvas, story)
+    _draw_graph(canvas, story)
+    return canvas.svg() if canvas.has_any else ""
 
 
 class _Canvas:
@@ -108,6 +117,10 @@ class _Canvas:
     def __init__(self) -> None:
         self.y = 10
         self._parts: list[str] = []
+
+    @property
+    def has_any(self) -> bool:
+        return bool(self._parts)
 
     def shape(self, name: str, **attributes: float | str) -> None:
         told = " ".join(f'{key.replace("_", "-")}="{_number(value)}"' for key, value in attributes.items())
@@ -136,10 +149,10 @@ def _draw_head(canvas: _Canvas, story: Story) -> None:
     canvas.line(f"agent run {story.watch} · {state}", size=18, weight=700)
     if story.why:
         canvas.line(story.why, fill=_COLOURS["deny"] if story.state in {"frozen", "throttled"} else _INK)
-    left = "" if story.survivors is None else f", {count(story.survivors, 'process', 'processes')} left"
+    left = "" if story.survivors is None else f", {_count(story.survivors, 'process', 'processes')} left"
     canvas.line(
-        f"isolation {story.rung} · {count(story.steps, 'step')}, {count(story.denied, 'refused call')}, "
-        f"{count(len(story.findings), 'finding')}{left}",
+        f"isolation {story.rung} · {_count(story.steps, 'step')}, {_count(story.denied, 'refused call')}, "
+        f"{_count(len(story.findings), 'finding')}{left}",
         fill=_MUTED,
     )
 
@@ -170,19 +183,39 @@ def _draw_commands(canvas: _Canvas, story: Story) -> None:
         canvas.shape("rect", x=_LEFT + x, y=canvas.y, width=max(2.0, width), height=3, fill=fill)
 
 
-def _draw_chart(canvas: _Canvas, name: str, points: Sequence[tuple[int, float]], x: int, scale: float) -> None:
-    if len(points) < 2:
-        return
+def _draw_charts(canvas: _Canvas, story: Story) -> None:
+    charts = [
+        ("CPU, % of one core", {"": story.cpu}, 1.0),
+        ("memory, MiB", {"": story.memory}, 1 / 2**20),
+        ("used, %", story.gpus, 1.0),
+    ]
+    drawn = [each for each in charts if any(len(points) > 1 for points in each[1].values())]
+    for place, (name, lines, scale) in enumerate(drawn):
+        _draw_chart(canvas, name, lines, _LEFT + _HALF * (place % 2), scale)
+        if place % 2 or place == len(drawn) - 1:
+            canvas.y += _CHART + 40
+    if drawn:
+        every = [t_ns for _, lines, _ in drawn for points in lines.values() for t_ns, _ in points]
+        canvas.line(f"measured from {_when(min(every))} to {_when(max(every))}", size=11, fill=_MUTED)
+
+
+def _draw_chart(canvas: _Canvas, name: str, lines: Mapping[str, Points], x: int, scale: float) -> None:
     top, width = canvas.y + 26, _HALF - 30
-    began, whole = points[0][0], max(1, points[-1][0] - points[0][0])
-    highest = max(*(value for _, value in points), 1e-9)
-    places = " ".join(
-        f"{_number(x + width * (t_ns - began) / whole)},{_number(top + _CHART * (1 - value / highest))}"
-        for t_ns, value in points
-    )
-    canvas.text(f"{name}: at most {highest * scale:.0f}", x, top - 8, font_weight=700, font_size=12, fill=_INK)
+    every = [point for points in lines.values() for point in points]
+    began = min(t_ns for t_ns, _ in every)
+    whole = max(1, max(t_ns for t_ns, _ in every) - began)
+    highest = max(*(value for _, value in every), 1e-9)
+    names = f"{', '.join(lines)} " if any(lines) else ""
+    words = f"{names}{name}: at most {highest * scale:.0f}"
+    canvas.text(words, x, top - 8, most=70, font_weight=700, font_size=12, fill=_INK)
     canvas.shape("rect", x=x, y=top, width=width, height=_CHART, fill="none", stroke="#dadce0")
-    canvas.shape("polyline", points=places, fill="none", stroke="#0072b2", stroke_width=1.5)
+    for number, points in enumerate(lines.values()):
+        places = " ".join(
+            f"{_number(x + width * (t_ns - began) / whole)},{_number(top + _CHART * (1 - value / highest))}"
+            for t_ns, value in points
+        )
+        stroke = _LINES[number % len(_LINES)]
+        canvas.shape("polyline", points=places, fill="none", stroke=stroke, stroke_width=1.5)
 
 
 def _draw_graph(canvas: _Canvas, story: Story) -> None:
@@ -226,6 +259,10 @@ def _draw_findings(canvas: _Canvas, story: Story) -> None:
 def _title(canvas: _Canvas, text: str) -> None:
     canvas.y += 8
     canvas.line(text, weight=700)
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _newest(story: Story, most: int) -> list[Command]:

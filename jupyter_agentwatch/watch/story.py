@@ -1,4 +1,4 @@
-"""What a saved notebook tells of a run: a bounded digest of its record, made event by event. Pure.
+"""What a saved notebook and a report draw of a run: a bounded digest of its record, made event by event. Pure.
 
 Every text in it is as it came, hostile; whoever shows it makes it safe.
 """
@@ -9,15 +9,16 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final
 
-from jupyter_agentwatch.events import AnyEvent, BreakerChanged, Connect, Finding, Flow, Resources, Session, Step
+from jupyter_agentwatch.events import AnyEvent, BreakerChanged, Connect, Finding, Flow, Gpu, Resources, Session, Step
 from jupyter_agentwatch.watch.agent_digest import AgentDigest
 from jupyter_agentwatch.watch.connections import ConnectionGraph, ConnectionGrapher
 
-__all__ = ["Command", "Story"]
+__all__ = ["Command", "Points", "Story"]
 
 _COMMANDS: Final = 200
 _FINDINGS: Final = 50
 _POINTS: Final = 600
+_GPUS: Final = 16
 
 
 @dataclass(slots=True)
@@ -29,6 +30,21 @@ class Command:
     started_ns: int
     ended_ns: int = 0
     outcome: str = ""
+
+
+class Points(list[tuple[int, float]]):
+    """Values by Unix time in nanoseconds, from the first on: of too many every second one goes."""
+
+    def add(self, t_ns: int, value: float) -> None:
+        """Take the next value.
+
+        Args:
+            t_ns: Unix time, nanoseconds.
+            value: What was measured.
+        """
+        self.append((t_ns, value))
+        if len(self) > _POINTS:
+            del self[1::2]
 
 
 class Story:
@@ -50,6 +66,7 @@ class Story:
         agents: Runs of agents, turn by turn.
         cpu: Percent of one core by Unix time in nanoseconds.
         memory: Resident bytes, likewise.
+        gpus: Percent of each GPU's time that was used, likewise; by the name that it is drawn with.
     """
 
     def __init__(self, watch: str) -> None:
@@ -66,8 +83,9 @@ class Story:
         self.survivors: int | None = None
         self.commands: OrderedDict[int, Command] = OrderedDict()
         self.findings: deque[Finding] = deque(maxlen=_FINDINGS)
-        self.cpu: deque[tuple[int, float]] = deque(maxlen=_POINTS)
-        self.memory: deque[tuple[int, float]] = deque(maxlen=_POINTS)
+        self.cpu = Points()
+        self.memory = Points()
+        self.gpus: dict[str, Points] = {}
         self.agents = AgentDigest()
         self._grapher = ConnectionGrapher()
 
@@ -96,8 +114,10 @@ class Story:
             case BreakerChanged():
                 self.state, self.why = event.after, event.cause
             case Resources() if not event.pid and event.interval_s > 0:
-                self.cpu.append((event.t_wall_ns, 100 * event.cpu_s / event.interval_s))
-                self.memory.append((event.t_wall_ns, float(event.rss_bytes)))
+                self.cpu.add(event.t_wall_ns, 100 * event.cpu_s / event.interval_s)
+                self.memory.add(event.t_wall_ns, float(event.rss_bytes))
+            case Gpu() if event.op == "device" and event.utilization is not None:
+                self._gpu(event, event.utilization)
             case Connect() | Flow() if event.verdict == "deny":
                 self.denied += 1
             case _:
@@ -108,6 +128,11 @@ class Story:
             self.rung, self.workspace = event.rung, event.workspace
         else:
             self.state, self.why, self.survivors = "ended", event.reason, event.survivors
+
+    def _gpu(self, event: Gpu, utilization: float) -> None:
+        name = f"GPU {event.index}{' SIMULATED' if event.simulated else ''}"
+        if name in self.gpus or len(self.gpus) < _GPUS:
+            self.gpus.setdefault(name, Points()).add(event.t_wall_ns, utilization)
 
     def _step(self, event: Step) -> None:
         if event.op == "start":
