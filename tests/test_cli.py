@@ -502,6 +502,44 @@ def test_run_ends_with_a_line_that_the_log_confirms(
 
 
 @pytest.mark.sandbox
+def test_run_says_why_its_command_stands_still(home: Home, tmp_path: Path) -> None:
+    """A watch that is frozen, goes on, or holds a call for a person says so, with what a person can type."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "{version: 1, network: {rules: [{cidr: 192.0.2.0/24, ports: [80], protocol: http, verdict: ask}]}}"
+    )
+    (tmp_path / "work").mkdir()
+    asks = "import socket; socket.create_connection(('192.0.2.1', 80))"
+    command = ["sh", "-c", f'echo ready; read word <wait; exec python3 -c "{asks}"']
+    os.mkfifo(tmp_path / "work" / "wait")
+    options = ["--quiet", "--policy", str(policy), "--workspace", str(tmp_path / "work")]
+    process = spawn("run", *options, "--", *command, stdin=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"ready\n"
+        (watch,) = (path.stem for path in home.run.glob("*.sock"))
+        assert main(["suspend", watch]) == 0
+        frozen = process.stderr.readline().decode()
+        assert re.match(
+            r"agentwatch: frozen: person-suspends, by command line \(pid \d+\) \(killed in \d+ s unless a person decides\): ",
+            frozen,
+        )
+        assert f"jupyter agentwatch resume {watch}, or kill {watch}\n" in frozen
+        assert main(["resume", watch]) == 0
+        assert process.stderr.readline() == b"agentwatch: the watch goes on\n"
+        (tmp_path / "work" / "wait").write_text("\n")
+        held = process.stderr.readline().decode()
+        assert held.startswith("agentwatch: held: connect to 192.0.2.1 port 80 (denied in ")
+        assert held.endswith(f": jupyter agentwatch answer {watch} 1 allow|deny\n")
+        assert main(["answer", watch, "1", "deny"]) == 0
+        assert process.wait(60) == 1
+        assert b"Permission denied" in process.stderr.read()
+    finally:
+        end(process)
+
+
+@pytest.mark.sandbox
 def test_run_hands_ctrl_c_to_the_command_and_kills_it_at_the_second(home: Home, tmp_path: Path) -> None:
     """The first SIGINT is the command's to handle; the second ends it."""
     script = f"trap 'echo caught' INT; echo ready; {IDLE}"

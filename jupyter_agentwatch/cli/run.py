@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jupyter_agentwatch.audit.reader import read_events
+from jupyter_agentwatch.cli.holdups import holdups_told
 from jupyter_agentwatch.cli.output import ByteSink, remark
 from jupyter_agentwatch.cli.parser import OWN_FAILURE
 from jupyter_agentwatch.cli.tally import tally
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     with Watch(policy=policy, workspace=options.workspace) as watch:
         feeds = _has_input()
         running = watch.start(argv, timeout=options.timeout, stdin=feeds)
-        with _interrupts(running):
+        with _interrupts(running), holdups_told(watch):
             if feeds:
                 threading.Thread(target=_feed, args=(running,), name="stdin", daemon=True).start()
             _copy_output(running)

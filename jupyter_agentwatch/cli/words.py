@@ -34,7 +34,7 @@ from jupyter_agentwatch.events import (
 )
 from jupyter_agentwatch.wire.messages import Change, Killed, WatchStatus
 
-__all__ = ["changes_text", "count", "counts_text", "event_line", "killed_line", "one_line", "status_text"]
+__all__ = ["changes_text", "count", "counts_text", "event_line", "killed_line", "left_text", "one_line", "status_text"]
 
 _SHOWN = 120
 _LATEST_NS = 1 << 62
@@ -89,17 +89,18 @@ def status_text(status: WatchStatus) -> str:
         f"head {printable(status.head)}",
     ]
     lines += [
-        f"held for an answer: {ask}: {printable(what)}{_left(status.asks_left_s.get(ask), 'denied')}"
+        f"held for an answer: {ask}: {printable(what)}{left_text(status.asks_left_s.get(ask), 'denied')}"
         for ask, what in sorted(status.asks.items())
     ]
     if status.frozen_left_s is not None:
         follows = "killed" if status.on_expiry == "kill" else "let go on"
-        lines.append(f"frozen{_left(status.frozen_left_s, follows)}")
+        lines.append(f"frozen{left_text(status.frozen_left_s, follows)}")
     lines += [f"note: {printable(note)}" for note in status.notes]
     return "\n".join(lines)
 
 
-def _left(seconds: float | None, what: str) -> str:
+def left_text(seconds: float | None, what: str) -> str:
+    """Say what becomes of something when the time that a person has to decide it is over; "" where it has none."""
     return "" if seconds is None else f" ({what} in {seconds:.0f} s unless a person decides)"
 
 
