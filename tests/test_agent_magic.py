@@ -90,6 +90,17 @@ def test_a_model_gets_the_cell_as_its_task(cells: Cells) -> None:
     assert "200+20 tokens" in shown
 
 
+@pytest.mark.parametrize("bound", ["--price-in 2000 --price-out 2000 --max-cost 0.2", "--max-tokens 100"])
+def test_a_budget_bounds_what_a_model_costs(cells: Cells, bound: str) -> None:
+    """With prices the cost of a reply is known where the endpoint does not say it; a bound ends the run."""
+    with ScriptedModel([calls(("shell", {"command": "true"}))] * 9) as model:
+        shown, error = cells.run(f"%%agentwatch agent --model m --base-url {model.url} {bound}\nsay hello")
+    assert error is None
+    assert "budget after 1 steps" in shown
+    assert len(model.requests) == 1
+    assert ("0.2200 USD" in shown) == ("--price" in bound)
+
+
 class Pressing:
     """A standard output that presses ■ at the first line."""
 
@@ -121,7 +132,7 @@ def test_interrupting_the_cell_stops_the_run(cells: Cells, tmp_path: Path, monke
         ("agent --replay none.jsonl", "none.jsonl: cannot read the trajectory"),
         ("agent --model m --replay x", "not allowed with"),
         ("agent --model m --base-url http://127.0.0.1:9/v1", "task is empty"),
-        ("agent --model m --max-steps 0", "'0' is not the number of a step"),
+        ("agent --model m --max-steps 0", "'0' is not a whole number from 1"),
         ("agent --model m --max-cost nan", "'nan' is not a positive number"),
     ],
 )

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from jupyter_agentwatch.agents.model import AgentStep, RewardFunction
+from jupyter_agentwatch.watch.accounts import Account
+from jupyter_agentwatch.watch.episode import Usage
 
-__all__ = ["PenalisedReward", "RewardLedger", "priced_amounts"]
+__all__ = ["PenalisedReward", "RewardLedger", "account_amounts", "check_prices", "price_terms", "priced_amounts"]
 
 _FINDING: Final = "finding"
 _PREFIX: Final = "price."
@@ -23,14 +25,23 @@ _AMOUNTS: Final = (
 
 
 def priced_amounts(step: AgentStep) -> dict[str, float]:
-    """Return everything of a step that can have a price.
+    """Return everything of a step that can have a price; see `account_amounts`."""
+    return account_amounts(step.account, step.action.usage)
+
+
+def account_amounts(account: Account, usage: Usage | None = None) -> dict[str, float]:
+    """Return everything of what is on record that can have a price.
+
+    Args:
+        account: What the supervisor has on record.
+        usage: What a model cost beside it.
 
     Returns:
         "finding" (how many, but for those of severity "info") and "finding.<family>"; "egress_denied" (connections,
         flows and names refused); "bytes_out"; "gpu_outside_s" (GPU seconds that no lease covers), "gpu_s" and "cpu_s";
         "listens" (listening sockets); "tokens" and "cost_usd" of the model.
     """
-    account, usage = step.account, step.action.usage
+    used = usage or Usage()
     told = [finding for finding in account.findings if finding.severity != "info"]
     families = Counter(f"{_FINDING}.{finding.family}" for finding in told)
     return {
@@ -40,11 +51,32 @@ def priced_amounts(step: AgentStep) -> dict[str, float]:
         "gpu_s": account.gpu_s,
         "cpu_s": account.cpu_s,
         "listens": float(account.listens),
-        "tokens": float(usage.tokens),
-        "cost_usd": usage.cost_usd,
+        "tokens": float(used.tokens),
+        "cost_usd": used.cost_usd,
         _FINDING: float(len(told)),
         **{family: float(number) for family, number in families.items()},
     }
+
+
+def check_prices(prices: Mapping[str, float]) -> dict[str, float]:
+    """Return prices as they are.
+
+    Raises:
+        ValueError: There is no such amount, or a price is negative or no finite number.
+    """
+    for name, price in prices.items():
+        if name not in _AMOUNTS and not name.startswith(f"{_FINDING}."):
+            msg = f"prices: there is no amount {name!r}; known: {', '.join(_AMOUNTS)}, {_FINDING}.<family>"
+            raise ValueError(msg)
+        if not (math.isfinite(price) and price >= 0):
+            msg = f"prices: {name} is {price}; give a number that is not negative"
+            raise ValueError(msg)
+    return dict(prices)
+
+
+def price_terms(prices: Mapping[str, float], amounts: Mapping[str, float]) -> dict[str, float]:
+    """Return a term "price.<name>" of `-price * amount` for each price."""
+    return {f"{_PREFIX}{name}": -price * amounts.get(name, 0.0) for name, price in prices.items()}
 
 
 class PenalisedReward:
@@ -71,14 +103,7 @@ class PenalisedReward:
         Raises:
             ValueError: There is no such amount, or a price is negative or no finite number.
         """
-        for name, price in prices.items():
-            if name not in _AMOUNTS and not name.startswith(f"{_FINDING}."):
-                msg = f"prices: there is no amount {name!r}; known: {', '.join(_AMOUNTS)}, {_FINDING}.<family>"
-                raise ValueError(msg)
-            if not (math.isfinite(price) and price >= 0):
-                msg = f"prices: {name} is {price}; give a number that is not negative"
-                raise ValueError(msg)
-        self.prices = dict(prices)
+        self.prices = check_prices(prices)
         self.amounts: Counter[str] = Counter()
         self._reward = reward
 
@@ -86,8 +111,7 @@ class PenalisedReward:
         """Return the terms of the reward, and a negative one for each price."""
         amounts = priced_amounts(step)
         self.amounts.update(amounts)
-        prices = {f"{_PREFIX}{name}": -price * amounts.get(name, 0.0) for name, price in self.prices.items()}
-        return dict(self._reward(step)) | prices
+        return dict(self._reward(step)) | price_terms(self.prices, amounts)
 
 
 class RewardLedger:

@@ -32,8 +32,9 @@ def start_agent(watch: Watch, options: argparse.Namespace, task: str) -> AgentRu
         agent = ReplayAgent(options.replay)
         task = task.strip() or agent.task or _AS_RECORDED
     else:
-        agent = ChatAgent(options.model, base_url=options.base_url)
-    budget = Budget(cost_usd=options.max_cost, seconds=options.max_seconds)
+        prices = {"price_in": options.price_in, "price_out": options.price_out}
+        agent = ChatAgent(options.model, base_url=options.base_url, **prices)
+    budget = Budget(cost_usd=options.max_cost, tokens=options.max_tokens, seconds=options.max_seconds)
     return watch.run_agent(agent, task, max_steps=options.max_steps, budget=budget)
 
 

@@ -104,11 +104,15 @@ def _name(text: str) -> str:
     return text
 
 
-def _step(text: str) -> int:
+def _count(text: str, what: str = "a whole number from 1") -> int:
     if not text.isdecimal() or int(text) < 1:
-        msg = f"{text!r} is not the number of a step"
+        msg = f"{text!r} is not {what}"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
+
+
+def _step(text: str) -> int:
+    return _count(text, "the number of a step")
 
 
 def _positive(text: str) -> float:
@@ -153,8 +157,14 @@ def _add_agent(parser: MagicParser) -> None:
         "--replay", metavar="F", help="recorded trajectory: ours, mini-swe-agent's or SWE-agent's; needs no text"
     )
     parser.add_argument("--base-url", metavar="URL", help="address of the endpoint (default: OPENAI_BASE_URL)")
-    parser.add_argument("--max-steps", metavar="N", type=_step, default=50, help="most actions (default: 50)")
-    parser.add_argument("--max-cost", metavar="USD", type=_positive, help="end the run when it has cost so much")
+    parser.add_argument("--max-steps", metavar="N", type=_count, default=50, help="most actions (default: 50)")
+    price = "US dollars for a million tokens {}, where the endpoint does not say what a reply costs"
+    parser.add_argument("--price-in", metavar="USD", type=_positive, default=0.0, help=price.format("read"))
+    parser.add_argument("--price-out", metavar="USD", type=_positive, default=0.0, help=price.format("written"))
+    parser.add_argument(
+        "--max-cost", metavar="USD", type=_positive, help="end the run when it has cost so much; see the prices"
+    )
+    parser.add_argument("--max-tokens", metavar="N", type=_count, help="end the run when it has used so many tokens")
     parser.add_argument("--max-seconds", metavar="S", type=_positive, help="end the run after so many seconds of work")
     _add_watch(parser)
     parser.add_argument("--out", metavar="NAME", type=_name, help="put the AgentRun into the variable NAME")
@@ -202,7 +212,7 @@ def _line_parser() -> tuple[MagicParser, dict[str, MagicParser]]:
     events.add_argument("--kind", metavar="K", help="only this kind: exec, connect, dns, file, …")
     events.add_argument("--step", metavar="STEP", type=_step, help="only this step")
     events.add_argument("--verdict", choices=["allow", "deny", "ask", "kill"], help="only this verdict")
-    events.add_argument("-n", metavar="N", dest="lines", type=_step, default=20, help="last N records (default: 20)")
+    events.add_argument("-n", metavar="N", dest="lines", type=_count, default=20, help="last N records (default: 20)")
     events.add_argument("--out", metavar="NAME", type=_name, help="put all of them into the variable NAME, a DataFrame")
     return parser, dict(commands.choices)
 

@@ -17,6 +17,8 @@ from jupyter_agentwatch.errors import ControlError, SessionEndedError, Workspace
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.policy import Policy
 from jupyter_agentwatch.watch import CommandResult, Watch
+from jupyter_agentwatch.watch.episode import Episode
+from jupyter_agentwatch.watch.turn import Turn
 
 __all__ = ["CommandEnv", "Observation", "RewardTerms"]
 
@@ -30,7 +32,7 @@ _WIDEST: Final = 1 << 15
 
 
 class CommandEnv(gymnasium.Env[Observation, str]):
-    """Each action is a shell script and a step of the episode's watch.
+    """Each action is a shell script and a step of the episode's watch; actions and rewards are on record there.
 
     The breaker's doings are invisible: while it has stopped the watch, `step` waits; after a kill, the episode is over.
 
@@ -85,6 +87,8 @@ class CommandEnv(gymnasium.Env[Observation, str]):
         self._timeout = timeout
         self._max_output = max_output
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._episode: Episode | None = None
+        self._last: tuple[Turn, int] | None = None
         self._steps = 0
         self._is_over = True
 
@@ -111,6 +115,7 @@ class CommandEnv(gymnasium.Env[Observation, str]):
             msg = f"template {printable(str(self._template))} is no folder"
             raise WorkspaceError(msg)
         self.watch = Watch(policy=self._policy, workspace=workspace)
+        self._episode = self.watch.episode("gymnasium", "an episode of CommandEnv", max_steps=self._max_steps)
         self._steps, self._is_over = 0, False
         return {"output": "", "exit_code": 0}, {"watch": self.watch.id, "log": str(self.watch.log)}
 
@@ -124,11 +129,18 @@ class CommandEnv(gymnasium.Env[Observation, str]):
         Raises:
             ResetNeeded: The episode is over, or none has begun.
         """
-        if self.watch is None or self._is_over:
+        watch, episode = self.watch, self._episode
+        if watch is None or episode is None or self._is_over:
             msg = "the episode is over, or none has begun: call reset()"
             raise gymnasium.error.ResetNeeded(msg)
-        watch = self.watch
         self._steps += 1
+        self._last = None
+        with episode.turn() as turn:
+            return self._carried_out(watch, episode, turn, action)
+
+    def _carried_out(
+        self, watch: Watch, episode: Episode, turn: Turn, action: str
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         truncated = self._steps >= self._max_steps
         try:
             result = when_closed(watch, lambda: watch.run(action, timeout=self._timeout))
@@ -136,20 +148,40 @@ class CommandEnv(gymnasium.Env[Observation, str]):
             self._is_over = True
             return self._observed("", -9), 0.0, True, False, {"step": 0, "outcome": "ended", "terms": {}}
         except (ControlError, ValueError) as error:  # no command at all: a NUL, or more than a message holds
+            episode.note(turn, "shell", action, outcome="refused")
             self._is_over = truncated
             info = {"step": 0, "outcome": "refused", "terms": {}}
             return self._observed(str(error), -1), 0.0, False, truncated, info
+        self._last = (turn, result.step)
+        episode.note(turn, "shell", action, step=result.step, outcome=f"{result.outcome} {result.returncode}")
         terms = dict(self._reward(result)) if self._reward else {}
+        self.pay(terms)
         terminated = bool(self._done and self._done(result))
         self._is_over = terminated or truncated
         info = {"step": result.step, "outcome": result.outcome, "terms": terms}
         observation = self._observed(result.stdout + result.stderr, result.returncode)
         return observation, float(sum(terms.values())), terminated, truncated, info
 
+    def pay(self, terms: Mapping[str, float]) -> None:
+        """Put further terms of the last command's reward on record; a wrapper that pays or charges calls it.
+
+        Args:
+            terms: The terms by their names; a price is negative. Nothing happens where no command was run.
+
+        Raises:
+            ValueError: There are too many terms, or one is not a finite number.
+        """
+        if self._episode is not None and self._last is not None and terms:
+            turn, step = self._last
+            self._episode.reward(turn, terms, step=step)
+
     def close(self) -> None:
         """End the episode's watch and remove its workspace; idempotent."""
-        watch, folder = self.watch, self._folder
-        self.watch, self._folder, self._is_over = None, None, True
+        watch, folder, episode = self.watch, self._folder, self._episode
+        is_over = self._is_over
+        self.watch, self._folder, self._episode, self._is_over = None, None, None, True
+        if episode is not None:
+            episode.end("ended" if is_over else "stopped")
         if watch is not None:
             watch.close()
         if folder is not None:
