@@ -33,8 +33,8 @@ __all__ = ["Mediator"]
 
 Handler = Callable[[Notification], None]
 
-_RECEIVERS: Final = 2
-"""Threads that take calls where forks are trapped: while one serves, another one takes.
+_RECEIVERS: Final = 4
+"""Threads that take calls where forks are trapped: while one serves, the others take what comes in the meantime.
 
 Each wakes up for each call, and a write-open takes up to 60 µs longer; so all but one rest while nobody forks.
 """
