@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 REQUIRE = "AGENTWATCH_REQUIRE_SANDBOX"
 LEAK_PATIENCE_S = 5.0
 """Seconds that processes which are already dying at the end of the run get."""
+
+# How long an example takes is the machine's business: on a loaded one a deadline fails what is right.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 _SCRATCH = pytest.StashKey[Path]()
 

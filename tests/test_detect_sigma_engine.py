@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -347,14 +349,94 @@ def test_a_rule_that_fails_is_named_and_the_others_run() -> None:
     assert [each.title for each in detector.feed(event("connect", step=1))] == ["sound"]
 
 
+def test_a_slow_rule_of_a_file_goes_out_of_service_alone() -> None:
+    """One that spends a hundred times its share on a text is told, high, and is back when a person lets it be."""
+    stuck = ["a" * 50 + chr(98 + number % 20) + "a" * (40 + number % 9) for number in range(100)]
+    slow = {"sel": {"Image|endswith": "/bash"}, "but": {"CommandLine|contains": stuck}, "condition": "sel and not but"}
+    # Its texts are looked for together with those of all others, and it is not tried where none of them is there.
+    idle = {"Image|endswith": "/bash", "CommandLine|contains": stuck}
+    compiled = rules(idle, slow, {"Image|endswith": "/bash"})
+    guarded = Engine([], compiled, clock=time.thread_time_ns, limit_ns=2_000_000, strikes=3)
+
+    def fed(step: int) -> list[str]:
+        command = ["/bin/bash", "-c", "a" * 400_000]
+        shown = event("exec", basis="claimed", seq=step, step=step, path="/bin/bash", argv=command)
+        return [draft.title.partition(": ")[0] for draft in guarded.feed(shown)]
+
+    gc.disable()  # a collection in the middle of the other rule would be taken for the rule's own time
+    try:
+        told = [fed(0), fed(1)]
+        guarded.restore()
+        told.append(fed(2))
+    finally:
+        gc.enable()
+    out = "the rule 1 is out of service"
+    assert told == [["1", "2", out], ["2"], ["1", "2", out]]
+    assert guarded.disabled == ()
+
+
+@pytest.mark.parametrize(("spent_ms", "times", "is_out"), [(400, 2, False), (400, 3, True), (200, 9, False)])
+def test_a_rule_has_three_tries(spent_ms: int, times: int, is_out: bool) -> None:
+    """Three events that are over the limit, not two, and none that is within it."""
+    clock = ManualClock()
+    compiled = rules({"Image|endswith": "/nc"})
+    guarded = Engine([], compiled, clock=clock.monotonic_ns, limit_ns=250_000_000, strikes=3)
+    (detector,) = guarded._everyone
+    assert isinstance(detector, SigmaDetector)
+
+    def dawdles(_: object) -> bool:
+        clock.advance(spent_ms / 1000)
+        return False
+
+    detector._by_kind["exec"].index._tests[0] = dawdles
+    told = [
+        draft.rule
+        for place in range(times)
+        for one in exec_pair(["/nc", str(place)], 2 * place)
+        for draft in guarded.feed(one)
+    ]
+    assert told == ([RULE_FAILED] if is_out else [])
+    assert (detector._by_kind["exec"].index._tests == [None]) == is_out
+
+
+def test_what_is_remembered_of_a_command_is_what_a_look_would_give() -> None:
+    """The same commands again, in other steps, folders and under other parents, give what fresh rules give."""
+    compiled, _ = compile_rules(synthetic_rules(30, seed=4))
+    commands = random_commands(25, seed=3) * 2
+    detector = SigmaDetector(compiled)
+    told = 0
+    for place, command in enumerate(commands):
+        begin = event("step", op="start", step=place, argv=command, cwd=("/w", "/tmp")[place % 2])
+        events = [begin, *exec_pair(command, 2 * place, step=place)]
+        fresh = SigmaDetector(compiled)
+        fresh._programs.update(detector._programs)
+        expected = found(fresh, events)
+        assert found(detector, events) == expected
+        told += len(expected)
+    assert told > 10
+    assert any(each._known for each in detector._by_kind.values())
+
+
+def test_a_rule_about_more_than_the_command_is_asked_each_time() -> None:
+    """What a rule says of the step or of the process id is not kept for the same command in another one."""
+    detector = SigmaDetector(rules({"Image|endswith": "/nc", "ProcessId": 8}))
+    first, second = (
+        [event("exec", basis="claimed", seq=pid, step=pid, pid=pid, path="/nc", argv=["/nc"])] for pid in (7, 8)
+    )
+    assert found(detector, first) == []
+    assert found(detector, second) == [("0", (8,))]
+
+
 def test_what_is_remembered_is_bounded() -> None:
     """However many processes and steps there are, the tables do not grow without end."""
     detector = SigmaDetector(rules({"Image|endswith": "/nc"}))
     for place in range(9000):
         found(detector, exec_pair(["/nc"], place * 2, step=place))
         found(detector, [event("exec", basis="claimed", seq=10**6 + place, path="/x")])
+        found(detector, [event("exec", basis="claimed", seq=10**7 + place, path="/y", argv=[str(place)])])
     tables = (detector._claims, detector._programs, detector._reported)
     assert [len(table) for table in tables] == [8192] * 3
+    assert len(detector._by_kind["exec"]._known) == 1024
 
 
 def test_the_same_record_gives_the_same_findings() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from jupyter_agentwatch.cli.incident_text import incident_lines
 from jupyter_agentwatch.detect.sigma_form import Problem
 from jupyter_agentwatch.testing import event
 from jupyter_agentwatch.watch.incidents import find_incidents
-from jupyter_agentwatch.watch.rules import compile_files, problem_notes
+from jupyter_agentwatch.watch.rules import _parser_version, compile_files, problem_notes
 from tests.incident_logs import SECOND, a_finding, a_log, a_story, an_exec
 from tests.strategies import WATCH
 
@@ -129,3 +130,21 @@ def test_a_folder_of_rules_is_read_in_one_order(tmp_path: Path) -> None:
     (folder / "b.yml").write_text("title: [broken again\n")
     compile_files([folder], cache=cache)
     assert len(list(cache.iterdir())) == 3
+
+
+def test_files_of_rules_are_read_whole_and_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    """A folder's files come before those of a longer name, links to files count, and long files are read whole."""
+    for name in ("b/z.yml", "b-a/y.yml", "b/c/x.yaml", "a.yml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("title: [broken\n")
+    (tmp_path / "b" / "l.yml").symlink_to(tmp_path / "a.yml")
+    (tmp_path / "b" / "c" / "x.yaml").write_text(f"# {'x' * 70_000}\ntitle: [broken\n")
+    problems = compile_files([tmp_path]).problems
+    expected = sorted(each for each in tmp_path.rglob("*") if each.is_file())
+    assert [each.source for each in problems] == [str(each) for each in expected]
+    assert [each.line for each in problems if each.source.endswith("x.yaml")] == [3]
+
+
+def test_the_parsers_version_is_what_is_installed() -> None:
+    """The short way to it, by which a cache is kept, says the same as the library for it."""
+    assert _parser_version() == version("pysigma")

@@ -138,7 +138,7 @@ class SigmaDetector:
         parts = (
             (rules.numbers[place], partial(test, view))
             for rules, view in self._looked
-            for place, test in rules.index.tests()
+            for place, test in rules.index.tests(view)
         )
         found = self._slowness.first_slow(parts, meter)
         if found:

@@ -76,8 +76,7 @@ class Index:
 
     def matches(self, view: View) -> list[int]:
         """Return the numbers of the rules that match, in order."""
-        tests = self._tests
-        return [number for number in sorted(self._candidates(view)) if (test := tests[number]) and test(view)]
+        return [number for number, test in self.tests(view) if test(view)]
 
     def failing(self, view: View) -> list[tuple[int, Exception]]:
         """Disable and return the rules that raise on an event, each with what it raised."""
@@ -91,9 +90,10 @@ class Index:
                 self._tests[number] = None
         return failed
 
-    def tests(self) -> list[tuple[int, Test]]:
-        """Return the rules that are in service: their numbers, and what tells whether they match."""
-        return [(number, test) for number, test in enumerate(self._tests) if test is not None]
+    def tests(self, view: View) -> list[tuple[int, Test]]:
+        """Return the rules that an event is shown to: their numbers, and what tells whether they match."""
+        tests = self._tests
+        return [(number, test) for number in sorted(self._candidates(view)) if (test := tests[number])]
 
     def disable(self, number: int) -> None:
         """Put a rule out of service until `restore`."""
