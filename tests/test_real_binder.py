@@ -110,6 +110,17 @@ def test_what_is_installed_comes_from_the_repository_alone(tree: Path) -> None:
     assert "bubblewrap" in (ROOT / "binder" / "apt.txt").read_text().split()
 
 
+def test_repo2docker_reads_each_file_and_no_other() -> None:
+    """Nothing takes the place of `binder/`, and each file there is one that repo2docker reads, or that these name."""
+    files = {path.name for path in (ROOT / "binder").iterdir()}
+    assert files == {"apt.txt", "environment.yml", "postBuild", "start", "jupyter"}
+    assert not (ROOT / ".binder").exists()  # two folders would be an error
+    environment = yaml.safe_load((ROOT / "binder" / "environment.yml").read_text())
+    assert set(environment) <= {"name", "channels", "dependencies"}
+    assert all(isinstance(each, str) for each in environment["dependencies"])  # a list of pip's would be a second way
+    assert "/jupyter" in (ROOT / "binder" / "start").read_text()
+
+
 def test_the_server_asks_nobody_outside() -> None:
     """JupyterLab's own requests are off: news, updates, and the list of extensions."""
     settings = json.loads((ROOT / "binder" / "jupyter" / "jupyter_server_config.json").read_text())["LabApp"]

@@ -47,7 +47,7 @@ class Completions:
         try:
             import openai
         except ImportError as error:
-            msg = "models need the openai library: pip install 'jupyter-agentwatch[llm]'"
+            msg = "models need the openai library (extra llm of this package): pip install openai"
             raise ModelError(msg) from error
         self._openai = openai
         if base_url is not None and api_key is None and not os.environ.get("OPENAI_API_KEY"):

@@ -44,7 +44,7 @@ def _run(asked: argparse.Namespace) -> int:
     began = time.monotonic()
 
     def say(text: str) -> None:
-        print(f"\r{time.monotonic() - began:6.1f} s  {text:<50}", end="", file=sys.stderr, flush=True)
+        print(f"\r{time.monotonic() - began:6.1f} s  {text:<64}", end="", file=sys.stderr, flush=True)
 
     if asked.mode == "fast":
         study = run_study(RecordedGround(), mode="fast", seeds=FAST_SEEDS[: asked.seeds], prices=PRICES, progress=say)

@@ -304,8 +304,18 @@ def run_study(
     began = time.monotonic()
     say = progress or (lambda _: None)
     doses = {price: replace(CONDITIONS["penalty"], rewards=replace(_PAID, price=price)) for price in prices}
-    results = {name: _run(ground, CONDITIONS[name], seeds, training, say) for name in conditions}
-    dosed = {price: _run(ground, condition, seeds, training, say) for price, condition in doses.items()}
+    count = len(conditions) + len(doses)
+
+    def told(number: int) -> Callable[[str], None]:
+        return lambda text: say(f"{number} of {count}: {text}")
+
+    results = {
+        name: _run(ground, CONDITIONS[name], seeds, training, told(number)) for number, name in enumerate(conditions, 1)
+    }
+    dosed = {
+        price: _run(ground, condition, seeds, training, told(number))
+        for number, (price, condition) in enumerate(doses.items(), len(conditions) + 1)
+    }
     runs = [CONDITIONS[name] for name in conditions] + list(doses.values())
     each = [training.evaluation + training.iterations * training.batch * run.learns for run in runs]
     return Study(
@@ -327,7 +337,7 @@ def _run(
     say(title)
 
     def tell(iteration: int) -> None:
-        say(f"{title}: {iteration + 1} of {used.iterations}")
+        say(f"{title}, update {iteration + 1} of {used.iterations}")
 
     learnt = learn(ground, condition.setting, condition.rewards, seeds, used, tell)
     outcomes = learnt.outcomes
