@@ -120,10 +120,11 @@ def result(switch: Locator, *phases: str) -> str:
     return switch.locator(".aw-kill-result").inner_text()
 
 
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
 @pytest.mark.parametrize(("how", "mark"), [(how, 100 + number) for number, how in enumerate(BLOCKS)])
-def test_the_button_kills_whatever_the_kernel_does(page: Page, own_folders: Lab, how: str, mark: int) -> None:
+def test_the_button_kills_whatever_the_kernel_does(page: Page, own_folders: Lab, how: str, mark: int, app: str) -> None:
     """Each of five runs, its button pressed ten times while the kernel is blocked, ends; green only then."""
-    for number, switch in enumerate(block(page, own_folders, f"kill-{how}", mark, how, RUNS)):
+    for number, switch in enumerate(block(page, own_folders, f"kill-{how}-{app}", mark, how, RUNS, app=app)):
         button = switch.locator("button")
         assert switch.get_attribute("data-phase") == "armed"
         for _ in range(CLICKS):
@@ -142,14 +143,6 @@ def test_with_the_interpreter_held_only_the_server_can_answer(page: Page, own_fo
     (switch,) = block(page, own_folders, "kill-gil-one", 120, "gil")
     switch.locator("button").click()
     assert "via http" in result(switch, "confirmed", "unconfirmed")
-
-
-def test_the_button_works_in_notebook_7(page: Page, own_folders: Lab) -> None:
-    """In Notebook 7, too, a sleeping kernel does not hold up a kill."""
-    (switch,) = block(page, own_folders, "kill-nb7", 121, "sleep", app="notebooks")
-    switch.locator("button").click()
-    assert CONFIRMED.fullmatch(result(switch, "confirmed", "unconfirmed"))
-    assert sleepers(121) == []
 
 
 def test_a_run_whose_supervisor_has_gone_is_not_shown_green(page: Page, own_folders: Lab) -> None:

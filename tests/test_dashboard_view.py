@@ -13,6 +13,7 @@ import pytest
 
 from jupyter_agentwatch import Watch
 from jupyter_agentwatch.agents import Finish, Shell
+from jupyter_agentwatch.notebook.panels import PANELS
 from tests.jupyter_page import LONG_MS, Lab, run_all, running_chromium, running_lab
 from tests.node import tools
 
@@ -37,6 +38,16 @@ SAVED_TELLS = """(words) => {
     });
 }"""
 DASHBOARD = ".aw-root[data-view=dashboard]"
+PARTS = """
+from ipywidgets import HBox, VBox
+from jupyter_agentwatch.notebook.kill_switch import KillSwitch
+from jupyter_agentwatch.notebook.panels import PANELS, Panel
+
+parts = [Panel("{run}", name) for name in PANELS]
+VBox([KillSwitch("{run}"), HBox(parts[:2]), *parts[2:]])
+"""
+TOO_WIDE = """(selector) => [...document.querySelectorAll(`${selector}, ${selector} .aw-panel`)]
+    .filter((each) => each.scrollWidth > each.clientWidth + 1).map((each) => each.className)"""
 SHOW = """
 from jupyter_agentwatch.notebook.dashboard import Dashboard
 Dashboard("{run}")
@@ -166,10 +177,11 @@ def test_the_dashboard_shows_what_was_done_before_and_after_it_was_opened(
     wait_for_text(page, ".aw-facts", "2 steps, 1 refused call")
 
 
-def test_a_click_on_the_graph_shows_the_process(desk: Page, lab: Lab, watch: Watch) -> None:
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_a_click_on_the_graph_shows_the_process(desk: Page, lab: Lab, watch: Watch, app: str) -> None:
     """A click on a node says which process it is, of which step, and where it went."""
     watch.run("curl -sS --max-time 2 https://198.51.100.7/")
-    show(desk, lab, watch)
+    show(desk, lab, watch, app)
     wait_for_text(desk, ".aw-graph text", "curl")
     node = desk.locator(f"{DASHBOARD} .aw-graph .scatterlayer .points path").first
     node.scroll_into_view_if_needed()
@@ -213,6 +225,7 @@ def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, w
     (watch.workspace / name).chmod(0o755)
     watch.run([f"./{name}"])
     watch.run(["python3", "-c", f"import socket; socket.socket(socket.AF_UNIX).connect_ex('/tmp/' + {HOSTILE!r})"])
+    watch.run(["curl", "-sS", f"https://{'h' * 10_000}.example/"])
     show(desk, lab, watch)
     wait_for_text(desk, ".aw-step-words", "<img src=x")
     wait_for_text(desk, ".aw-tree", "<img src=x")
@@ -222,16 +235,19 @@ def test_names_that_an_agent_chooses_are_text_everywhere(desk: Page, lab: Lab, w
     wait_for_text(desk, ".aw-panel-connections .aw-table", "<img src=x")
     assert desk.locator(f"{DASHBOARD} img").count() == 0
     assert desk.evaluate("() => window.owned") is None
+    wait_for_text(desk, ".aw-step-words", "hhh")
+    assert desk.evaluate(TOO_WIDE, DASHBOARD) == []
     text = desk.locator(DASHBOARD).inner_text()
     assert "\u202e" not in text
     assert "\x1b" not in text
 
 
-def test_the_charts_move(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_the_charts_move(desk: Page, lab: Lab, start: Callable[..., Watch], app: str) -> None:
     """While a program computes, each chart gets further points, and what is simulated says so where it is drawn."""
     watch = start({"version": 1, "telemetry": {"simulate_gpus": 2}})
     watch.start("while :; do :; done")
-    show(desk, lab, watch)
+    show(desk, lab, watch, app)
     wait_for_text(desk, ".aw-panel-gpu .aw-empty", "SIMULATED: these GPUs are not real")
     for panel, names in {"resources": ["CPU"], "gpu": ["GPU 0 SIMULATED", "GPU 1 SIMULATED"]}.items():
         chart = f"{DASHBOARD} .aw-panel-{panel} .aw-strip.js-plotly-plot"
@@ -244,15 +260,21 @@ def test_the_charts_move(desk: Page, lab: Lab, start: Callable[..., Watch]) -> N
         shown = desk.evaluate("selector => document.querySelector(selector).data.map(trace => trace.name)", chart)
         assert [name for name in shown if "sandbox" not in name] == names
         assert plot.is_visible()
+    marks = desk.locator(f"{DASHBOARD} .aw-panel-gpu .aw-strip-head")
+    assert marks.count() == 4
+    assert all("SIMULATED" in text for text in marks.all_inner_texts())
 
 
-def test_a_call_that_is_held_is_decided_by_a_button(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_a_call_that_is_held_is_decided_by_a_button(
+    desk: Page, lab: Lab, start: Callable[..., Watch], app: str
+) -> None:
     """A held connection appears as two buttons; after Deny the program gets its refusal and the question goes."""
     rule = {"cidr": "192.0.2.0/24", "ports": [443], "verdict": "ask"}
     watch = start({"version": 1, "network": {"rules": [rule]}})
     code = "import socket; print(socket.socket().connect_ex(('192.0.2.9', 443)))"
     running = watch.start(["python3", "-c", code])
-    show(desk, lab, watch)
+    show(desk, lab, watch, app)
     wait_for_text(desk, ".aw-ask", "192.0.2.9")
     wait_for_text(desk, ".aw-ask [role=timer]", "denied in 0:0")
     assert_accessible(desk)
@@ -294,15 +316,48 @@ def test_an_agents_run_shows_how_far_it_is(desk: Page, lab: Lab, watch: Watch) -
     assert desk.evaluate("() => window.owned") is None
 
 
-def test_a_run_is_suspended_and_resumed_from_the_dashboard(desk: Page, lab: Lab, watch: Watch) -> None:
-    """Suspend freezes the run, and the head says so; Resume lets it go on."""
-    show(desk, lab, watch)
-    desk.locator(f"{DASHBOARD} button[data-action=suspend]").click()
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_a_run_is_suspended_resumed_and_killed_by_keyboard(desk: Page, lab: Lab, watch: Watch, app: str) -> None:
+    """Enter on Suspend freezes the run, Resume is one Tab further on, and the kill's own button keeps the focus."""
+    show(desk, lab, watch, app)
+    focused = "() => document.activeElement.className || document.activeElement.dataset.action"
+    suspend = desk.locator(f"{DASHBOARD} button[data-action=suspend]")
+    suspend.wait_for(timeout=LONG_MS)
+    suspend.focus()
+    desk.keyboard.press("Enter")
     wait_for_text(desk, ".aw-state", "FROZEN")
     assert watch.status().state == "frozen"
-    desk.locator(f"{DASHBOARD} button[data-action=resume]").click()
+    desk.wait_for_function("() => document.activeElement.className === 'aw-state'", timeout=LONG_MS)
+    desk.keyboard.press("Tab")
+    assert desk.evaluate(focused) == "resume"
+    desk.keyboard.press("Enter")
     wait_for_text(desk, ".aw-state", "running")
     assert watch.status().state == "closed"
+    desk.wait_for_function("() => document.activeElement.className === 'aw-state'", timeout=LONG_MS)
+    desk.keyboard.press("Shift+Tab")
+    assert desk.evaluate(focused) == "aw-kill"
+    desk.keyboard.press("Enter")
+    wait_for_text(desk, ".aw-kill-switch[data-phase=confirmed]", "0 left")
+    assert desk.evaluate(focused) == "aw-kill"
+    assert watch.kill().survivors == 0
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_each_part_alone_is_accessible_and_moves_nothing(page: Page, lab: Lab, watch: Watch, theme: str) -> None:
+    """axe-core finds nothing serious in panels and kill switch of one's own layout; asked for no motion there is none."""
+    watch.run("curl -sS --max-time 2 https://198.51.100.7/; true")
+    page.emulate_media(reduced_motion="reduce")
+    lab.notebook(f"parts-{watch.id}", [PARTS.format(run=watch.id)])
+    run_all(page, lab, f"parts-{watch.id}")
+    for name in PANELS:
+        page.locator(f".aw-root[data-view={name}] .aw-panel-{name}").wait_for(timeout=LONG_MS)
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+    page.locator(f"body[data-jp-theme-name='{theme}']").wait_for(state="attached", timeout=LONG_MS)
+    page.locator(".aw-graph text", has_text="curl").first.wait_for(timeout=LONG_MS)
+    assert page.locator(".aw-root[data-view=kill] .aw-kill-switch[data-phase=armed]").count() == 1
+    assert_accessible(page)
+    moving = "() => document.getAnimations().filter((each) => each.effect.target?.closest('.aw-root')).length"
+    assert page.evaluate(moving) == 0
 
 
 def test_a_trip_says_why_until_when_and_what_was_prevented(desk: Page, lab: Lab, start: Callable[..., Watch]) -> None:
@@ -321,9 +376,10 @@ def test_a_trip_says_why_until_when_and_what_was_prevented(desk: Page, lab: Lab,
     assert desk.locator(f"{DASHBOARD} img").count() == 0
 
 
-def test_after_a_reload_the_dashboard_finds_its_run_again(page: Page, lab: Lab, watch: Watch) -> None:
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_after_a_reload_the_dashboard_finds_its_run_again(page: Page, lab: Lab, watch: Watch, app: str) -> None:
     """A reloaded page with the same kernel shows the run as it is now, with what happened in between."""
-    show(page, lab, watch)
+    show(page, lab, watch, app)
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     watch.run("echo between > between.txt")
     page.reload()
@@ -402,10 +458,11 @@ def test_every_run_is_ended_from_the_bar_after_one_confirmation(
     assert [watch.kill().survivors for watch in watches] == [0, 0]
 
 
-def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, watch: Watch) -> None:
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, watch: Watch, app: str) -> None:
     """The palette opens a list of runs with working buttons; a run that is frozen by another hand raises a notice."""
     lab.notebook("side", ["1"])
-    page.goto(lab.address("side"))
+    page.goto(lab.address("side", app))
     page.locator(".aw-status-button").filter(has_text="1 agent run").wait_for(timeout=LONG_MS)
     page.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
     row = page.locator(f".aw-sidebar .aw-row[data-run='{watch.id}']")
@@ -458,12 +515,13 @@ def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch:
     assert_accessible(desk)
 
 
-def test_a_saved_notebook_shows_the_run_without_its_kernel(desk: Page, lab: Lab, watch: Watch) -> None:
+@pytest.mark.parametrize("app", ["lab", "notebooks"])
+def test_a_saved_notebook_shows_the_run_without_its_kernel(desk: Page, lab: Lab, watch: Watch, app: str) -> None:
     """A copy that nobody trusts, with another kernel, shows picture and tables; a live dashboard hides them."""
     (watch.workspace / HOSTILE).write_text("#!/bin/sh\necho kept\n")
     (watch.workspace / HOSTILE).chmod(0o755)
     watch.run([f"./{HOSTILE}"])
-    show(desk, lab, watch)
+    show(desk, lab, watch, app)
     desk.locator(".aw-saved img").wait_for(state="attached", timeout=LONG_MS)
     assert not desk.locator(".aw-saved img").is_visible()
     desk.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
@@ -475,7 +533,8 @@ def test_a_saved_notebook_shows_the_run_without_its_kernel(desk: Page, lab: Lab,
     copy = lab.folder / f"later-{watch.id}.ipynb"
     copy.write_text(json.dumps(saved), "utf-8")
     # In a workspace of its own, or the page would open the live dashboard again, too.
-    desk.goto(f"{lab.base}lab/workspaces/{watch.id}/tree/{copy.name}?token={lab.token}")
+    alone = f"{lab.base}lab/workspaces/{watch.id}/tree/{copy.name}?token={lab.token}"
+    desk.goto(alone if app == "lab" else lab.address(copy.stem, app))
     picture = desk.locator(".aw-saved img")
     picture.wait_for(timeout=LONG_MS)
     desk.wait_for_function("() => document.querySelector('.aw-saved img').naturalWidth > 500", timeout=LONG_MS)

@@ -40,4 +40,31 @@ describe("the drawing of a graph", () => {
     const [x, y] = [scene.traces[1]!.x, scene.traces[1]!.y] as [number[], number[]];
     expect(x.every((value) => inside(value, scene.x)) && y.every((value) => inside(value, scene.y))).toBe(true);
   });
+
+  it("has no name nearer to the next one than it is high, whatever was connected", () => {
+    const edges = Array.from({ length: 40 }, (_, i) => edge(1 + (i % 5), `198.51.100.${(i * 7) % 40}:443`, "deny"));
+    const scene = drawn(edges);
+    for (const trace of scene.traces) {
+      const y = [...(trace.y as number[])].sort((one, other) => one - other);
+      expect(y.slice(1).every((value, i) => value - (y[i] ?? 0) >= 15.9)).toBe(true);
+    }
+    const columns = scene.traces.map((trace) => new Set(trace.x as number[]).size);
+    expect(columns).toEqual([1, 1]);
+  });
+
+  it("puts the endpoints of one process in the order of their names, the first one on top", () => {
+    const scene = drawn([10, 2, 1, 30].map((i) => edge(1, `198.51.100.${i}:443`, "allow")));
+    const { text, y } = scene.traces[1] as { text: string[]; y: number[] };
+    const down = text.map((name, i): [number, string] => [-(y[i] ?? 0), name]).sort(([one], [other]) => one - other);
+    expect(down.map(([, name]) => name)).toEqual([1, 2, 10, 30].map((i) => `198.51.100.${i}:443`));
+  });
+
+  it("cuts names rather than letting them leave a narrow plot", () => {
+    const graph = graphOf([edge(1, `${"h".repeat(300)}.example:443`, "allow")]);
+    const scene = sceneOf(graph, new Layout().place(graph, true), THEME, [300, 120]);
+    const room = 300 / (scene.x[1] - scene.x[0]);
+    const [name = ""] = scene.traces[1]!.text as string[];
+    expect(name.endsWith("\u2026")).toBe(true);
+    expect((scene.x[1] - 150) * room).toBeGreaterThan(6 * name.length);
+  });
 });
