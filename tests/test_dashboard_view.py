@@ -281,6 +281,8 @@ def test_a_call_that_is_held_is_decided_by_a_button(
     desk.locator(f"{DASHBOARD} .aw-ask button[data-decision=deny]").click()
     assert running.wait().stdout.strip() == "13"
     desk.locator(f"{DASHBOARD} .aw-ask").wait_for(state="detached", timeout=LONG_MS)
+    # Not on the next button: whoever presses Enter twice must not decide twice.
+    desk.wait_for_function("() => document.activeElement.className === 'aw-state'", timeout=LONG_MS)
 
 
 def test_an_agents_run_shows_how_far_it_is(desk: Page, lab: Lab, watch: Watch) -> None:

@@ -15,7 +15,7 @@ from jupyter_client.manager import start_new_kernel
 
 from jupyter_agentwatch.testing import event
 from jupyter_agentwatch.watch.picture import picture, saved_html
-from jupyter_agentwatch.watch.story import Story
+from jupyter_agentwatch.watch.story import Points, Story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +153,30 @@ def test_a_long_run_stays_small() -> None:
         story.feed(event("resources", interval_s=1.0, cpu_s=0.5))
     assert story.steps == 2999
     assert len(saved_html(story, "", "")) < 200_000
+
+
+def test_a_long_measurement_is_drawn_from_its_beginning() -> None:
+    """Of many measurements some are left out, never the first ones alone: the line begins where the run began."""
+    points = Points()
+    for number in range(5000):
+        points.add(number, float(number))
+    assert points[0] == (0, 0.0)
+    assert points[-1][0] > 4990
+    assert 200 < len(points) <= 600
+    assert points == sorted(points)
+
+
+def test_gpus_are_drawn_under_their_names() -> None:
+    """Each GPU has a line of its own in one chart, and one that is not real says so."""
+    measured = [
+        event("gpu", op="device", device=f"g{i}", index=i, simulated=True, utilization=10.0 * t)
+        for t in range(3)
+        for i in range(2)
+    ]
+    spaced = [msgspec.structs.replace(each, t_wall_ns=WALL + place * 10**9) for place, each in enumerate(measured)]
+    root = image(saved_html(told(*spaced), "", ""))
+    assert "GPU 0 SIMULATED, GPU 1 SIMULATED used, %: at most 20" in texts(root)
+    assert len({line.get("stroke") for line in root.iter(f"{SVG}polyline")}) == 2
 
 
 def test_a_run_without_anything_has_a_picture() -> None:
