@@ -48,6 +48,11 @@ VBox([KillSwitch("{run}"), HBox(parts[:2]), *parts[2:]])
 """
 TOO_WIDE = """(selector) => [...document.querySelectorAll(`${selector}, ${selector} .aw-panel`)]
     .filter((each) => each.scrollWidth > each.clientWidth + 1).map((each) => each.className)"""
+# A layout that is restored only then would close the sidebar again.
+SHOW_RUNS = """async () => {
+    await window.jupyterapp.restored;
+    await window.jupyterapp.commands.execute("agentwatch:show-runs");
+}"""
 SHOW = """
 from jupyter_agentwatch.notebook.dashboard import Dashboard
 Dashboard("{run}")
@@ -346,7 +351,7 @@ def test_a_run_is_suspended_resumed_and_killed_by_keyboard(desk: Page, lab: Lab,
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_each_part_alone_is_accessible_and_moves_nothing(page: Page, lab: Lab, watch: Watch, theme: str) -> None:
-    """axe-core finds nothing serious in panels and kill switch of one's own layout; asked for no motion there is none."""
+    """axe-core finds nothing serious in a layout of panels and kill switch; asked for no motion, nothing moves."""
     watch.run("curl -sS --max-time 2 https://198.51.100.7/; true")
     page.emulate_media(reduced_motion="reduce")
     lab.notebook(f"parts-{watch.id}", [PARTS.format(run=watch.id)])
@@ -466,7 +471,7 @@ def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, wat
     lab.notebook("side", ["1"])
     page.goto(lab.address("side", app))
     page.locator(".aw-status-button").filter(has_text="1 agent run").wait_for(timeout=LONG_MS)
-    page.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
+    page.evaluate(SHOW_RUNS)
     row = page.locator(f".aw-sidebar .aw-row[data-run='{watch.id}']")
     row.wait_for(timeout=LONG_MS)
     watch.suspend()
@@ -511,7 +516,7 @@ def test_the_dashboard_is_accessible_in_both_themes(desk: Page, lab: Lab, watch:
     watch.run("curl -sS --max-time 2 https://198.51.100.7/; true")
     show(desk, lab, watch)
     desk.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
-    desk.evaluate("() => window.jupyterapp.commands.execute('agentwatch:show-runs')")
+    desk.evaluate(SHOW_RUNS)
     desk.locator(f"body[data-jp-theme-name='{theme}']").wait_for(state="attached", timeout=LONG_MS)
     wait_for_text(desk, ".aw-graph text", "curl")
     assert_accessible(desk)
