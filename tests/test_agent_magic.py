@@ -10,7 +10,7 @@ import pytest
 from IPython.core.error import UsageError
 
 from jupyter_agentwatch import Watch
-from jupyter_agentwatch.agents import AgentRun, Finish, Outcome, Say, Shell, write_trajectory
+from jupyter_agentwatch.agents import AgentRun, Edit, Finish, Outcome, Say, Shell, write_trajectory
 from jupyter_agentwatch.testing import ScriptedModel, calls, fake_supervisor
 from tests.shells import displayed, shell_with_magics
 
@@ -62,6 +62,21 @@ def test_a_replay_is_shown_step_by_step(cells: Cells, tmp_path: Path, capsys: py
     run = cells.shell.user_ns["run"]
     assert isinstance(run, AgentRun)
     assert (run.outcome, run.task) == (Outcome.FINISHED, "try")
+
+
+def test_an_edit_is_shown_with_its_diff(cells: Cells, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Below an edit stands what it changed, below a refused one why; a long diff is cut, and controls are escaped."""
+    path = tmp_path / "run.jsonl"
+    edits = [Edit("a.txt", "", "one\n\x1b[2Jtwo\n"), Edit("a.txt", "three", "3"), Edit("b.txt", "", "line\n" * 40)]
+    write_trajectory(path, edits, task="write")
+    capsys.readouterr()
+    _, error = cells.run(f"%%agentwatch agent --replay {path}\n \n")
+    assert error is None
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:6] == ["--- /dev/null", "+++ b/a.txt", "@@ -0,0 +1,2 @@", "+one", "+\\x1b[2Jtwo"]
+    assert lines[6].startswith("2 edit     exit 1")
+    assert lines[7] == "nothing was changed: the passage stands 0 times in the file, not once"
+    assert (lines[9], lines[20], lines[21]) == ("--- /dev/null", "+line", "… 31 more lines")
 
 
 def test_without_a_body_the_line_magic_does_it(

@@ -1,4 +1,4 @@
-"""Steps and ends of runs in words for people: one safe line each, whatever an agent wrote."""
+"""Steps and ends of runs in words for people: safe lines, and few, whatever an agent wrote."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from jupyter_agentwatch.agents.model import (
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.watch.episode import Usage
 
-__all__ = ["run_text", "step_line"]
+__all__ = ["run_text", "step_line", "step_text"]
 
 _SHOWN = 100
+_DIFF_LINES = 12
+_MARGIN = " " * 13
 
 
 def step_line(step: AgentStep) -> str:
@@ -40,6 +42,16 @@ def step_line(step: AgentStep) -> str:
     notes += [_cost(step.action.usage)] if step.action.usage.tokens else []
     notes += [f"reward {sum(step.reward.values()):+g}"] if step.reward else []
     return "  ".join(told) + (f"  [{'; '.join(notes)}]" if notes else "")
+
+
+def step_text(step: AgentStep) -> str:
+    """Return a step's line, and below that of an edit its diff, or why nothing was changed; the first 12 lines."""
+    lines = [step_line(step)]
+    if isinstance(step.action, (Edit, Patch)):
+        told = [line for line in step.observation.text.splitlines() if line != "[stderr]"]
+        lines += [_MARGIN + printable(line, _SHOWN) for line in told[:_DIFF_LINES]]
+        lines += [f"{_MARGIN}… {len(told) - _DIFF_LINES} more lines"] if len(told) > _DIFF_LINES else []
+    return "\n".join(lines)
 
 
 def run_text(run: AgentRun) -> str:

@@ -1,4 +1,4 @@
-"""`%%agentwatch agent`: the cell's text is the task, and each step is a line of its output."""
+"""`%%agentwatch agent`: the cell's text is the task, each step a line of its output, each edit with its diff."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from jupyter_agentwatch.agents import Agent, AgentRun, Budget, ChatAgent, ReplayAgent
-from jupyter_agentwatch.agents.progress import step_line
+from jupyter_agentwatch.agents.progress import step_text
 from jupyter_agentwatch.watch import Watch
 
 __all__ = ["follow", "start_agent"]
@@ -46,7 +46,7 @@ def follow(run: AgentRun) -> None:
     """
     try:
         for step in run:
-            sys.stdout.write(step_line(step) + "\n")
+            sys.stdout.write(step_text(step) + "\n")
     except KeyboardInterrupt:
         run.stop()
         run.wait()
