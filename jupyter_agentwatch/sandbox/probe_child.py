@@ -42,8 +42,8 @@ __all__ = [
     "unshared",
 ]
 
-PATIENCE_S: Final = 5.0
-"""Seconds after which a child that does not answer has failed."""
+PATIENCE_S: Final = 10.0
+"""Seconds after which a child that does not answer has failed; on a busy machine, a Python begins after five."""
 
 _LOADER: Final = (
     "import marshal,sys,types;types.FunctionType(marshal.loads(bytes.fromhex(sys.argv[1])),globals())(*sys.argv[2:])"
