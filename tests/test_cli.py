@@ -27,7 +27,7 @@ from jupyter_agentwatch.policy import Policy, parse_policy
 from jupyter_agentwatch.testing import FakeSupervisor, event
 from jupyter_agentwatch.wire.force import supervisors_of
 from jupyter_agentwatch.wire.messages import Ack, Answer, Kill, Killed, Resume, Suspend
-from tests.outside import IDLE, stop
+from tests.outside import IDLE, LONG_S, stop
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "\x1b]0;owned\x07\u202ex"
@@ -366,7 +366,7 @@ def test_kill_says_what_became_of_it(home: Home, capsys: pytest.CaptureFixture[s
         assert "name one, or give --all" in capsys.readouterr().err
         assert not other.done.is_set()
         assert main(["kill", "--all"]) == 1
-        assert other.done.is_set()
+        assert other.done.wait(LONG_S)  # it has answered, and is about to say so
         assert "5b5b5b5b: killed 9 processes, 2 left" in capsys.readouterr().out
 
 

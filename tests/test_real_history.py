@@ -212,24 +212,44 @@ def test_a_descriptor_from_an_earlier_step_writes_for_that_step(shared: Watch) -
     assert snapshot(shared.workspace) == before
 
 
+OUTLIVES: Final = """
+echo >begun
+mkfifo "$TMPDIR/gate"
+(setsid sh -c 'echo $$ >"$TMPDIR/pid"; exec cat "$TMPDIR/gate"' >/dev/null 2>&1 &)
+"""
+"""Its first process ends at once, the step does not."""
+
+ENDS_IT: Final = """
+until [ -s "$TMPDIR/pid" ]; do :; done
+read pid <"$TMPDIR/pid"
+echo >"$TMPDIR/gate"
+while [ -e "/proc/$pid" ]; do :; done
+"""
+
+
 def test_only_what_changes_while_a_step_lives_is_its(tmp_path: Path) -> None:
     """What a person writes while a step runs is told as unclaimed; before, and after its last process, it is not."""
     (tmp_path / "notes").write_text("before")
-    ended = "echo >/tmp/gate; while grep -qsx cat /proc/[0-9]*/comm; do :; done"
     with Watch(workspace=tmp_path) as watch:
         (tmp_path / "earlier").touch()
         wait_for_file_clock()
-        # The first process ends at once, the step does not.
-        step = watch.run("echo >begun; mkfifo /tmp/gate; (setsid cat /tmp/gate >/dev/null 2>&1 &)").step
+        step = watch.run(OUTLIVES, check=True).step
         (tmp_path / "meanwhile").touch()
-        assert watch.run(ended, timeout=LONG_S).ok
-        wait_for_file_clock()
+        assert watch.run(ENDS_IT, timeout=LONG_S).ok
+        late: dict[str, str] = {}  # written before the supervisor has looked who is left
+        for number in range(1000):
+            wait_for_file_clock()
+            (tmp_path / f"late{number}").touch()
+            if f"late{number}" not in changed(watch, step):
+                break
+            late[f"late{number}"] = "unclaimed"
         (tmp_path / "notes").write_text("a person's")
-        assert changed(watch, step) == {"begun": "added", "meanwhile": "unclaimed"}
-        (unclaimed,) = [change for change in watch.undo(step) if change.change == "unclaimed"]
-        assert unclaimed.path == "meanwhile"
-        assert "by no call on record" in unclaimed.note
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "meanwhile", "notes"]
+        assert changed(watch, step) == {"begun": "added", "meanwhile": "unclaimed", **late}
+        unclaimed = {change.path: change.note for change in watch.undo(step) if change.change == "unclaimed"}
+        assert unclaimed.keys() == {"meanwhile", *late}
+        assert "by no call on record" in unclaimed["meanwhile"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"earlier", "meanwhile", "notes", f"late{len(late)}", *late}
 
 
 def test_a_name_too_long_to_be_looked_up_is_denied(shared: Watch) -> None:

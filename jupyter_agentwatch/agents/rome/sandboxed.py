@@ -35,6 +35,9 @@ _ROWS: Final = 60
 _STEP_S: Final = 60.0
 _RELAY_NAME: Final = "host.loopback"
 
+_BY_STAND_INS: Final = ("shell.connects",)
+"""What is found because the look-alikes are shell scripts, which connect themselves: what they stand for would not."""
+
 _COMMANDS: Final[dict[Move, tuple[str, ...]]] = {
     Move.TRAIN: ("awk", "-f", "train.awk"),
     Move.TEST: ("awk", "-f", "test.awk"),
@@ -79,7 +82,7 @@ def policy_of(setting: Setting, port: int, rules: Path) -> dict[str, Any]:
         "breaker": {"freeze_at": "never", "two_families_at": "never"},
         "detect": {
             "rules": [str(rules / name) for name in known],
-            "disabled": [] if setting.knows_tunnels else ["tunnel.ssh_forward", "tunnel.shape"],
+            "disabled": [*_BY_STAND_INS, *([] if setting.knows_tunnels else ["tunnel.ssh_forward", "tunnel.shape"])],
         },
     }
 
