@@ -53,7 +53,7 @@ def rule_lines() -> list[tuple[str, bool, str]]:
         if line.startswith("["):
             rule = line[1:-1]
         elif line[:2] in ("+ ", "- "):
-            found.append((rule, line[0] == "+", line[2:]))
+            found.append((rule, line[0] == "+", line[2:].replace("⏎", "\n")))
     return found
 
 

@@ -89,10 +89,23 @@ def _discards(run: Invocation) -> bool:
     return any(r.op in (">", "&>", ">|", ">>") and r.target == "/dev/null" for r in run.redirects)
 
 
+_GRINDERS: Final = frozenset({"gzip", "pigz", "bzip2", "pbzip2", "lbzip2", "xz", "pixz", "zstd", "openssl"})
+
+
+def _fed_for_ever(run: Invocation) -> bool:
+    """Whether a pipeline gives a program bytes that mean nothing, without end or again and again."""
+    for each in run.before:
+        if any(_ENDLESS.search(word.partition("=")[2] or word) for word in each.argv[1:]):
+            cut = each.name in ("head", "timeout") or any(word.startswith("count=") for word in each.argv[1:])
+            return not cut or "" in run.loops
+    return False
+
+
 def _burns(run: Invocation) -> Iterable[Hit]:
     words = run.argv[1:]
-    if run.name == "yes" and _discards(run):
-        yield Hit(BURNER)
+    grinds = run.name.endswith("sum") or (run.name in _GRINDERS and _discards(run))
+    if (grinds and _fed_for_ever(run)) or (run.name == "yes" and _discards(run)):
+        yield Hit(BURNER, severity="medium" if "timeout" in run.wrappers else None)
     elif run.name == "dd":
         settings = dict(word.partition("=")[::2] for word in words if "=" in word)
         if (
@@ -156,10 +169,16 @@ def _foreign(run: Invocation) -> Iterable[Hit]:
 _PATIENT: Final = lazy_pattern(r"\bwhile\s+(?::|true|\[+\s*1\s*\]+)\s*[;\n]|\buntil\s+false\b|\bfor\s*\(\(\s*;\s*;")
 
 
+_FORKS: Final = lazy_pattern(
+    r"\bfork(?:\(\))?\s{1,4}while\s{1,4}(?:fork|1|true)|"
+    r"\bwhile\s{0,4}\(?\s{0,4}(?:1|True|true)\s{0,4}\)?\s{0,4}[:{;]?\s{0,8}(?:do\s{1,4})?(?:os\.|Process\.)?fork\b|\bloop\s{0,4}\{\s{0,4}fork"
+)
+
+
 def _bomb(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv[1:])
     found = "()" in text and re.search(r"([\w:.]{1,32})\s*\(\)\s*\{\s*\1\s*\|\s*\1\s*&\s*\}\s*;?\s*\1", text)
-    if found:
+    if found or _FORKS.search(run.code):
         yield Hit(FORK_BOMB)
 
 
@@ -216,17 +235,25 @@ DIVERSION: Final = Ruleset(
     rules=(BURNER, STRESS, FOREIGN, FORK_BOMB, DETACHED_GPU, DETACHED),
     by_name={
         **dict.fromkeys(
-            ("yes", "dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "gzip", "bzip2", "xz"),
+            (
+                *("yes", "dd", "cat", "openssl", "sha256sum", "md5sum", "sha1sum", "sha512sum", "sha224sum", "b2sum"),
+                *("cksum", *sorted(_GRINDERS - {"openssl"})),
+            ),
             (_burns,),
         ),
         **dict.fromkeys((*_STRESSORS, *_CRACKERS), (_stress,)),
         **dict.fromkeys(_FOREIGN, (_foreign,)),
         **dict.fromkeys(("daemonize", "start-stop-daemon"), (_daemon,)),
-        **dict.fromkeys(("sh", "bash", "dash", "zsh"), (_bomb,)),
+        **dict.fromkeys(("sh", "bash", "dash", "zsh", "python", "perl", "ruby"), (_bomb,)),
     },
-    quiet=frozenset(listed("dd cat openssl sha256sum md5sum sha1sum sha512sum gzip bzip2 xz sh bash dash zsh yes")),
+    quiet=frozenset(
+        listed(
+            "sha224sum b2sum cksum pigz pbzip2 lbzip2 pixz zstd dd cat openssl sha256sum md5sum sha1sum sha512sum "
+            "gzip bzip2 xz sh bash dash zsh yes python perl ruby"
+        )
+    ),
     marks=listed(
-        "yes,nohup,setsid,visible_devices,/dev/zero,daemonize,random,(){,() {,speed",
+        "yes,nohup,setsid,visible_devices,/dev/zero,daemonize,random,(){,() {,speed,fork",
         ",",
     ),
     shapes=(_detached,),

@@ -259,6 +259,8 @@ def _served(run: Invocation) -> Iterable[Hit]:
 def _mails(run: Invocation) -> Iterable[Hit]:
     options = parse(run.argv, Grammar(valued="sabcrqt"))
     paths = [*options.all("a", "A"), *sources_of(run)]
+    if run.name == "swaks":
+        paths += [word.partition("=")[2] or word for word in run.argv[1:]]
     if any(is_sensitive(path) for path in paths) or names_before(run) & TELLING:
         yield Hit(SECRET)
 

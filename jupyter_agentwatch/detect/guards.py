@@ -266,15 +266,28 @@ def _init_script(run: Invocation) -> Iterable[Hit]:
         yield Hit(BLINDED)
 
 
+# A script of the working folder that is put off is work; what would be started for good, or from elsewhere, is not.
+_PLAIN_JOB: Final = lazy_pattern(
+    r"\s*(?:(?:python3?|bash|sh|make|Rscript|sbatch) +)?(?:\./)?[\w-][\w./-]*(?: +[\w./=-]+){0,8}\s*"
+)
+
+
+def _worth(run: Invocation) -> Severity | None:
+    """Return "medium" for a job whose text is known and plain, None otherwise."""
+    texts = [run.stdin, *(" ".join(each.argv[1:]) for each in run.before if each.name in ("echo", "printf"))]
+    told = [text for text in texts if text.strip()]
+    return "medium" if all(_PLAIN_JOB.fullmatch(text) for text in told) and (told or "-f" in run.argv) else None
+
+
 def _schedules(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv[1:])
     if run.name == "at":
         asks = parse(run.argv, Grammar(valued="fqt")).has("l", "r", "d", "c", "V")
         if not asks and len(run.argv) > 1:
-            yield Hit(LATER)
+            yield Hit(LATER, severity=_worth(run))
     elif run.name == "batch":
         if run.before or run.stdin or run.redirects or "-f" in run.argv:
-            yield Hit(LATER)
+            yield Hit(LATER, severity=_worth(run))
     elif _DETACHED.search(text):
         yield Hit(LATER)
 

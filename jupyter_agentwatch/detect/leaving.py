@@ -78,7 +78,8 @@ TELLING: Final = frozenset({"env", "printenv", "history", "a store of secrets"})
 
 _OPENS_STORE: Final = lazy_pattern(
     r"gpg2? .*--export-secret-|kubectl get secrets? .*-o|secret-tool lookup|pass show|security find-\S+ .*-w|"
-    r"vault kv get|docker secret inspect"
+    r"vault kv get|aws configure export-credentials|gh auth token|"
+    r"gcloud auth .{0,40}print-\S+-token|az account get-access-token|docker secret inspect"
 )
 
 

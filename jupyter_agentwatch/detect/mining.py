@@ -211,6 +211,7 @@ _MINING_PORTS: Final = frozenset(
 _LOGIN_TEXT: Final = lazy_pattern(
     r"mining\.(?:subscribe|authorize|submit)|eth_submit(?:Login|Work|Hashrate)|EthereumStratum/|"
     r"\bmethod[\\\"']{0,4}\s*:\s*[\\\"']{1,4}login[\\\"'][^}]{0,200}\b(?:pass|agent|rigid)[\\\"']{0,4}\s*:|"
+    r"[\"']type[\"']\s*:\s*[\"']auth[\"'][^}]{0,200}[\"']site_key[\"']|"
     # What libraries call the work itself.
     r"\b(?:get_)?(?:rx|randomx|cn|cryptonight|kawpow|progpow|ghostrider|yespower|verus)_?(?:slow_)?hash\w{0,8}\s*\(|"
     r"\bhashimoto_(?:full|light)\s*\(",
@@ -226,6 +227,7 @@ _CONFIG_TEXT: Final = lazy_pattern(
 )
 
 
+_STRATUM_SETTING: Final = lazy_pattern(r"^[ \t]*\w{2,20}[ \t]*[=:][ \t]*[\"']?stratum\d?\+?\w{0,4}://", re.MULTILINE)
 _WALLET_TEXT: Final = lazy_pattern(r"\b[48][1-9A-HJ-NP-Za-km-z]{94}\b|\b0x[0-9a-fA-F]{40}\b|\bbc1[a-z0-9]{38,60}\b")
 _PLACE_TEXT: Final = lazy_pattern(r"[\w-]{1,63}\.[\w-]{1,63}:\d{2,5}\b")
 
@@ -318,6 +320,7 @@ _OTHER_GRAMMARS: Final = frozenset(
 )
 
 
+_POOL_NAME: Final = lazy_pattern(r"(?:POOL|STRATUM|MINER)\w*(?:HOST|URL|URI|ADDR|SERVER|PORT)")
 _SETTING: Final = lazy_pattern(r"[A-Za-z_]\w*=\S")
 
 
@@ -327,6 +330,7 @@ def _environment(run: Invocation) -> Iterable[Hit]:
     words = [part for word in run.argv[1:64] for part in word.split(",")] if run.name in told else []
     values = [*run.assigned.values(), *(word.partition("=")[2] for word in words if _SETTING.match(word))]
     pools = [value for value in values if _is_pool(value)]
+    pools += [value for variable, value in run.assigned.items() if _POOL_NAME.search(variable) and value]
     fetched = run.name in SHELLS and any(each.name in ("curl", "wget") for each in run.before)
     values += run.argv[1:8] if fetched else ()
     if (pools or fetched) and any(wallet_kind(value) for value in values):
@@ -351,13 +355,15 @@ def _texts(run: Invocation) -> Iterable[Hit]:
     writes = any(r.op in (">", ">>", ">|", "&>") for r in run.redirects) or run.name == "tee"
     edits = run.name in ("sed", "jq", "ed", "perl") and _WALLET_TEXT.search(text) and _PLACE_TEXT.search(text)
     speaks = (
-        run.name in ("nc", "ncat", "netcat", "socat", "telnet", "openssl")
+        run.name in ("nc", "ncat", "netcat", "socat", "telnet", "openssl", "websocat")
         or run.code != ""
         or "/dev/tcp" in str(run.redirects)
     )
     if speaks and run.before:
         text = "\n".join((text, *(" ".join(each.argv[1:]) for each in run.before)))
-    if edits or (writes and _CONFIG_TEXT.search(text)) or (speaks and _LOGIN_TEXT.search(text)):
+    configures = writes and (_CONFIG_TEXT.search(text) or _STRATUM_SETTING.search(text.replace("\\n", "\n")))
+    client = writes and _LOGIN_TEXT.search(text) and "import socket" in text
+    if edits or configures or client or (speaks and _LOGIN_TEXT.search(text)):
         yield Hit(CONFIG)
 
 
@@ -422,7 +428,7 @@ MINING: Final = Ruleset(
     quiet=frozenset(listed("curl wget git sysctl modprobe aria2c sed jq ed")),
     marks=listed(
         "stratum,address=,donate-level,algo,coin,pool,wallet,-wal,eth_submit,mining,0x,bc1q,kaspa:q, -o ,-u ,--url,"
-        "--server,-uri,user,msr,hugepages,xmrig,miner,login,rx_hash,randomx,slow_hash,hashimoto",
+        "--server,-uri,user,msr,hugepages,xmrig,miner,login,rx_hash,randomx,slow_hash,hashimoto,site_key",
         ",",
     ),
     shapes=(_grammar, _texts, _environment),
@@ -430,7 +436,7 @@ MINING: Final = Ruleset(
         r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|"
         r"donate-level|"
         r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|"
-        r"[\"']login[\\\"']|eth_submit|(?:rx|randomx|cn|slow)_hash|hashimoto_|"
+        r"[\"']login[\\\"']|eth_submit|site_key|(?:rx|randomx|cn|slow)_hash|hashimoto_|"
         r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}|(?:POOL|WALLET|ADDRESS)\w*="
     ),
 )

@@ -201,6 +201,7 @@ def _looped(run: Invocation) -> Iterable[Hit]:
 
 
 _MANY_NAMES: Final = 6
+_MANY_GUESSES: Final = 4
 # The loop gives the whole name: guesses. `node${i}.lan` counts through machines that somebody has.
 _GUESSED: Final = lazy_pattern(
     r"(?:\w+://)?\$\{\w+\}\.(?:[\w-]+\.){0,4}(?:internal|intra|intranet|corp|lan|local|svc|private)(?:[.:/]|$)"
@@ -288,12 +289,19 @@ def _reads_token(run: Invocation) -> Iterable[Hit]:
         yield Hit(METADATA, found)
 
 
+def _all_secrets(run: Invocation) -> Iterable[Hit]:
+    """The secrets of every namespace are nobody's own."""
+    text = " ".join(run.argv[1:])
+    if re.search(r"\bget\s+(?:\S+,)?secrets?\b", text) and re.search(r"(?:^|\s)(?:-A|--all-namespaces)\b", text):
+        yield Hit(METADATA)
+
+
 def _guesses(run: Invocation) -> Iterable[Hit]:
     """A password that is a loop's variable: `for p in …; do sshpass -p $p ssh …`, `curl -u admin:$p`."""
     options = parse(run.argv, Grammar(valued="pfduHXoP", long_valued=frozenset({"user", "password"}), operands=0))
     for word in options.all("p", "u", "user", "password"):
         count = run.repeats(word)
-        if count != 1 and (count == 0 or count >= MANY_HOSTS):
+        if count != 1 and (count == 0 or count >= _MANY_GUESSES):
             yield Hit(WEB_SCANNER, word)
             return
 
@@ -341,7 +349,8 @@ _CODE_NAMES: Final = (
 )
 
 _COMMON: Final = (
-    "ip arp ping host dig nslookup cdk smap sx responder curl cat head tail less cp base64 xxd mysql mysqladmin "
+    "kubectl ip arp ping host dig nslookup cdk smap sx responder curl cat head tail less cp base64 xxd mysql "
+    "mysqladmin "
     "smbclient"
 )
 
@@ -352,6 +361,7 @@ PROBING: Final = Ruleset(
         **dict.fromkeys(_WEB_SCANNERS, (_web_scanner,)),
         **dict.fromkeys(("sshpass", "curl", "smbclient", "mysql", "mysqladmin"), (_guesses,)),
         **dict.fromkeys(("cat", "head", "tail", "less", "cp", "base64", "xxd", "jwt"), (_reads_token,)),
+        **dict.fromkeys(("kubectl", "oc"), (_all_secrets,)),
         **dict.fromkeys(NETCATS, (_netcat,)),
         **dict.fromkeys(_CODE_NAMES, (_code,)),
         **dict.fromkeys(
@@ -380,7 +390,7 @@ PROBING: Final = Ruleset(
         }
     ),
     marks=listed(
-        "169.254.,instance-data,a9fe,0251.,container_cred,serviceaccount,metadata,scapy,portscanner,"
+        "secret,169.254.,instance-data,a9fe,0251.,container_cred,serviceaccount,metadata,scapy,portscanner,"
         "100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
         "connect,{1..,[0-,[1-,parallel,.255,arp ,neigh,ip n ",
         ",",
@@ -389,7 +399,7 @@ PROBING: Final = Ruleset(
     shape_pattern=(
         r"instance-data|::ffff:a9fe|0251\.|container_credentials|container_metadata|serviceaccount|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
         r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|getent|nslookup|dig|redis-cli|psql|mysql)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
-        r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*\$\{|\[\d+-\d+\]"
+        r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*(?:\$\{|\{\d+\.\.)|\[\d+-\d+\]"
     ),
 )
 """What probing looks like on a command line."""

@@ -94,7 +94,7 @@ _SPIN_SHELL: Final = lazy_pattern(
     r"\bfor\s*\(\(\s*;\s*;\s*\)\)\s*[;\n]?\s*do\s+(?::|true)\s*[;\n]?\s*done"
 )
 _SPIN_CODE: Final = lazy_pattern(
-    r"while\s{0,8}\(?\s{0,8}(?:1|True|true)\s{0,8}\)?\s{0,8}(?::|\{|do)\s{0,64}(?:pass\b|\}|;|\w+\s*\*\s*\w+\s*$|\w+\s*\*\*\s*\w+)"
+    r"while\s{0,8}\(?\s{0,8}(?:1|True|true)\s{0,8}\)?\s{0,8}(?::|\{|do)\s{0,64}(?:pass\b|\}|;|\w+\s*\*\s*\w+\s*(?:$|[\n;])|\w+\s*\*\*\s*\w+)"
 )
 
 
@@ -231,8 +231,13 @@ def _stops_neighbour(run: Invocation) -> Iterable[Hit]:
         yield Hit(NEIGHBOUR, "stopped", "high")
 
 
+_GPU_VIEWS: Final = (("dmon",), ("pmon",), ("stats",), ("topo",), ("nvlink",), ("daemon",))
+
+
 def _gpu(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv[1:])
+    if run.argv[1:2] in _GPU_VIEWS:  # there `-c 1` is how often to look
+        return
     changes = "-d" in run.argv[1:] if run.name == "nvidia-cuda-mps-control" else _GPU_CHANGE.search(text) is not None
     if changes:
         yield Hit(GPU_SETTINGS, severity="high" if _GPU_ALONE.search(text) else None)
@@ -242,7 +247,7 @@ def _spins(run: Invocation) -> Iterable[Hit]:
     text = run.code or " ".join(run.argv[1:])
     needed, pattern = ("while", _SPIN_CODE) if run.code else ("done", _SPIN_SHELL)
     if needed in text and pattern.search(text):
-        yield Hit(SPIN)
+        yield Hit(SPIN, severity="medium" if "timeout" in run.wrappers else None)
 
 
 _SHELLS: Final = ("sh", "bash", "dash", "zsh")

@@ -116,6 +116,7 @@ _SHELL_PATH: Final = (
 )
 _IS_SHELL: Final = lazy_pattern(_SHELL_PATH)
 _NETWORK_CODE: Final = lazy_pattern(
+    r"\(\s*['\"]socket['\"]\s*\)|"
     r"socket\.(?:socket|create_connection|create_server|tcp)\b|\bsocket\s*\(|from socket import|TCPSocket|TCPServer|"
     r"UDPSocket|"
     r"IO::Socket|use Socket|\bp?fsockopen\b|stream_socket_(?:client|server)|socket_create|"
@@ -127,17 +128,31 @@ _NETWORK_CODE: Final = lazy_pattern(
 )
 _SPAWNING_CODE: Final = lazy_pattern(
     r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|"
-    r"\bsystem\b|passthru|"
+    r"\bsystem\b|passthru|Deno\.(?:Command|run)|"
     r"proc_open|os\.execute|getline|\biex\b|Invoke-Expression|ProcessBuilder|getRuntime|IO\.popen|\bfork\b|reopen|"
     r"`[^`]{1,80}`|"
     r"exec\s*\{|open\s*\(\s*STD(?:IN|OUT)|STDIN->fdopen|fdopen",
     re.IGNORECASE,
 )
 _REMOTE_COMMAND: Final = lazy_pattern(
-    r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+\.)?"
+    r"(?:popen|system|check_output|getoutput|exec|execSync|run|shell_exec|eval)\s*\(?\s*(?:\w+[._]){0,3}"
     r"(?:recv|readLines|read|gets|fgets|receive|data|cmd|command|buf|line|\$\w+|[a-z]\b)|`\s*(?:#\{|\$)",
     re.IGNORECASE,
 )
+_SPAWNS: Final = r"(?:popen|system|check_output|getoutput|getstatusoutput|exec|execSync|run|call|shell_exec|eval|Popen)"
+_WEB_SERVER: Final = lazy_pattern(
+    r"http\.server|HTTPServer|Flask\s*\(|FastAPI\s*\(|createServer|Sinatra|aiohttp\.web|bottle"
+)
+_WEB_COMMAND: Final = lazy_pattern(
+    _SPAWNS + r"\s{0,4}\(\s{0,4}\[?\s{0,4}(?:\w+\.){0,3}(?:rfile\.read|"
+    r"request\.(?:args|form|data|json|values|get_data|query|body)|"
+    r"req\.(?:query|body|params|url)|form\[|args\[)"
+)
+_ANSWER: Final = lazy_pattern(
+    r"\b(\w{1,40})\s{0,4}=\s{0,4}(?:await\s{1,4})?(?:\w+\.){0,3}(?:requests\.get|urlopen|httpx\.get|fetch|file_get_contents|"
+    r"HTTP\.get|Net::HTTP\.get)\s{0,4}\("
+)
+_SPAWNED: Final = lazy_pattern(_SPAWNS + r"\s{0,4}\(\s{0,4}\[?\s{0,4}(\w{1,40})")
 _PTY: Final = lazy_pattern(
     r"pty\.spawn\s*\(\s*\[?['\"][^'\"]*sh['\"]|\bsetsid\b.{0,200}\bexec\b.{0,200}sh|spawn\s+/bin/(?:ba)?sh.{0,200}interact",
     re.DOTALL,
@@ -283,8 +298,14 @@ def _code(run: Invocation) -> Iterable[Hit]:
         if puts_streams or _IS_SHELL.search(code) or _REMOTE_COMMAND.search(code):
             yield Hit(CODE_SHELL)
             return
+    if _WEB_SERVER.search(code) and _WEB_COMMAND.search(code):
+        yield Hit(CODE_SHELL, "a web page that runs what it is asked")
+        return
     if _PTY.search(code):
         yield Hit(PTY_SHELL)
+    orders = set(_ANSWER.findall(code)) & set(_SPAWNED.findall(code))
+    if orders:
+        yield Hit(FETCHED_CODE, min(orders), "high" if re.search(r"\bwhile\b|\bsleep\b", code) else None)
     fetched = _FETCHED.search(code)
     if fetched:
         hosts = re.findall(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)", code)
@@ -365,6 +386,7 @@ SHELL: Final = Ruleset(
     },
     quiet=frozenset({*SHELLS, *_CODE_NAMES, *listed("source . openssl")}),
     marks=listed(
+        "http.server,httpserver,flask,requests.get,httpx.get,deno.,"
         "/dev/tcp/,/dev/udp/,urlopen,exec(,eval,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,"
         "| bash,|bash,"
         "$(curl,$(wget,$(nc,$(dig,`curl,`wget,"

@@ -107,6 +107,7 @@ _SETS: Final = lazy_pattern(
     r"[\"']?(?!\S{0,256}/(?:tmp|dev/shm)/)[^\s\"'`();&|]{0,512}|"
     r"(?:^|(?<=[\s;'\"]))(?:source|\.)\s+(?:~|\$\{?HOME\}?)/\.[\w-]{4,64}(?:\.\w{1,8})?(?=[\s;'\"]|$)(?!\s*&(?!&))"
 )
+_IMPORTS: Final = lazy_pattern(r"(?:^|[\n\"';])\s{0,8}import\s+\w")
 _DEFENDERS: Final = lazy_pattern(
     r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|"
     r"syslog-ng|agentwatch|firewalld|ufw|selinux"
@@ -235,7 +236,7 @@ _SYSTEM_TOOL: Final = lazy_pattern(
 )
 _CODE_WRITES: Final = lazy_pattern(
     r"open\(\s*(?:os\.path\.expanduser\(\s*)?[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*\)?\s*,\s*(?:mode\s*=\s*)?['\"][wax]|"
-    r"Path\(\s*[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*\)(?:\.expanduser\(\))?\.write_|"
+    r"Path\(\s*[rbf]*['\"]([^'\"\n]{4,200})['\"]\s*\)(?:\.expanduser\(\))?(?:\.write_|\.open\(\s*['\"][wax])|"
     r"(?:writeFile|appendFile)(?:Sync)?\(\s*['\"]([^'\"\n]{4,200})['\"]|"
     r"File\.write\(\s*['\"]([^'\"\n]{4,200})['\"]"
 )
@@ -271,7 +272,8 @@ def _writes(run: Invocation) -> Iterable[Hit]:
     text = _SETS.sub("", _TOOL_HOMES.sub("", text))
     for target in targets:
         path = target if target.startswith(("/", "~")) else f"/{target}"
-        kind = persistence_of(path)
+        # Weights of a model have this suffix, too, but nobody writes them with echo.
+        kind = persistence_of(path) or ("import hook" if path.endswith(".pth") and _IMPORTS.search(text) else "")
         if _SYSTEM_TOOL.match(target):
             yield Hit(MASQUERADE, target)
         elif kind == "authorized_keys":
@@ -345,10 +347,11 @@ def _renames(run: Invocation) -> Iterable[Hit]:
     text = " ".join(run.argv)
     if "exec" not in text:
         return
-    found = re.search(r"\bexec\s+(?:-[cl]+\s+)?-a\s*(['\"]?)(\[[^\]]+\]|[\w/:.@-]+)\1\s+(\S+)", text)
-    if found and found[2].rpartition("/")[2].lstrip("-") != found[3].rpartition("/")[2]:
-        kernel = _THREAD_NAME.fullmatch(found[2]) is not None
-        yield Hit(MASQUERADE, found[0], None if kernel or _ODD_PLACE.search(found[3]) else "medium")
+    found = re.search(r"\bexec\s+(?:-[cl]+\s+)?-a\s*(?:'([^']{1,80})'|\"([^\"]{1,80})\"|(\S{1,80}))\s+(\S+)", text)
+    shown = (found[1] or found[2] or found[3]) if found else ""
+    if found and shown.rpartition("/")[2].lstrip("-") != found[4].rpartition("/")[2]:
+        kernel = _THREAD_NAME.fullmatch(shown) is not None
+        yield Hit(MASQUERADE, found[0], None if kernel or _ODD_PLACE.search(found[4]) else "medium")
 
 
 def _accounts(run: Invocation) -> Iterable[Hit]:
@@ -400,7 +403,8 @@ TAMPERING: Final = Ruleset(
         "ld_preload,ld_audit,[k,kworker,authorized_keys,cron,systemd,.bash,profile,sudoers,ld.so,/startup/,"
         "autostart,rc.local,init.d,git/hooks,zshrc,passwd,shadow,_history,/var/log/,agentwatch,bwrap,exec -a,"
         "kill,privileged,hostpid,hostpath,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,"
-        "pid=host,--pid,proc/1,"
+        "pid=host,--pid,proc/1,config --global,config --system,.pth,bin/ps,bin/ls,bin/top,bin/netstat,bin/ss,bin/lsof,"
+        "bin/find,bin/who,bin/login,bin/su,bin/passwd,bin/kill,bin/pgrep,"
         "auditctl,chmod 4,chmod 6,/etc/,customize.py,.jupyter,enable ,stop ,disable ,mask ,-p 1,history,dmesg,"
         "ptrace_scope",
         ",",
@@ -409,7 +413,7 @@ TAMPERING: Final = Ruleset(
     shape_pattern=(
         r"LD_(?:PRELOAD|AUDIT)|(?:^|/)\[\w|open\W|write|>\S{0,128}/s?bin/|^(?:\S*/)?k(?:worker|threadd|softirqd|swapd)|"
         r">\S{0,128}(?:authorized_keys|cron|systemd|\.bashrc|profile|sudoers|ld\.so|/startup/|autostart|rc\.local|init\.d|"
-        r"git/hooks|zshrc|passwd|shadow)"
+        r"git/hooks|zshrc|passwd|shadow|\.pth\b)"
     ),
 )
 """What tampering looks like on a command line."""

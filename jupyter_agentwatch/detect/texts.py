@@ -66,7 +66,7 @@ _TUNNEL: Final = lazy_pattern(
 )
 _LIBRARY: Final = lazy_pattern(
     r"\bpyngrok\b|\bngrok\.(?:connect|forward)\s*\(|\brequest_port_forward\b|\breverse_port_forward|"
-    r"forward_(?:remote|local)_(?:port|path)|\bforward_socks\b|SSHTunnelForwarder|direct-tcpip|"
+    r"forward_(?:remote|local)_(?:port|path)|\bforward_socks\b|SSHTunnelForwarder|sshtunnel\s+import\s.{0,80}\bopen_tunnel\b|sshtunnel\.open_tunnel|direct-tcpip|"
     r"\blocaltunnel\s*\(|require\(\s*['\"](?:localtunnel|@?ngrok(?:/ngrok)?|tunnel-ssh|reverse-tunnel-ssh)['\"]\s*\)|"
     r"Net::SSH.{0,200}\.forward\.(?:remote|local)|ListenTCP\(.{0,200}gossh|flask_cloudflared|run_with_ngrok"
 )
@@ -108,12 +108,19 @@ def _written(run: Invocation) -> str:
 
 def _texts(run: Invocation) -> Iterable[Hit]:
     yield from _judged(run, _written(run))
+    if "/dev/fd/63" in run.argv[1:] and run.name not in _BYSTANDERS:
+        yield from _judged(run, _substituted(run))
+
+
+def _substituted(run: Invocation) -> str:
+    """Return the text that `<(echo …)` puts in the place of a file."""
+    return "\n".join(" ".join((*each.argv[1:], each.stdin)) for each in run.inner)
 
 
 def _compiled(run: Invocation) -> Iterable[Hit]:
     """A source that is no file: `go run <(echo …)`."""
     if "/dev/fd/63" in run.argv[1:]:
-        yield from _judged(run, "\n".join(" ".join((*each.argv[1:], each.stdin)) for each in run.inner))
+        yield from _judged(run, _substituted(run))
 
 
 def _judged(run: Invocation, text: str) -> Iterable[Hit]:
@@ -147,7 +154,7 @@ TEXTS: Final = Ruleset(
     shape_pattern=(
         r"server_?addr|client\.services|accept\s*=|\[interface\]|hiddenservice|ingress:|authtoken:|outbounds|dev\s+tun|"
         r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|forward|tunnel|direct-tcpip|listen|localport|createserver|"
-        r"/dev/(?:tcp|udp)/|nc(?:at)? "
+        r"/dev/(?:tcp|udp)/|nc(?:at)? |/dev/fd/63"
     ),
 )
 """What texts say that command lines would have said."""

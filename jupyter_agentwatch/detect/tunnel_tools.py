@@ -51,7 +51,8 @@ TOOLS: Final[Mapping[str, Tool]] = {
             "sshuttle dnstt-client slowdns corkscrew proxytunnel reGeorg regeorg neoreg suo5 tun2socks "
             "badvpn-tun2socks venom "
             "stowaway rakshasa iox nkn-tunnel untun blitz gs-netcat "
-            "gs-sftp gs-mount ktunnel pgrok holesail frp lanproxy neutrino inlets inlets-pro"
+            "gs-sftp gs-mount ktunnel pgrok holesail frp lanproxy neutrino inlets inlets-pro "
+            "sshtunnel icmptx"
         ),
         _WITH_ARGUMENTS,
     ),

@@ -253,6 +253,36 @@ def _cluster_forward(run: Invocation) -> Iterable[Hit]:
         yield Hit(RELAY, severity="high" if opened else "medium")
 
 
+_PROXY: Final = Grammar(
+    valued="AbcCdDeEFhHKmoPQrTtuUwxXyYz",
+    long_valued=frozenset(listed("proxy preproxy socks4 socks4a socks5 socks5-hostname")),
+)
+
+
+def _proxied(run: Invocation) -> Iterable[Hit]:
+    """Somebody else's proxy is asked for an address of the inside: it stands where the caller does not."""
+    options = parse(run.argv, _PROXY)
+    given = [
+        (f"socks5://{value}" if name.startswith("socks") else value) for name in _PROXIES for value in options.all(name)
+    ]
+    proxies = [found for value in given if (found := parse_endpoint(value))]
+    places = [
+        found for word in options.operands if (found := parse_endpoint(word if "://" in word else f"http://{word}"))
+    ]
+    if any(each.zone == "outside" for each in proxies) and any(each.zone in ("private", "metadata") for each in places):
+        yield Hit(RELAY)
+
+
+_PROXIES: Final = ("x", "proxy", "preproxy", "socks4", "socks4a", "socks5", "socks5-hostname")
+
+
+def _interface(run: Invocation) -> Iterable[Hit]:
+    """A tunnel's device is given an address: the other end is then a neighbour."""
+    device = next((word for word in run.argv[1:3] if re.fullmatch(r"(?:tun|tap|wg|ppp|gre)\d{1,3}", word)), "")
+    if device and len(run.argv) > 2 and run.argv[-1] != "down":
+        yield Hit(DEVICE)
+
+
 def _qemu(run: Invocation) -> Iterable[Hit]:
     if any("hostfwd=" in word or "guestfwd=" in word for word in run.argv):
         yield Hit(RELAY)
@@ -292,6 +322,11 @@ def _dns_query(run: Invocation) -> Iterable[Hit]:
         if padding.startswith(("$", "`")):  # the bytes that fill the packet come from somewhere
             yield Hit(DNS_TEXT, " ".join(run.argv))
             return
+    # A text cut into labels, piece by piece.
+    piece = next((word for word in names if re.search(r"\$\{\w{1,64}:[^}]{1,64}\}\.[\w-]+\.", word)), "")
+    if piece and run.loops:
+        yield Hit(DNS_TEXT, piece)
+        return
     if names and "" in run.loops and _REENCODES.search(run.loops[""].first):
         yield Hit(DNS_TEXT, names[0])
         return
@@ -371,6 +406,8 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Invocation], Iterable[Hit]], ...]]] 
     **dict.fromkeys(("qemu-system-x86_64", "qemu-system", "qemu-system-i386", "qemu-system-aarch64"), (_qemu,)),
     **dict.fromkeys(("telnet", "openssl"), (_socket_client,)),
     "websocat": (_tool, _socket_client),
+    "curl": (_proxied,),
+    "ifconfig": (_interface,),
     **dict.fromkeys(("cp", "ln", "install", "mv"), (_copies,)),
     "ssh": (_ssh,),
     "slogin": (_ssh,),
@@ -386,13 +423,13 @@ TUNNEL: Final = Ruleset(
     by_name=_CHECKS,
     quiet=frozenset(
         listed(
-            "cp ln install mv git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent openssl gh code aws "
-            "az gcloud"
+            "curl ifconfig cp ln install mv git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent "
+            "openssl gh code aws az gcloud"
         )
     ),
     marks=listed(
         ":0,:1,:2,:3,:4,:5,:6,:7,:8,:9,tcp:,tcp4:,tcp-,udp,unix,openssl,vsock,"
-        "socks,wireguard,tuntap,vxlan, gre,ipip,server_addr,server-addr,forward,reverse,tunnel,--to,"
+        "socks,ifconfig ,wireguard,tuntap,vxlan, gre,ipip,server_addr,server-addr,forward,reverse,tunnel,--to,"
         "@,-fn,-nf,-nt,-n -,authtoken,frpc.,frps.,--hostname,--url,--domain,which ssh,which s,-v ssh,bin/s,bin/n,"
         "-connect,vkey,-e ,-c /,-c sh,-c bash,exec,proxycommand,s_client,dig ,relay,$(",
         ",",
