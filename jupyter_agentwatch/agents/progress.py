@@ -49,7 +49,7 @@ def step_text(step: AgentStep) -> str:
     lines = [step_line(step)]
     if isinstance(step.action, (Edit, Patch)):
         told = [line for line in step.observation.text.splitlines() if line != "[stderr]"]
-        lines += [_MARGIN + printable(line, _SHOWN) for line in told[:_DIFF_LINES]]
+        lines += [_MARGIN + printable(line, 2 * _SHOWN) for line in told[:_DIFF_LINES]]
         lines += [f"{_MARGIN}… {len(told) - _DIFF_LINES} more lines"] if len(told) > _DIFF_LINES else []
     return "\n".join(lines)
 
