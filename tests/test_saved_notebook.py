@@ -138,6 +138,20 @@ def test_whatever_an_agent_names_is_text(text: str) -> None:
     )
 
 
+def test_a_scan_is_drawn_host_by_host() -> None:
+    """Many ports of few hosts are one end of a line each; many hosts are folded into one."""
+    scan = [
+        event("connect", pid=7, transport="tcp", addr=f"10.77.0.{host}", port=port, verdict="deny")
+        for host in range(2, 8)
+        for port in range(1, 11)
+    ]
+    shown = texts(image(saved_html(told(*scan), "", "")))
+    assert [f"10.77.0.{host}: 10 ports" in shown for host in range(2, 8)] == [True] * 6
+    assert "more endpoints" not in shown
+    many = [event("connect", pid=7, transport="tcp", addr=f"10.0.0.{host}", port=1) for host in range(90)]
+    assert "67 more endpoints" in texts(image(saved_html(told(*many), "", "")))
+
+
 def test_a_long_run_stays_small() -> None:
     """However many commands, connections, findings and measurements there are, what is saved has a bounded size."""
     story = Story("0123abcd")

@@ -65,6 +65,13 @@ class EndpointNode:
     port: int
     folded: int = 0
 
+    @property
+    def port_text(self) -> str:
+        """What stands behind the host: ":443", ": 10 ports" or ""."""
+        if self.folded and self.transport:
+            return f": {self.folded + 1} ports"
+        return f":{self.port}" if self.port else ""
+
 
 @dataclass(slots=True)
 class Edge:

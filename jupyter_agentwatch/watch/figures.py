@@ -209,11 +209,8 @@ def _process_text(node: ProcessNode) -> str:
 
 def _endpoint_text(node: EndpointNode) -> str:
     where = figure_text(node.host or node.addr, 60)
-    port = f":{node.port}" if node.port else ""
-    if node.folded and node.transport:
-        port = f": {node.folded + 1} ports"
     kind = "" if node.transport in {"tcp", ""} else f" [{node.transport}]"
-    return f"{where}{port}{kind}"
+    return f"{where}{node.port_text}{kind}"
 
 
 def _edge_text(edge: Edge, endpoint: EndpointNode) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 
 from jupyter_agentwatch.events import printable
 from jupyter_agentwatch.watch.agent_digest import AgentProgress, AgentTurn
-from jupyter_agentwatch.watch.connections import Edge, EndpointNode, ProcessNode
+from jupyter_agentwatch.watch.connections import Edge, EndpointNode, ProcessNode, folded_by_host
 from jupyter_agentwatch.watch.story import Command, Points, Story
 
 __all__ = ["SAVED_CLASS", "picture", "plots", "saved_html"]
@@ -24,6 +24,7 @@ SAVED_CLASS: Final = "aw-saved"
 _WIDTH: Final = 960
 _ROW: Final = 20
 _NODES: Final = 24
+_MANY_NODES: Final = 300
 _COMMANDS: Final = 12
 _FINDINGS: Final = 6
 _AGENTS: Final = 3
@@ -219,7 +220,9 @@ def _draw_chart(canvas: _Canvas, name: str, lines: Mapping[str, Points], x: int,
 
 
 def _draw_graph(canvas: _Canvas, story: Story) -> None:
-    graph = story.graph(_NODES)
+    graph = folded_by_host(story.graph(_MANY_NODES), _NODES)
+    if len(graph.processes) + len(graph.endpoints) > _NODES:
+        graph = story.graph(_NODES)
     if not graph.edges:
         return
     _title(canvas, "Connections: processes, and where they wanted to")
@@ -292,7 +295,7 @@ def _process(node: ProcessNode) -> str:
 
 
 def _endpoint(node: EndpointNode) -> str:
-    return f"{node.host or node.addr}{f':{node.port}' if node.port else ''}"
+    return f"{node.host or node.addr}{node.port_text}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
