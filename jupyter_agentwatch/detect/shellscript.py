@@ -25,13 +25,17 @@ _MAX_FED: Final = 512
 
 _OPERATOR: Final = lazy_pattern(r"&&|\|\||;;&?|;&|\|&|[;&|\n()]")
 _REDIRECT: Final = lazy_pattern(r"([0-9]{0,4}|\{\w{1,32}\})(&>>|&>|<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\())")
+# Most commands are named plainly. A name that a bracket follows is a function's.
+_NAME: Final = lazy_pattern(r"[A-Za-z./][\w./+-]*(?=[\s;|)]|\Z)")
 # Most of a text is arguments without anything to expand: they are taken many at a time.
 _ARGUMENTS: Final = lazy_pattern(r"(?:[^\s;&|<>()$`'\"\\{#][^\s;&|<>()$`'\"\\{]*(?=[\s;|)]|\Z)[ \t\r]*)+")
+_REDIRECTING: Final = frozenset("0123456789{<>&")
 _ASSIGNMENT: Final = lazy_pattern(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _ARITHMETIC: Final = lazy_pattern(r"\(\(.{0,512}?\)\)", re.DOTALL)
 _TEST: Final = lazy_pattern(r"\[\[(?=\s).{0,1024}?(?<=\s)\]\]", re.DOTALL)
 
 _SKIPPED: Final = frozenset({"if", "then", "else", "elif", "fi", "do", "{", "}", "!", "time", "coproc", "esac"})
+_KEYWORDS: Final = _SKIPPED | {"while", "until", "select", "for", "case", "done", "function"}
 _DECLARING: Final = frozenset({"export", "declare", "local", "readonly", "typeset", "let"})
 
 
@@ -145,6 +149,12 @@ class _Reader(WordReader):
                     command.words += arguments[0].split()[: max(0, _MAX_FIELDS - len(command.words))]
                     self.at = arguments.end()
                     continue
+            else:
+                name = _NAME.match(text, self.at)
+                if name and name[0] not in _KEYWORDS:
+                    command.words.append(name[0])
+                    self.at = name.end()
+                    continue
             operator = _OPERATOR.match(text, self.at)
             if operator is None:
                 if self.at < len(text):
@@ -220,11 +230,12 @@ class _Reader(WordReader):
 
     def _word_or_redirect(self, command: _Building) -> None:
         text = self.text
-        redirect = _REDIRECT.match(text, self.at)
+        begin = text[self.at]
+        redirect = _REDIRECT.match(text, self.at) if begin in _REDIRECTING else None
         if redirect:
             self._redirect(command, redirect)
             return
-        if not command.words:
+        if not command.words and begin in "([":
             block = _ARITHMETIC.match(text, self.at) or _TEST.match(text, self.at)
             if block:
                 self.at = block.end()
@@ -238,7 +249,7 @@ class _Reader(WordReader):
         raw = text[start : self.at]
         if command.words:
             command.words += fields[: _MAX_FIELDS - len(command.words)]
-        elif raw in _SKIPPED or raw in ("while", "until", "select", "for", "case", "done", "function"):
+        elif raw in _KEYWORDS:
             self._keyword(raw, command)
         else:
             self._first_word(command, raw, fields)

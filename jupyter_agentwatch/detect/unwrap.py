@@ -211,7 +211,7 @@ class _Found:
                 fed = self._printed(command, fed)
                 if run is None:
                     continue
-                peeled = list(_peeled(run))
+                peeled = _peeled(run)
                 earlier += [*run.inner, *peeled] if run.argv[0] == "(" else peeled
                 if run.argv[0] != "(":
                     self._add_peeled(peeled, depth)
@@ -252,7 +252,7 @@ def _from_command(
         return None
     words = words or ("",)
     bodies = [r.body for r in command.redirects if r.op in ("<<", "<<<") and r.fd in (-1, 0)]
-    inner = [
+    inner = command.inner and [
         peeled
         for pipeline in command.inner
         for each in pipeline
@@ -279,8 +279,12 @@ def _body(command: Command) -> str | None:
     return bodies[-1] if bodies else None
 
 
-def _peeled(run: Invocation) -> Iterator[Invocation]:
-    """Yield what is left of an invocation when its wrappers are off."""
+def _peeled(run: Invocation) -> list[Invocation]:
+    """Return what is left of an invocation when its wrappers are off."""
+    return [_with_code(run)] if run.name not in WRAPPERS else list(_unwrapped(run))
+
+
+def _unwrapped(run: Invocation) -> Iterator[Invocation]:
     queue = [run]
     for _ in range(24):
         if not queue:
