@@ -58,6 +58,8 @@ _WHOLE: Final = re.compile(r"\\[1-9]|\(\?[a-zA-Z(-]")
 _PIECE: Final = re.compile(
     r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*\]|\{\d*,?\d*\}\??|[*+?]\??|[()|.^$]|[^\\\[{*+?()|.^$]|.", re.DOTALL
 )
+_TELLING: Final = 3
+"""Characters of a text that few others hold."""
 
 
 def parted(expression: str) -> list[tuple[str, str]]:
@@ -68,7 +70,7 @@ def parted(expression: str) -> list[tuple[str, str]]:
     Args:
         expression: Regular expression; one with references back or flags inside is not parted.
     """
-    return [(max(_runs(each), key=len), each) for each in _alternatives(expression)]
+    return [part for each in _alternatives(expression) for part in _grouped(each, _needed(each))]
 
 
 def needed_texts(expressions: Iterable[str], usual: Sequence[str] = ()) -> tuple[str, ...]:
@@ -80,6 +82,36 @@ def needed_texts(expressions: Iterable[str], usual: Sequence[str] = ()) -> tuple
     """
     needed = sorted({text for each in expressions for text, _ in parted(each)})
     return tuple({next((short for short in usual if short in text), text): None for text in needed})
+
+
+def _needed(alternative: str) -> str:
+    return max(_runs(alternative), key=len)
+
+
+def _grouped(alternative: str, text: str) -> Iterator[tuple[str, str]]:
+    """Part an alternative that needs only a short text at its first group of longer texts, if there is one."""
+    for start, end in _groups(alternative) if len(text) < _TELLING else ():
+        choices = [(_needed(each), each) for each in _alternatives(alternative[start + 3 : end - 1])]
+        if min(len(needed) for needed, _ in choices) > len(text):
+            for needed, each in choices:
+                yield needed, f"{alternative[:start]}(?:{each}){alternative[end:]}"
+            return
+    yield text, alternative
+
+
+def _groups(alternative: str) -> Iterator[tuple[int, int]]:
+    """Yield where the groups begin and end that are in no other one, are there once, and are not captured."""
+    if _WHOLE.search(alternative):
+        return
+    start, depth = 0, 0
+    for match in _PIECE.finditer(alternative):
+        piece = match[0]
+        start = match.start() if piece == "(" and not depth else start
+        depth += (piece == "(") - (piece == ")")
+        if piece == ")" and not depth:
+            is_repeated = alternative[match.end() : match.end() + 1] in ("*", "+", "?", "{")
+            if alternative.startswith("(?:", start) and not is_repeated:
+                yield start, match.end()
 
 
 def _alternatives(expression: str) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING
 
 from jupyter_agentwatch.detect.expressions import lazy_pattern, parted
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from jupyter_agentwatch.detect.search import PatternSet
 
 __all__ = ["Shape", "Shapes"]
+
+
+@cache
+def _parts(expression: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Return an expression's alternatives, each behind a text in lower case that it cannot do without."""
+    parts: dict[str, list[str]] = {}
+    for text, alternative in parted(expression):
+        parts.setdefault(text.lower(), []).append(alternative)
+    return tuple((text, lazy_pattern("|".join(each), re.IGNORECASE)) for text, each in parts.items())
 
 
 class Shape:
@@ -45,18 +54,10 @@ class Shape:
         if not joined.isascii():  # other letters may be the same as one of ASCII's where case is ignored
             return self._pattern.search(joined) is not None
         lowered = joined.lower()
-        for literal, pattern in self._parts:  # noqa: SIM110 - a generator would cost as much as the search
+        for literal, pattern in _parts(self._expression):  # noqa: SIM110 - a generator would cost as much as the search
             if literal in lowered and pattern.search(joined):
                 return True
         return False
-
-    @cached_property
-    def _parts(self) -> tuple[tuple[str, re.Pattern[str]], ...]:
-        """The expression's alternatives, each behind a text that it cannot do without."""
-        parts: dict[str, list[str]] = {}
-        for text, alternative in parted(self._expression):
-            parts.setdefault(text.lower(), []).append(alternative)
-        return tuple((text, lazy_pattern("|".join(each), re.IGNORECASE)) for text, each in parts.items())
 
 
 class Shapes:
