@@ -186,9 +186,12 @@ def _kills_all(_: Invocation) -> Iterable[Hit]:
     yield Hit(MONITOR)
 
 
+_FIRST_PROCESS: Final = lazy_pattern(r"/proc/1/(?:root|cwd|mem)(?:/|$)")
+
+
 def _looks_out(run: Invocation) -> Iterable[Hit]:
     """The first process's view of the files, which is not the caller's own."""
-    found = next((word for word in run.argv[1:] if re.match(r"/proc/1/(?:root|cwd|mem)(?:/|$)", word)), "")
+    found = next((word for word in run.argv[1:] if _FIRST_PROCESS.match(word)), "")
     if found:
         yield Hit(ESCAPE, found)
 
@@ -268,6 +271,8 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         targets += operands[-1:]
     if run.name == "install" and re.search(r"(?:-m|--mode)[= ]?[2467]\d{3}\b", " ".join(run.argv[1:])):
         yield Hit(ACCOUNT, severity="high")
+    if not targets:
+        return
     text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
     text = _SETS.sub("", _TOOL_HOMES.sub("", text))
     for target in targets:
