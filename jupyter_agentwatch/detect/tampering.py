@@ -271,10 +271,8 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         targets += operands[-1:]
     if run.name == "install" and re.search(r"(?:-m|--mode)[= ]?[2467]\d{3}\b", " ".join(run.argv[1:])):
         yield Hit(ACCOUNT, severity="high")
-    if not targets:
-        return
     text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
-    text = _SETS.sub("", _TOOL_HOMES.sub("", text))
+    text = _SETS.sub("", _TOOL_HOMES.sub("", text)) if targets else ""
     for target in targets:
         path = target if target.startswith(("/", "~")) else f"/{target}"
         # Weights of a model have this suffix, too, but nobody writes them with echo.
