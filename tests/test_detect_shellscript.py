@@ -179,3 +179,22 @@ def test_hostile_scripts_are_bounded(unit: str) -> None:
     found = invocations(["bash", "-c", unit * (60_000 // len(unit))])
     assert len(found) <= 520
     assert sum(len(word) for run in found for word in run.argv) < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ls -l a b; ./run.sh", [["ls", "-l", "a", "b"], ["./run.sh"]]),
+        ("ls\t-l  a # and b", [["ls", "-l", "a"]]),
+        ("a b 2>c d", [["a", "b", "d"]]),
+        ("f() { ls -l; }; f x", [["ls", "-l"], ["f", "x"]]),
+        ("if true; then echo a b; fi", [["true"], ["echo", "a", "b"]]),
+        ("A=1 B=2 ls -l", [["ls", "-l"]]),
+        ("a b&c d", [["a", "b"], ["c", "d"]]),
+        ('a b"c d" e', [["a", "bc d", "e"]]),
+        ("a\x85b c", [["a", "b", "c"]]),
+    ],
+)
+def test_plain_words_are_read_as_all_others(text: str, expected: list[list[str]]) -> None:
+    """Names and arguments without anything to expand are taken many at a time, and end where the shell ends them."""
+    assert list(map(list, words(text))) == expected
