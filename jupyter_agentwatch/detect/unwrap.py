@@ -252,7 +252,7 @@ def _from_command(
         return None
     words = words or ("",)
     bodies = [r.body for r in command.redirects if r.op in ("<<", "<<<") and r.fd in (-1, 0)]
-    inner = command.inner and [
+    inner = [
         peeled
         for pipeline in command.inner
         for each in pipeline
