@@ -219,8 +219,13 @@ def test_what_dead_watches_left_is_removed_and_nothing_else(tree: FakeTree, tmp_
     clear_leaves("dead", proc_cgroup=tree.proc_cgroup, mountinfo=tree.mountinfo)
     for folder in (tree.mount, tree.mount / "a"):
         assert {path.name for path in folder.iterdir()} - {"a"} == {"agentwatch-other", "system"}
+    for name in ("agentwatch-other", "system"):
+        os.utime(tree.mount / name, (0, 0))
     clear_leaves(proc_cgroup=tmp_path / "none", mountinfo=tree.mountinfo)
     assert (tree.mount / leaf_name("other")).is_dir()
+    clear_leaves(proc_cgroup=tree.proc_cgroup, mountinfo=tree.mountinfo)
+    assert {path.name for path in tree.mount.iterdir()} == {"a", "system"}
+    assert (tree.mount / "a" / leaf_name("other")).is_dir()
 
 
 def test_limits_are_written_as_the_kernel_reads_them(tree: FakeTree) -> None:

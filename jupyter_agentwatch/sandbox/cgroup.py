@@ -357,7 +357,7 @@ def clear_leaves(*watches: str, proc_cgroup: Path = _OWN_CGROUPS, mountinfo: Pat
                 with contextlib.suppress(OSError):
                     if left.name in dead:
                         _remove(left, time.monotonic() + _END_S)  # its last members may be ending just now
-                    elif now - left.stat().st_ctime > _STALE_S:
+                    elif now - left.stat().st_mtime > _STALE_S:
                         left.rmdir()
 
 

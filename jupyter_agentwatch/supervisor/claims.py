@@ -90,6 +90,7 @@ def sweep() -> None:
         if not _answers(control_socket(watch)):
             clear_away(watch)
             forget_silence(audit_log(watch))
+    clear_leaves()  # also of watches whose runtime folder has gone
 
 
 def clear_away(watch: str) -> None:
