@@ -39,6 +39,19 @@ describe("the store", () => {
     expect(store.missing).toBe(0);
   });
 
+  it("shows of a shell's step what the shell was given, and knows the end of its first process only", () => {
+    const store = filled(
+      event("step", { op: "start", argv: ["/bin/bash", "-c", "make | tail"], step: 9 }),
+      event("exec", { exe: "/bin/bash", argv: ["bash"], ppid: 5, pid: 20, step: 9 }),
+      event("exec", { exe: "/usr/bin/make", argv: ["make"], ppid: 20, pid: 21, step: 9 }),
+      event("step", { op: "end", exit_code: 0, step: 9, pid: 0 }),
+      event("step", { op: "start", argv: ["python3", "-c", "pass"], step: 10 }),
+    );
+    expect(store.steps.get(9)).toMatchObject({ argv: "/bin/bash -c make | tail", command: "make | tail" });
+    expect(store.steps.get(10)).toMatchObject({ command: "python3 -c pass" });
+    expect([20, 21].map((pid) => store.processes.get(pid)?.ended)).toEqual([true, false]);
+  });
+
   it("passes over what it has, and counts what never came", () => {
     const first = event("file");
     const store = filled(first, first);
@@ -209,6 +222,15 @@ describe("a line of the audit table", () => {
     ],
     [event("reward", { run: "ab", turn: 2, total: -0.5, terms: { task: -0.5 } }), "run ab turn 2 earned -0.5"],
     [event("limit", { limit: "memory", value: 3 }), "limit=memory value=3"],
+    [
+      event("resources", { interval_s: 2, cpu_s: 0.38000000000000006, rss_bytes: 40_513_536, processes: 3, threads: 1 }),
+      "19 % of one core · memory 40.5 MB · 3 processes, 1 thread · read 0 B, wrote 0 B",
+    ],
+    [
+      event("gpu", { op: "device", index: 0, simulated: true, utilization: 42.4, power_w: 120, temperature_c: 38 }),
+      "GPU 0 SIMULATED device · 42 % · 120 W · 38 °C",
+    ],
+    [event("gpu", { op: "lease", device: "GPU-1", lease: "l", purpose: "training" }), "lease of GPU-1 training"],
     [event("connect", { transport: "tcp", addr: "192.0.2.1", port: 22, rule: "r" }), "tcp 192.0.2.1 port 22 r"],
   ])("says what happened", (found, words) => {
     expect(gist(found)).toBe(words);
