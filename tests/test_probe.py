@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Final
 
 import msgspec
 import pytest
 
+from jupyter_agentwatch.sandbox import probe_child
 from jupyter_agentwatch.sandbox.landlock import landlock_abi
 from jupyter_agentwatch.sandbox.probe import probe, why_not
 from jupyter_agentwatch.sandbox.probe_report import (
@@ -17,6 +20,7 @@ from jupyter_agentwatch.sandbox.probe_report import (
     failed_probe,
 )
 from jupyter_agentwatch.sandbox.probe_trials import LAUNCH_OPTIONS
+from tests.outside import hold, marked, wait_all_ended
 from tests.probes import AS_DOCKER_DOES, AS_ROOT, MOUNT_PROC, ROOT, as_ordinary_user, first_missing, named, report_of
 
 pytestmark = pytest.mark.sandbox
@@ -123,6 +127,14 @@ def test_for_an_ordinary_user_the_report_says_what_a_run_does() -> None:
         "seccomp notification",
         *SHARED,
     }
+
+
+def test_a_trial_that_takes_too_long_is_ended_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a program that is tried has started ends with it."""
+    monkeypatch.setattr(probe_child, "PATIENCE_S", 0.5)
+    with pytest.raises(subprocess.TimeoutExpired):
+        probe_child.run(["/bin/sh", "-c", f"sh -c 'sleep 1000; : {tmp_path}' & wait"])
+    wait_all_ended(hold(marked(str(tmp_path))))
 
 
 def test_probing_leaves_nothing_behind() -> None:

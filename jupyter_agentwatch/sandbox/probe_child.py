@@ -11,6 +11,7 @@ import json
 import marshal
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -82,10 +83,23 @@ def run(argv: list[str]) -> str:
         FailedTrialError: It failed; the text is its last line on stderr.
         subprocess.TimeoutExpired: It took too long, and was killed.
     """
-    done = subprocess.run(argv, capture_output=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL, env={}, check=False)
-    if done.returncode:
-        raise FailedTrialError(_last_line(done.stderr) or f"exit status {done.returncode}")
-    return from_bytes(done.stdout).strip()
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env={}, start_new_session=True
+    ) as process:
+        try:
+            out, said = process.communicate(timeout=PATIENCE_S)
+        except BaseException:
+            _kill_group(process)
+            raise
+    if process.returncode:
+        raise FailedTrialError(_last_line(said) or f"exit status {process.returncode}")
+    return from_bytes(out).strip()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a leader that nobody has waited for, and its group: without it, bubblewrap's child would wait for ever."""
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -107,13 +121,19 @@ def started(code: CodeType, *arguments: str, prefix: tuple[str, ...] = ()) -> It
     try:
         with theirs:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, pass_fds=(fd,), env={}
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                pass_fds=(fd,),
+                env={},
+                start_new_session=True,
             )
         try:
             ours.settimeout(PATIENCE_S)
             yield ours, said
         finally:
-            process.kill()
+            _kill_group(process)
             process.wait()
     finally:
         ours.close()
