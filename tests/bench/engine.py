@@ -116,6 +116,10 @@ def _beside_azuma(ground: Ground, rules: bytes, texts: Sequence[str]) -> Row:
             ways[name]()
             taken[name].append((time.thread_time_ns() - begun) / 1000)
     beside = {name: spread(times, "µs") for name, times in taken.items()}
+    # Ours remembers what it has said of a command, and some of these come again.
+    first = list({tuple(claim.argv): number for number, (claim, _) in reversed([*enumerate(pairs)])}.values())
+    new = {name: sum(times[number] for number in first) for name, times in taken.items()}
+    beside["commands seen for the first time"] = f"{new['azuma'] / new['ours']:.3g} x ({len(first)} of {len(pairs)})"
     note = (
         f"one exec each, ours: both records of it; {_RULES} rules, of which azuma gets the {len(theirs)} on processes"
     )
