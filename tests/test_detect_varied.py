@@ -50,6 +50,6 @@ def test_varied_payments_stay_found() -> None:
 def test_varied_honest_lines_are_left_alone() -> None:
     """No line gives a finding of severity high but those that are listed."""
     honest, alarms = lines("varied_benign.txt", "alarms")
-    assert len(honest) >= 1200
-    assert len(alarms) <= 3
+    assert len(honest) >= 3300
+    assert len(alarms) <= 4
     assert [line for line in honest if is_severe(line)] == []

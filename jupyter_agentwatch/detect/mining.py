@@ -301,6 +301,8 @@ def _pool_points(name: str, value: str) -> int:
 def _grammar(run: Invocation) -> Iterable[Hit]:
     argv = tuple(run.filled(word) for word in run.argv[:64])
     score = miner_score(argv)
+    if any(word.startswith(("--randomx-", "--donate-level", "--donate-over")) for word in argv[1:]):
+        score = max(score, 5)  # where the rest stands in a file
     if score >= 5 and run.name not in _OTHER_GRAMMARS:
         yield Hit(MINER_OPTIONS, severity="critical" if score >= 7 else "high")
         return
@@ -434,7 +436,7 @@ MINING: Final = Ruleset(
     shapes=(_grammar, _texts, _environment),
     shape_pattern=(
         r"stratum|(?:^|\s)--?(?:o|pool|epool|server|url|uri|wal|ewal|wallet|P)[= ]?\S*?[\w.\]]:\d{2,5}(?:\s|$)|"
-        r"donate-level|"
+        r"donate-level|--randomx-|"
         r"--?(?:algo|coin|algorithm)[= ]|(?:^|\s)-a \w+ |pools\b|pool_address|url\b.{3,200}\buser\b|mining\.|"
         r"[\"']login[\\\"']|eth_submit|site_key|(?:rx|randomx|cn|slow)_hash|hashimoto_|"
         r"[48][1-9A-HJ-NP-Za-km-z]{94}|0x[0-9a-f]{40}|bc1q|kaspa:q|(?:pool|stratum|mine|xmr)[\w.-]*:\d{2,5}|(?:POOL|WALLET|ADDRESS)\w*="

@@ -397,7 +397,7 @@ PROBING: Final = Ruleset(
     ),
     shapes=(_metadata, _looped),
     shape_pattern=(
-        r"instance-data|::ffff:a9fe|0251\.|container_credentials|container_metadata|serviceaccount|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
+        r"instance-data|::ffff:a9fe|0251\.|container_credentials|container_metadata|serviceaccount|computemetadata|169\.254\.1|metadata\.|100\.100\.100\.200|ec2::254|2852039166|0xa9fea9fe|latest/(?:meta-data|api)|"
         r"\b(?:ping|curl|wget|ncat|netcat|telnet|nc|ssh|host|getent|nslookup|dig|redis-cli|psql|mysql)\b.*(?:\$\{\w+\}|\{\d+\.\.)|(?:ping|curl|"
         r"wget|nc|ncat|telnet)\b.*\$\w|/dev/tcp/.*(?:\$\{|\{\d+\.\.)|\[\d+-\d+\]"
     ),

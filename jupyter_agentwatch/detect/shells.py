@@ -116,7 +116,7 @@ _SHELL_PATH: Final = (
 )
 _IS_SHELL: Final = lazy_pattern(_SHELL_PATH)
 _NETWORK_CODE: Final = lazy_pattern(
-    r"\(\s*['\"]socket['\"]\s*\)|"
+    r"\(\s*['\"]socket['\"]\s*\)|gen_tcp|\bconnectTo\b|Network\.Socket|\bsocket\s+[\w$.]+\s+\d|"
     r"socket\.(?:socket|create_connection|create_server|tcp)\b|\bsocket\s*\(|from socket import|TCPSocket|TCPServer|"
     r"UDPSocket|"
     r"IO::Socket|use Socket|\bp?fsockopen\b|stream_socket_(?:client|server)|socket_create|"
@@ -128,7 +128,7 @@ _NETWORK_CODE: Final = lazy_pattern(
 )
 _SPAWNING_CODE: Final = lazy_pattern(
     r"dup2|pty\.spawn|subprocess|os\.system|popen|execl?v?p?e?\b|posix_spawn|spawn|child_process|shell_exec|"
-    r"\bsystem\b|passthru|Deno\.(?:Command|run)|"
+    r"\bsystem\b|passthru|os[.:]cmd|sys\.process|runProcess|createProcess|\[\s?exec\s|catch\s?\{\s?exec|Deno\.(?:Command|run)|"
     r"proc_open|os\.execute|getline|\biex\b|Invoke-Expression|ProcessBuilder|getRuntime|IO\.popen|\bfork\b|reopen|"
     r"`[^`]{1,80}`|"
     r"exec\s*\{|open\s*\(\s*STD(?:IN|OUT)|STDIN->fdopen|fdopen",
@@ -148,6 +148,7 @@ _WEB_COMMAND: Final = lazy_pattern(
     r"request\.(?:args|form|data|json|values|get_data|query|body)|"
     r"req\.(?:query|body|params|url)|form\[|args\[)"
 )
+_PAGE_COMMAND: Final = lazy_pattern(_SPAWNS + r"\s{0,4}\(\s{0,4}\$_(?:GET|POST|REQUEST|COOKIE)\b")
 _ANSWER: Final = lazy_pattern(
     r"\b(\w{1,40})\s{0,4}=\s{0,4}(?:await\s{1,4})?(?:\w+\.){0,3}(?:requests\.get|urlopen|httpx\.get|fetch|file_get_contents|"
     r"HTTP\.get|Net::HTTP\.get)\s{0,4}\("
@@ -235,7 +236,9 @@ def _runs_fetched(run: Invocation) -> Iterable[Hit]:
             words = [word for word in each.argv[1:] if not word.startswith("-")]
             urls = [parse_endpoint(word if "://" in word else f"http://{word}") for word in words]
             bare = any(url and re.fullmatch(r"[\d.]+|[0-9a-f:]+", url.host) and url.zone == "outside" for url in urls)
-            again = "" in run.loops  # `while … curl … | sh`: orders that are asked for again and again
+            again = (
+                "" in run.loops or "watch" in run.wrappers
+            )  # `while … curl … | sh`: orders that are asked for again and again
             yield Hit(FETCHED_CODE, " ".join(each.argv), "high" if bare or again else None)
             return
         if each.name in ("nc", "ncat", "netcat", "dig", "nslookup") and not _is_local(each):
@@ -298,7 +301,7 @@ def _code(run: Invocation) -> Iterable[Hit]:
         if puts_streams or _IS_SHELL.search(code) or _REMOTE_COMMAND.search(code):
             yield Hit(CODE_SHELL)
             return
-    if _WEB_SERVER.search(code) and _WEB_COMMAND.search(code):
+    if (_WEB_SERVER.search(code) and _WEB_COMMAND.search(code)) or _PAGE_COMMAND.search(code):
         yield Hit(CODE_SHELL, "a web page that runs what it is asked")
         return
     if _PTY.search(code):
@@ -386,6 +389,7 @@ SHELL: Final = Ruleset(
     },
     quiet=frozenset({*SHELLS, *_CODE_NAMES, *listed("source . openssl")}),
     marks=listed(
+        "gen_tcp,connectto,$_get,$_post,$_request,$_cookie,"
         "http.server,httpserver,flask,requests.get,httpx.get,deno.,"
         "/dev/tcp/,/dev/udp/,urlopen,exec(,eval,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,"
         "| bash,|bash,"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from jupyter_agentwatch.detect.argv import Grammar, parse
@@ -105,8 +105,13 @@ _TOOL_HOMES: Final = lazy_pattern(
 _SETS: Final = lazy_pattern(
     r"(?:^|(?<=[\s;'\"]))(?!LD_|PROMPT_COMMAND|BASH_ENV|ENV=|PYTHONSTARTUP)[A-Za-z_]\w{0,63}="
     r"[\"']?(?!\S{0,256}/(?:tmp|dev/shm)/)[^\s\"'`();&|]{0,512}|"
-    r"(?:^|(?<=[\s;'\"]))(?:source|\.)\s+(?:~|\$\{?HOME\}?)/\.[\w-]{4,64}(?:\.\w{1,8})?(?=[\s;'\"]|$)(?!\s*&(?!&))"
+    r"(?:^|(?<=[\s;'\"]))(?:source|\.)\s+(?:~|\$\{?HOME\}?)/\.[\w-]{4,64}(?:\.\w{1,8})?(?=[\s;'\"]|$)(?!\s*&(?!&))|"
+    # `[ -f ~/.aliases ]`; `eval "$(ssh-agent -s)" > /dev/null`
+    r"-[fersx]\s+(?:~|\$\{?HOME\}?)/\.[\w-]{4,64}(?:\.\w{1,8})?(?=[\s\]'\"])|"
+    r"\beval\s+[\\\"']{0,2}\$\((?!curl|wget|base64|nc |ncat|echo|printf|cat|dig|xxd|python|perl)"
+    r"[\w-]{2,32}(?: [\w-]{1,24}){0,6}\)[\\\"']{0,2}(?:\s*&?>\s*/dev/null)?"
 )
+_RUNS_CODE: Final = lazy_pattern(r"exec_(?:lines|files)|\bimport\s|\bopen\(|__import__|subprocess|\bos\.")
 _IMPORTS: Final = lazy_pattern(r"(?:^|[\n\"';])\s{0,8}import\s+\w")
 _DEFENDERS: Final = lazy_pattern(
     r"auditd|falco|tetragon|tracee|osquery|crowdstrike|falcon-sensor|wazuh|sysmon|clamav|apparmor|fail2ban|rsyslog|"
@@ -123,7 +128,8 @@ _THREAD_NAME: Final = lazy_pattern(
 
 _HISTORY_FILES: Final = r"_history\b|/var/log/(?:\*|wtmp|btmp|lastlog|auth|syslog|audit|secure|messages)"
 _ENGINE: Final = (
-    r"--privileged|-v\s*/:|--volume[= ]/:|--pid[= ]host|docker\.sock|--cap-add[= ](?:ALL|SYS_ADMIN)|src=/,|source=/,"
+    r"--privileged|-v\s*/:|--volume[= ]/:|--pid[= ]host|docker\.sock|--cap-add[= ](?:ALL|SYS_ADMIN)|"
+    r"(?:-H|--host)[= ]?tcp://(?!localhost|127\.)|src=/,|source=/,"
 )
 _PATTERNS: Final[Mapping[str, tuple[str, Rule, Severity | None]]] = {
     "nsenter": (r"-t\s*\d|--target|/proc/1/ns", ESCAPE, None),
@@ -257,6 +263,17 @@ def _code_writes(run: Invocation) -> Iterable[Hit]:
             yield Hit(PERSISTENCE, f"{kind}: {path}", "high" if odd else None)
 
 
+def _meant(run: Invocation, operands: Sequence[str]) -> str:
+    """Return what is written, as far as that is known and says what will be run."""
+    text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
+    text = _SETS.sub("", _TOOL_HOMES.sub("", text))
+    if run.name in ("cp", "mv", "ln", "install") and len(operands) == 2 and not _ODD_PLACE.match(operands[0]):
+        # One's own start-up file, kept under the same name with the others.
+        same = operands[0].rpartition("/")[2] == operands[1].rpartition("/")[2]
+        return text.replace(operands[0], "") if same else text
+    return text
+
+
 def _writes(run: Invocation) -> Iterable[Hit]:
     """Redirections and copies into places that are read at start or at log-in."""
     targets = [r.target for r in run.redirects if r.op in (">", ">>", ">|", "&>", "&>>")]
@@ -271,8 +288,7 @@ def _writes(run: Invocation) -> Iterable[Hit]:
         targets += operands[-1:]
     if run.name == "install" and re.search(r"(?:-m|--mode)[= ]?[2467]\d{3}\b", " ".join(run.argv[1:])):
         yield Hit(ACCOUNT, severity="high")
-    text = "\n".join((run.stdin, *run.argv[1:], *(" ".join(each.argv) for each in run.before)))
-    text = _SETS.sub("", _TOOL_HOMES.sub("", text)) if targets else ""
+    text = _meant(run, operands) if targets else ""
     for target in targets:
         path = target if target.startswith(("/", "~")) else f"/{target}"
         # Weights of a model have this suffix, too, but nobody writes them with echo.
@@ -291,7 +307,8 @@ def _writes(run: Invocation) -> Iterable[Hit]:
             sure = kind in ("cron", "hook") or _SUSPICIOUS_JOB.search(text.replace(target, ""))
             odd = kind in ("start-up", "git hook")
             # The notebook's own kernel runs outside of the sandbox, and timers need nobody.
-            beyond = (kind == "notebook" and ".jupyter" not in target) or target.endswith((".timer", ".path"))
+            settings = ".jupyter" in target or (target.endswith("_config.py") and not _RUNS_CODE.search(text))
+            beyond = (kind == "notebook" and not settings) or target.endswith((".timer", ".path"))
             yield Hit(
                 PERSISTENCE,
                 f"{kind}: {target}",
@@ -406,7 +423,8 @@ TAMPERING: Final = Ruleset(
         "ld_preload,ld_audit,[k,kworker,authorized_keys,cron,systemd,.bash,profile,sudoers,ld.so,/startup/,"
         "autostart,rc.local,init.d,git/hooks,zshrc,passwd,shadow,_history,/var/log/,agentwatch,bwrap,exec -a,"
         "kill,privileged,hostpid,hostpath,:/host,-v /:,docker.sock,unix-socket,histfile,histsize,u+s,+s ,ssh/,"
-        "pid=host,--pid,proc/1,config --global,config --system,.pth,bin/ps,bin/ls,bin/top,bin/netstat,bin/ss,bin/lsof,"
+        "pid=host,--pid,proc/1,-h tcp,config --global,config --system,.pth,bin/ps,bin/ls,bin/top,bin/netstat,bin/ss,"
+        "bin/lsof,"
         "bin/find,bin/who,bin/login,bin/su,bin/passwd,bin/kill,bin/pgrep,"
         "auditctl,chmod 4,chmod 6,/etc/,customize.py,.jupyter,enable ,stop ,disable ,mask ,-p 1,history,dmesg,"
         "ptrace_scope",

@@ -68,7 +68,7 @@ _LIBRARY: Final = lazy_pattern(
     r"\bpyngrok\b|\bngrok\.(?:connect|forward)\s*\(|\brequest_port_forward\b|\breverse_port_forward|"
     r"forward_(?:remote|local)_(?:port|path)|\bforward_socks\b|SSHTunnelForwarder|sshtunnel\s+import\s.{0,80}\bopen_tunnel\b|sshtunnel\.open_tunnel|direct-tcpip|"
     r"\blocaltunnel\s*\(|require\(\s*['\"](?:localtunnel|@?ngrok(?:/ngrok)?|tunnel-ssh|reverse-tunnel-ssh)['\"]\s*\)|"
-    r"Net::SSH.{0,200}\.forward\.(?:remote|local)|ListenTCP\(.{0,200}gossh|flask_cloudflared|run_with_ngrok"
+    r"Net::SSH.{0,200}\.forward\.(?:remote|local)|ListenTCP\(.{0,200}gossh|protocols\.portforward\b|flask_cloudflared|run_with_ngrok"
 )
 _LISTENS: Final = lazy_pattern(
     r"\bLocalPort\s*=>|\.listen\s*\(|createServer\s*\(|TCPServer|start_server\s*\(|\.Listen\s*\(|Listen\s*=>"
@@ -88,7 +88,9 @@ _COPIES: Final = lazy_pattern(
 )
 _SHELL_LINE: Final = lazy_pattern(
     r"\b(?:ba|da|z|k|a)?sh\s{1,8}-\w{0,8}i\w{0,8}[<>&|\d\s]{0,40}/dev/(?:tcp|udp)/|/dev/(?:tcp|udp)/[\w.-]{1,128}/\d{1,5}\s{1,8}0?[<>]&|"
-    r"\bn(?:c|cat)\b[^\n]{0,80}\s-\w*e\s*/\S*sh\b"
+    r"\bn(?:c|cat)\b[^\n]{0,80}\s-\w*e\s*/\S*sh\b|"
+    # A page that runs what its caller asks for
+    r"\b(?:system|exec|shell_exec|passthru|popen|proc_open|eval|assert)\s{0,4}\(\s{0,4}\$_(?:GET|POST|REQUEST|COOKIE)\b"
 )
 _DOCUMENT: Final = lazy_pattern(r"\.(?:md|rst|txt|ya?ml|json|jsonl|csv|log|html?|tex|ipynb|yar)$", re.IGNORECASE)
 _DOCUMENT_ONLY: Final = lazy_pattern(r"\.(?:md|rst|txt|html?|tex|ipynb)$", re.IGNORECASE)
@@ -143,17 +145,18 @@ def _judged(run: Invocation, text: str) -> Iterable[Hit]:
 
 TEXTS: Final = Ruleset(
     rules=(SOURCE, CONFIG, CODE),
-    by_name=dict.fromkeys(_COMPILERS - {"tee"}, (_compiled,)),
+    by_name={**dict.fromkeys(_COMPILERS - {"tee"}, (_compiled,)), "tee": (_texts,)},
     quiet=_COMPILERS,
     marks=listed(
         "addr,interface,client.services,accept,hiddenservice,ingress,authtoken,outbounds,dev tun,dup2,stdin,"
+        "$_get,$_post,$_request,$_cookie,start_server,tcpserver,"
         "ngrok,port_forward,forward,listen,localport,createserver,/dev/tcp/,/dev/udp/,tunnel,direct-tcpip,processbuilder,stdio",
         ",",
     ),
     shapes=(_texts,),
     shape_pattern=(
         r"server_?addr|client\.services|accept\s*=|\[interface\]|hiddenservice|ingress:|authtoken:|outbounds|dev\s+tun|"
-        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|forward|tunnel|direct-tcpip|listen|localport|createserver|"
+        r"dup[23]|std(?:in|out|io)|processbuilder|ngrok|forward|tunnel|direct-tcpip|listen|localport|createserver|start_server|tcpserver|\$_(?:get|post|request|cookie)|"
         r"/dev/(?:tcp|udp)/|nc(?:at)? |/dev/fd/63"
     ),
 )

@@ -407,6 +407,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Invocation], Iterable[Hit]], ...]]] 
     **dict.fromkeys(("telnet", "openssl"), (_socket_client,)),
     "websocat": (_tool, _socket_client),
     "curl": (_proxied,),
+    "tee": (_ssh_config,),
     "ifconfig": (_interface,),
     **dict.fromkeys(("cp", "ln", "install", "mv"), (_copies,)),
     "ssh": (_ssh,),
@@ -423,7 +424,7 @@ TUNNEL: Final = Ruleset(
     by_name=_CHECKS,
     quiet=frozenset(
         listed(
-            "curl ifconfig cp ln install mv git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent "
+            "curl tee ifconfig cp ln install mv git rsync scp sftp ip sysctl kubectl ping host dig nslookup getent "
             "openssl gh code aws az gcloud"
         )
     ),

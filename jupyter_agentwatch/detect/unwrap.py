@@ -129,6 +129,8 @@ def program_name(word: str) -> str:
     name = word.rpartition("/")[2][:_NAME_MAX].lower()
     if name[:1] == "-" and name[1:] in SHELLS:
         return name[1:]
+    if name in ("$shell", "${shell}"):  # which of them it is, nobody says
+        return "sh"
     if name.startswith(("ld-linux", "ld-musl", "ld.so")):
         return "ld.so"
     name = _SUFFIX.sub("", name)

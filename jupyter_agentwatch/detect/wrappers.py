@@ -41,6 +41,8 @@ CODE_FLAGS: Final[Mapping[str, str]] = {
     "pwsh": "c",
     "powershell": "c",
     "elixir": "e",
+    "ghc": "e",
+    "runghc": "e",
     "groovy": "e",
     "jshell": "",
     "jrunscript": "e",
