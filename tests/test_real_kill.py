@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,10 @@ def start_daemons(watch: Watch, count: int, way: str, after: str, marker: str) -
     """Start daemons and wait until all of them stand."""
     running = watch.start(["python3", put(watch, "daemons.py"), str(count), way, after, marker])
     wait_for_line(running, b"standing")
+    end = time.monotonic() + LONG_S
+    while len(marked(marker)) < count + (after == "stay"):  # amid an exec, a process shows no command line
+        assert time.monotonic() < end, "not all daemons are there"
+        os.sched_yield()
     return running
 
 

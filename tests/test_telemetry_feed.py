@@ -18,6 +18,7 @@ from jupyter_agentwatch.events import Finding, LimitHit
 from jupyter_agentwatch.policy import Gpu, Policy, Telemetry, parse_policy, policy_from_mapping, policy_to_yaml
 from jupyter_agentwatch.sandbox.notify import Gone
 from jupyter_agentwatch.sandbox.places import gpu_nodes
+from jupyter_agentwatch.supervisor import measuring as measuring_module
 from jupyter_agentwatch.supervisor import telemetry_feed
 from jupyter_agentwatch.supervisor.gpu_budgets import BudgetedUsage
 from jupyter_agentwatch.supervisor.gpu_source import checked_source, find_gpu, source_note
@@ -529,3 +530,42 @@ def test_while_a_watch_is_suspended_no_budget_trips(ground: Ground) -> None:
     measuring.close()
     measuring.take(a_snapshot(11 * SECOND, a_gpu(11 * SECOND)))
     assert len(trips) == 2
+
+
+def test_the_end_waits_for_what_is_being_written(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interval that has just ended on the sampler's thread is on record before the log may be closed."""
+    monkeypatch.setattr(measuring_module, "_LAST_RECORD_S", LONG_S)
+    around = Surroundings(
+        policy=ground.policy,
+        recorder=ground.recorder,
+        step_of=lambda _: 0,
+        is_running=lambda: True,
+        trip=ground.trip,
+    )
+    measuring = Measuring(around)
+    measuring.take(a_snapshot(0, a_gpu(0)))
+    is_writing, may_write, order = threading.Event(), threading.Event(), list[str]()
+    record = ground.recorder.record
+
+    def slowly(*arguments: Any, **fields: Any) -> Any:
+        is_writing.set()
+        assert may_write.wait(LONG_S)
+        order.append("written")
+        return record(*arguments, **fields)
+
+    def end() -> None:
+        measuring.close()
+        order.append("closed")
+
+    monkeypatch.setattr(ground.recorder, "record", slowly)
+    sampling = threading.Thread(target=measuring.take, args=(a_snapshot(2 * SECOND, a_gpu(2 * SECOND)),))
+    sampling.start()
+    assert is_writing.wait(LONG_S)
+    ending = threading.Thread(target=end)
+    ending.start()
+    ending.join(0.2)  # without the wait it would be over by now
+    may_write.set()
+    sampling.join(LONG_S)
+    ending.join(LONG_S)
+    assert order[-1] == "closed"
+    assert set(order[:-1]) == {"written"}

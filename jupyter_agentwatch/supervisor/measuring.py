@@ -1,7 +1,7 @@
 """What becomes of each telemetry sample: records at 1 Hz, findings of use outside leases, budgets that trip the watch.
 
 Loaded after the sandbox stands. Samples are taken in on the sampler's thread, leases come from the control thread; one
-lock stands between them, and nothing is written under it.
+lock stands between them, and nothing is written under it; another lets the end wait for what is being written.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _SAID_AGAIN_NS: Final = 60_000_000_000
 _WORTH_SAYING_S: Final = 0.1
 _MANY: Final = 1024
 _TRIPPED_NS: Final = 1_000_000_000
+_LAST_RECORD_S: Final = 1.0
+"""How long the end waits for the sampler's thread to write. It may itself wait for who ends the watch."""
 _SEVERITY: Final[dict[str, Severity]] = {"exact": "high", "weak": "medium", "none": "low"}
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -74,6 +76,7 @@ class Measuring:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._book = LeaseBook()
         self._usage = BudgetedUsage(around.policy.gpus)
         self._digest = Digest(self._usage, self._book, step_of=around.step_of)
@@ -88,13 +91,14 @@ class Measuring:
 
     def take(self, snapshot: Snapshot) -> None:
         """Take a sample into account, and write what it completes."""
-        with self._lock:
-            if self._is_closed:
-                return
-            self._last = snapshot
-            self._usage.know(snapshot)
-            entries = self._digest.feed(snapshot)
-        self._write(entries)
+        with self._writing:
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._last = snapshot
+                self._usage.know(snapshot)
+                entries = self._digest.feed(snapshot)
+            self._write(entries)
         self._hold_budgets(snapshot.t_mono_ns)
 
     def failed(self, what: str, rule: str) -> None:
@@ -162,6 +166,9 @@ class Measuring:
             entries = [] if self._is_closed else self._digest.flush()
             self._is_closed = True
         self._write(entries)
+        # An interval that ended just now is not lost either: the log is closed after this.
+        if self._writing.acquire(timeout=_LAST_RECORD_S):
+            self._writing.release()
 
     # -- records ---------------------------------------------------------------------------------------------------
 
