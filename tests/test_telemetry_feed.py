@@ -296,6 +296,23 @@ def test_the_owners_ring_is_bounded_and_counts() -> None:
     assert [each.t_wall_ns for each in ring.since(count)[1]] == [WALL + 50 * SECOND]
 
 
+def test_the_owners_ring_keeps_minutes_of_many_gpus_in_little_memory() -> None:
+    """Samples are compressed in blocks: whoever looks gets each of them in order, from wherever he left off."""
+    ring = Samples()
+    gpus = [a_gpu(0, uuid=f"GPU-{index}", index=index) for index in range(8)]
+    plain = 0
+    for tick in range(600):
+        sample = packed(a_snapshot(tick * SECOND, *gpus))
+        plain += len(sample)
+        ring.put(sample, 0)
+    assert ring._bytes + ring._newest_bytes < plain / 4
+    assert [each.t_wall_ns for each in ring.since()[1]] == [WALL + tick * SECOND for tick in range(600)]
+    for seen in (1, 299, 598, 599, 600):
+        count, newer = ring.since(seen)
+        assert (count, len(newer)) == (600, 600 - seen)
+        assert [each.t_wall_ns for each in newer[:1]] == [WALL + seen * SECOND] * (seen < 600)
+
+
 # -- the feed -------------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,13 @@
-"""The telemetry samples that this process has been told of, kept in a bounded ring as they came.
+"""The telemetry samples that this process has been told of, kept in a bounded ring of compressed blocks.
 
-They are decoded only when somebody looks: ten a second for hours are many, and most are never looked at.
+They are decoded only when somebody looks: ten a second for hours are many, and most are never looked at. One is much
+like the one before, so that a block takes a small part of what its samples would take.
 """
 
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BYTES", "Samples"]
 
-MAX_BYTES: Final = 16 * 2**20
-"""Bytes of samples that are kept: an hour of a small sandbox at 10 Hz, some minutes of a large one."""
+MAX_BYTES: Final = 4 * 2**20
+"""Bytes that are kept: hours of a small sandbox at 10 Hz, some twenty minutes of one with eight GPUs."""
+
+_BLOCK_BYTES: Final = 64 * 1024
+_ARRAY32: Final = b"\xdd"
+"""How MessagePack begins an array whose length follows in four bytes."""
 
 
 class Samples:
@@ -31,7 +37,11 @@ class Samples:
         """Make an empty ring that keeps so many bytes."""
         self.left_out = 0
         self._max_bytes = max_bytes
-        self._kept: deque[bytes] = deque()
+        self._block_bytes = min(_BLOCK_BYTES, max_bytes // 8)
+        self._blocks: deque[tuple[int, bytes]] = deque()
+        """How many samples, and these as one compressed array."""
+        self._newest: list[bytes] = []
+        self._newest_bytes = 0
         self._bytes = 0
         self._count = 0
         self._lock = threading.Lock()
@@ -41,10 +51,16 @@ class Samples:
         with self._lock:
             self.left_out += left_out
             self._count += 1
-            self._kept.append(sample)
-            self._bytes += len(sample)
-            while self._bytes > self._max_bytes and len(self._kept) > 1:
-                self._bytes -= len(self._kept.popleft())
+            self._newest.append(sample)
+            self._newest_bytes += len(sample)
+            if self._newest_bytes < self._block_bytes:
+                return
+            block = zlib.compress(_array(self._newest), 1)
+            self._blocks.append((len(self._newest), block))
+            self._bytes += len(block)
+            self._newest, self._newest_bytes = [], 0
+            while self._bytes > self._max_bytes and len(self._blocks) > 1:
+                self._bytes -= len(self._blocks.popleft()[1])
 
     def since(self, count: int = 0) -> tuple[int, list[Snapshot]]:
         """Return how many have come so far, and those after the first `count` as far as they are kept, oldest first."""
@@ -52,7 +68,19 @@ class Samples:
 
         with self._lock:
             now = self._count
-            wanted = min(now - count, len(self._kept))
-            chosen = list(self._kept)[len(self._kept) - wanted :] if wanted > 0 else []
-        decoder = msgspec.msgpack.Decoder(Snapshot)
-        return now, [decoder.decode(each) for each in chosen]
+            wanted = now - count
+            arrays, found = [_array(self._newest)], len(self._newest)
+            for number, block in reversed(self._blocks):
+                if found >= wanted:
+                    break
+                arrays.append(block)
+                found += number
+        if wanted <= 0:
+            return now, []
+        decode = msgspec.msgpack.Decoder(list[Snapshot]).decode
+        kept = [each for block in reversed(arrays[1:]) for each in decode(zlib.decompress(block))]
+        return now, (kept + decode(arrays[0]))[-wanted:]
+
+
+def _array(samples: list[bytes]) -> bytes:
+    return b"".join((_ARRAY32, len(samples).to_bytes(4, "big"), *samples))
