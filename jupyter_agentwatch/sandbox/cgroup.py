@@ -176,6 +176,7 @@ class Leaf:
         self.controllers = delegation.controllers
         self._version = delegation.version
         self.holds_processes = False
+        self._pids_events = -1
 
     @classmethod
     def create(
@@ -278,8 +279,16 @@ class Leaf:
         return self.events().get("memory.oom_kill", 0)
 
     def refused_forks(self) -> int:
-        """Return how many forks the kernel has refused; 0 without the pids controller."""
-        return self.events().get("pids.max", 0)
+        """Return how many forks the kernel has refused; 0 without a bound on processes. Made to be asked often."""
+        if not self.holds_processes:
+            return 0
+        try:
+            if self._pids_events < 0:
+                self._pids_events = os.open(self.path / "pids.events", os.O_RDONLY | os.O_CLOEXEC)
+            counted = os.pread(self._pids_events, 64, 0).split()  # "max 3"
+        except OSError:
+            return 0
+        return int(counted[1]) if len(counted) > 1 else 0
 
     def memory_current(self) -> int | None:
         """Return the bytes that all members use together, page cache included, or None where it is not counted."""
@@ -288,6 +297,9 @@ class Leaf:
 
     def remove(self, patience_s: float = 5.0) -> bool:
         """Remove the leaf, once its last member is gone; False where members are left after `patience_s` seconds."""
+        if self._pids_events >= 0:
+            os.close(self._pids_events)
+            self._pids_events = -1
         if not self._wait_until_empty(time.monotonic() + patience_s):
             return False
         try:

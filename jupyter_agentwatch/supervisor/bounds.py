@@ -81,18 +81,13 @@ class BoundsWatch:
             elif self._sandbox.members() == 0:
                 quiet_since = self._commands.steps
                 continue
+            self.tell_refused()
             begun = time.monotonic()
             usage, in_files = await asyncio.to_thread(self._look)
             pause = max(sample, _SHARE * (time.monotonic() - begun))
             if self._memory_bytes is not None and usage.resident_bytes + in_files > self._memory_bytes:
                 await self._end_all(usage.resident_bytes, in_files, self._memory_bytes)
             self._tell_all(usage)
-
-    async def watch_refusals(self) -> None:
-        """Tell of forks that the cgroup refuses, until cancelled; a look at its counter costs next to nothing."""
-        while self._leaf is not None:
-            await asyncio.sleep(_SAMPLE_S)
-            self.tell_refused()
 
     def tell_refused(self, step: int = 0) -> None:
         """Record that the cgroup has refused forks since the last time, if it has.

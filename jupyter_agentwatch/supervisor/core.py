@@ -287,7 +287,6 @@ class Supervisor:
         if self._policy.limits.session_s is not None:
             self._loop.call_later(self._policy.limits.session_s, self._session_time_over)
         self._spawn(self._bounds.watch())
-        self._spawn(self._bounds.watch_refusals())
         self._spawn(self.telemetry.run())
         if self.sandbox.shares_network:
             folders = [self._store.with_suffix(".fresh") / name for name in ("home", "tmp", "shm")]
