@@ -113,7 +113,9 @@ def test_forks_are_trapped_where_init_cannot_be_moved(
         passed={},
         fresh=tmp_path / "fresh",
     )
-    sandbox = begin(site)[0].finish(Leaf(Delegation(tmp_path, frozenset({"pids"}), 1), "gone"))
+    on = begin(site)[0]
+    on.starting.belongs_to(Leaf(Delegation(tmp_path, frozenset({"pids"}), 1), "gone"))
+    sandbox = on.finish()
     ground.append(sandbox)
     assert sandbox.leaf is None
     assert sandbox.traps_forks == (os.getuid() == 0 and processes is not None)

@@ -15,6 +15,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +75,9 @@ class Starting:
             raise RungError(msg)
         self._machine = machine
         self._limits = limits
+        self._mover: threading.Thread | None = None
+        self._init_pid = 0
+        self._leaf: Leaf | None = None
         self._setup = {
             "numbers": {name: machine.numbers[name] for name in ("seccomp", "capset", "unshare")},
             "last_cap": int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
@@ -97,27 +101,44 @@ class Starting:
                 os.close(fd)
             theirs.close()
 
-    def finish(self, cgroup: Leaf | None) -> Sandbox:
-        """Return the standing sandbox.
+    def belongs_to(self, cgroup: Leaf) -> None:
+        """Say where init belongs, once and before `finish`: it is moved there as soon as bubblewrap has made it.
+
+        On a thread, because the kernel takes 15 ms to move a process, and before init has any children (bubblewrap
+        itself would have forked already).
 
         Args:
-            cgroup: Where init belongs, before it has any children (bubblewrap itself would have forked already). Where
-                it does not bound processes, forks are trapped if the kernel bounds them in no other way.
+            cgroup: Where it does not bound processes, or does not take init, forks are trapped if the kernel bounds
+                them in no other way.
+        """
+        self._mover = threading.Thread(target=self._move, args=(cgroup,), name="cgroup", daemon=True)
+        self._mover.start()
+
+    def _move(self, cgroup: Leaf) -> None:
+        try:
+            self._init_pid = _await_init(self._status)
+            self._leaf = cgroup if self._init_pid != 0 and cgroup.takes(self._init_pid) else None
+        except (OSError, ValueError, KeyError):  # `finish` says what has become of init
+            self._leaf = None
+
+    def finish(self) -> Sandbox:
+        """Return the standing sandbox.
 
         Raises:
             RungError: A step failed; what bubblewrap said is on `stderr`.
         """
         try:
-            # Before init is ready, and not after: the kernel may take 10 ms to move a process.
-            init_pid = _await_init(self._status)
-            leaf = cgroup if init_pid != 0 and cgroup is not None and cgroup.takes(init_pid) else None
-            is_bounded = leaf is not None and leaf.holds_processes
+            if self._mover is not None:
+                self._mover.join()
+            else:
+                self._init_pid = _await_init(self._status)
+            is_bounded = self._leaf is not None and self._leaf.holds_processes
             # RLIMIT_NPROC does not bind the host's root, whatever user namespace it is in.
             traps_forks = self._limits.processes is not None and os.getuid() == 0 and not is_bounded
             options = FilterOptions(count_tasks=traps_forks, memory_bytes=self._limits.memory_bytes)
             setup = self._setup | {"filter": compile_filter(self._machine, options)}
-            sandbox = _handshake(self._process, self._control, init_pid, setup)
-            sandbox.leaf, sandbox.traps_forks = leaf, traps_forks
+            sandbox = _handshake(self._process, self._control, self._init_pid, setup)
+            sandbox.leaf, sandbox.traps_forks = self._leaf, traps_forks
         except BaseException:
             self._process.kill()
             self._process.wait()

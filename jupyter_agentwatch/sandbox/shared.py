@@ -123,20 +123,22 @@ class SharedStarting:
             if ruleset >= 0:
                 os.close(ruleset)
         self._setup = _setup(machine, limits, abi, ruleset)
+        self._leaf: Leaf | None = None
 
-    def finish(self, cgroup: Leaf | None) -> Sandbox:
+    def belongs_to(self, cgroup: Leaf) -> None:
+        """Say where init belongs, before `finish`."""
+        self._leaf = cgroup
+
+    def finish(self) -> Sandbox:
         """Return the standing sandbox.
-
-        Args:
-            cgroup: Where init belongs, before it has any children.
 
         Raises:
             RungError: A step failed; what init said is on `stderr`.
         """
         try:
             sandbox = _handshake(self._process, self._control, self._setup)
-            if cgroup is not None and cgroup.takes(sandbox.init_pid):
-                sandbox.leaf = cgroup
+            if self._leaf is not None and self._leaf.takes(sandbox.init_pid):  # it has no children yet
+                sandbox.leaf = self._leaf
         except BaseException:
             self._process.kill()
             self._process.wait()

@@ -30,7 +30,7 @@ from jupyter_agentwatch.sandbox.cgroup import (
 from jupyter_agentwatch.sandbox.places import check_workspace, plan_places
 from jupyter_agentwatch.supervisor.claims import Claim, claim_workspace, clear_away, forget_silence, sweep
 from jupyter_agentwatch.supervisor.descriptors import make_room
-from jupyter_agentwatch.supervisor.ground import Site, begin
+from jupyter_agentwatch.supervisor.ground import Ground, Site, begin
 from jupyter_agentwatch.wire.framing import FrameDecoder
 from jupyter_agentwatch.wire.messages import Launch, LaunchReport
 from jupyter_agentwatch.wire.runtime import log_dir, runtime_dir
@@ -86,22 +86,23 @@ def _delegation_for(site: Site) -> Delegation | None:
     return None if can_be_left(writable) else delegation
 
 
-def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits, rung: str) -> Leaf | None:
-    """Make the watch's cgroup, or return None where there is nothing for it to hold, or the kernel refuses it.
+def _make_leaf(delegation: Delegation | None, watch: str, limits: Limits, ground: Ground) -> None:
+    """Make the watch's cgroup, unless there is nothing for it to hold, or the kernel refuses it.
 
     Args:
         delegation: Where.
         watch: Whose.
         limits: Its bounds.
-        rung: Without a PID namespace forks are trapped in any case, and the supervisor holds the bound on them.
+        ground: Who is to be in it. Without a PID namespace forks are trapped in any case, and the supervisor holds the
+            bound on them.
     """
-    processes = limits.processes + 1 if limits.processes is not None and rung == "A" else None  # init counts, too
+    # Init counts, too.
+    processes = limits.processes + 1 if limits.processes is not None and ground.rung == "A" else None
     if delegation is None or (processes is None and "memory" not in delegation.controllers):
-        return None
-    try:
-        return Leaf.create(delegation, leaf_name(watch), memory_bytes=limits.memory_bytes, processes=processes)
-    except RungError:
-        return None  # as where nothing is delegated
+        return
+    with contextlib.suppress(RungError):  # as where nothing is delegated
+        leaf = Leaf.create(delegation, leaf_name(watch), memory_bytes=limits.memory_bytes, processes=processes)
+        ground.starting.belongs_to(leaf)
 
 
 def _diagnosis(text: str, policy: Policy) -> str:
@@ -200,7 +201,9 @@ def _on(workspace: Path, launch: Launch) -> Supervisor:
     proxy = _start_proxy(launch)
     site = _site(launch, workspace)
     ground, next_best = begin(site)
-    delegation = _delegation_for(site)  # while bubblewrap is at work
+    # While bubblewrap is at work.
+    delegation = _delegation_for(site)
+    _make_leaf(delegation, launch.watch, policy.limits, ground)
     # A good part of a session's start is bubblewrap's and init's, another is these imports: they run side by side, so
     # what is not needed before is imported here (tests/test_supervisor_start.py).
     from jupyter_agentwatch.policy import check_policy
@@ -213,11 +216,12 @@ def _on(workspace: Path, launch: Launch) -> Supervisor:
     policy = check_policy(policy, "the policy")
     gpus = checked_source(policy)
     try:
-        sandbox = ground.finish(_make_leaf(delegation, launch.watch, policy.limits, ground.rung))
+        sandbox = ground.finish()
     except RungError as refusal:
         ground = next_best(refusal)
         clear_leaves(launch.watch)
-        sandbox = ground.finish(_make_leaf(delegation, launch.watch, policy.limits, ground.rung))
+        _make_leaf(delegation, launch.watch, policy.limits, ground)
+        sandbox = ground.finish()
     leaf = sandbox.leaf
     by = limits_by(delegation if leaf is not None else None, os.getuid(), traps_forks=sandbox.traps_forks)
     log = _new_log(launch, policy, rung=ground.rung, limits_by=by)

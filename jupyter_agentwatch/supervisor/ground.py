@@ -55,7 +55,9 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _OnItsWay(Protocol):
-    def finish(self, cgroup: Leaf | None) -> Sandbox: ...
+    def belongs_to(self, cgroup: Leaf) -> None: ...
+
+    def finish(self) -> Sandbox: ...
 
 
 class Ground(msgspec.Struct, kw_only=True):
@@ -75,17 +77,14 @@ class Ground(msgspec.Struct, kw_only=True):
     writable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def finish(self, cgroup: Leaf | None) -> Sandbox:
+    def finish(self) -> Sandbox:
         """Return the standing sandbox.
-
-        Args:
-            cgroup: Where init belongs.
 
         Raises:
             RungError: It does not come to stand; the text says why it was not to be a better one, too.
         """
         try:
-            return self.starting.finish(cgroup)
+            return self.starting.finish()
         except RungError as error:
             if not self.notes:
                 raise
