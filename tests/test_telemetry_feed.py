@@ -386,6 +386,11 @@ class Ground:
     def source(self) -> Source:
         return Source(self.answer)
 
+    def around(self, is_running: Callable[[], bool], trip: Callable[[str], None]) -> Surroundings:
+        return Surroundings(
+            policy=self.policy, recorder=self.recorder, step_of=lambda _: 0, is_running=is_running, trip=trip
+        )
+
     def trip(self, why: str) -> None:
         self.trips.append(why)
         if self.loop is not None:
@@ -522,14 +527,7 @@ async def test_an_empty_sandbox_is_looked_at_once_a_second(ground: Ground) -> No
 def test_while_a_watch_is_suspended_no_budget_trips(ground: Ground) -> None:
     """GPU kernels that were launched go on and count; that is held against the watch when it goes on, not before."""
     is_running, trips = True, list[str]()
-    around = Surroundings(
-        policy=ground.policy,
-        recorder=ground.recorder,
-        step_of=lambda _: 0,
-        is_running=lambda: is_running,
-        trip=trips.append,
-    )
-    measuring = Measuring(around)
+    measuring = Measuring(ground.around(lambda: is_running, trips.append))
     for second in range(7):
         measuring.take(a_snapshot(second * SECOND, a_gpu(second * SECOND)))
     assert [trip.partition(":")[0] for trip in trips] == ["gpus[0].max_gpu_seconds"]
@@ -552,14 +550,7 @@ def test_while_a_watch_is_suspended_no_budget_trips(ground: Ground) -> None:
 def test_the_end_waits_for_what_is_being_written(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interval that has just ended on the sampler's thread is on record before the log may be closed."""
     monkeypatch.setattr(measuring_module, "_LAST_RECORD_S", LONG_S)
-    around = Surroundings(
-        policy=ground.policy,
-        recorder=ground.recorder,
-        step_of=lambda _: 0,
-        is_running=lambda: True,
-        trip=ground.trip,
-    )
-    measuring = Measuring(around)
+    measuring = Measuring(ground.around(lambda: True, ground.trip))
     measuring.take(a_snapshot(0, a_gpu(0)))
     is_writing, may_write, order = threading.Event(), threading.Event(), list[str]()
     record = ground.recorder.record
