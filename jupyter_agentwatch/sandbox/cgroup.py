@@ -223,6 +223,8 @@ class Leaf:
         if "pids" in self.controllers and processes is not None:
             (self.path / "pids.max").write_text(f"{processes}\n", "ascii")
             self.holds_processes = True
+            with contextlib.suppress(FileNotFoundError):  # Linux before 4.8 does not count
+                self._pids_events = os.open(self.path / "pids.events", os.O_RDONLY | os.O_CLOEXEC)
 
     def procs_fd(self) -> int:
         """Return a new descriptor of `cgroup.procs`: who writes "0" to it moves itself in. The caller closes it."""
@@ -280,13 +282,11 @@ class Leaf:
 
     def refused_forks(self) -> int:
         """Return how many forks the kernel has refused; 0 without a bound on processes. Made to be asked often."""
-        if not self.holds_processes:
+        if self._pids_events < 0:
             return 0
         try:
-            if self._pids_events < 0:
-                self._pids_events = os.open(self.path / "pids.events", os.O_RDONLY | os.O_CLOEXEC)
             counted = os.pread(self._pids_events, 64, 0).split()  # "max 3"
-        except OSError:
+        except OSError:  # the group is gone
             return 0
         return int(counted[1]) if len(counted) > 1 else 0
 
@@ -297,11 +297,11 @@ class Leaf:
 
     def remove(self, patience_s: float = 5.0) -> bool:
         """Remove the leaf, once its last member is gone; False where members are left after `patience_s` seconds."""
+        if not self._wait_until_empty(time.monotonic() + patience_s):
+            return False
         if self._pids_events >= 0:
             os.close(self._pids_events)
             self._pids_events = -1
-        if not self._wait_until_empty(time.monotonic() + patience_s):
-            return False
         try:
             self.path.rmdir()
         except FileNotFoundError:
