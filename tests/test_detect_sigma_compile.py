@@ -96,6 +96,27 @@ def test_techniques_give_the_family(techniques: tuple[str, ...], family: str) ->
     assert family_of(techniques) == family
 
 
+AUDITED = """
+title: Records of the audit daemon
+logsource:
+  product: linux
+  service: auditd
+detection:
+  selection:
+    type: EXECVE
+    a0: ls
+  condition: selection
+"""
+FIREWALL = """
+title: Words of a firewall
+logsource:
+  category: firewall
+detection:
+  selection:
+    dst_port: [23, 513]
+    action: quarantine
+  condition: selection
+"""
 BAD_FIELD = RULE.replace("CommandLine|contains: ' -e '", "OriginalFileName|contains: x")
 
 
@@ -106,7 +127,19 @@ BAD_FIELD = RULE.replace("CommandLine|contains: ' -e '", "OriginalFileName|conta
         (RULE.replace("condition: selection", "condition: selection and"), 19, "invalid", "condition"),
         (RULE.replace("condition: selection", "condition: other"), 19, "invalid", "other"),
         (RULE.replace("condition: selection", "condition: 1 of other*"), 19, "invalid", "other"),
-        (RULE.replace("|contains", "|includes"), 2, "invalid", "includes"),
+        (RULE.replace("|contains", "|includes"), 18, "invalid", "includes"),
+        (RULE.replace("condition: selection", "condition: {gte: 1}"), 19, "invalid", "has to be text"),
+        (AUDITED.replace("EXECVE", "SERVICE_STOP"), 8, "source", "type service_stop"),
+        (AUDITED.replace("a0: ls", "syscall: 135"), 9, "source", "syscall 135"),
+        (FIREWALL, 8, "source", "action quarantine"),
+        (
+            FIREWALL.replace("firewall", "network_connection")
+            .replace("dst_port: [23, 513]", "DestinationPort: 23")
+            .replace("action: quarantine", "Initiated: false"),
+            8,
+            "source",
+            "Initiated false",
+        ),
         (RULE.replace("level: critical", "level: extreme"), 2, "invalid", "extreme"),
         (RULE.replace("title: Netcat with a shell", "name: x"), 2, "invalid", "title"),
         (RULE.replace("category: process_creation", "category: registry_set"), 2, "source", "linux registry_set"),
@@ -136,6 +169,31 @@ def test_a_rule_that_cannot_run_is_named_by_line(text: str, line: int, kind: str
     found = only_problem(text)
     assert found[:2] == (line, kind)
     assert reason in found[2]
+
+
+def test_a_mistake_in_what_a_rule_says_of_its_history_is_no_reason_not_to_run_it() -> None:
+    """Dates, references and kinship that no specification allows leave the rule as it is."""
+    history = {"related": [{"id": "x", "type": "obsoletes"}], "date": "last week", "references": {"a": 1}}
+    rules, problems = compile_rules({"a.yml": rule(**history)})
+    assert (len(rules.rules), problems) == (1, [])
+
+
+def test_a_correlation_of_a_rule_that_does_not_run_says_why() -> None:
+    """Its problem is of the same kind as that of the rule, and names it and what is wrong with it."""
+    foreign = rule(logsource={"product": "linux", "service": "sshd"})
+    counting = {
+        "title": "Often",
+        "correlation": {
+            "type": "event_count",
+            "rules": ["5a6b7c8d-0000-4000-8000-000000000001"],
+            "timespan": "1m",
+            "group-by": ["client_ip"],
+            "condition": {"gte": 5},
+        },
+    }
+    _, problems = compile_rules({"a.yml": "---\n".join([foreign, yaml.safe_dump(counting)])})
+    assert [problem.kind for problem in problems] == ["source", "source"]
+    assert "'Netcat with a shell', which does not run: is about linux sshd" in problems[1].reason
 
 
 def test_the_other_rules_of_a_file_run() -> None:

@@ -166,7 +166,6 @@ def test_conditions_bind_as_in_the_specification(
         ({"DestinationIp|cidr": ["10.0.0.0/8", "192.168.0.0/16"]}, ["192.168.1.1"], ["192.169.1.1"]),
         ({"Initiated": "true", "DestinationIp": "192.0.2.1"}, ["192.0.2.1"], ["192.0.2.2"]),
         ({"Initiated": True}, ["192.0.2.1"], []),
-        ({"Initiated": False}, [], ["192.0.2.1"]),
         ({"DestinationIsIpv6": True}, ["2001:db8::1"], ["192.0.2.1"]),
     ],
     ids=str,

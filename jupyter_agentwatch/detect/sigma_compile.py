@@ -6,6 +6,7 @@ Reading files and keeping a cache is the caller's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,17 +15,24 @@ import msgspec
 import yaml
 from sigma.collection import SigmaCollection
 from sigma.correlations import SigmaCorrelationRule
-from sigma.exceptions import SigmaError
+from sigma.exceptions import SigmaConditionError, SigmaError
 from sigma.policy import SigmaPolicy
 from sigma.policy.regex_engine import RE2RegexEngine
 from sigma.rule import SigmaRule, SigmaRuleBase
 
+from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.search import PatternError, checked_pattern
 from jupyter_agentwatch.detect.sigma_correlate import compile_windows
 from jupyter_agentwatch.detect.sigma_fields import Source, family_of, source_for
 from jupyter_agentwatch.detect.sigma_form import AllOf, AnyOf, CompiledRules, Node, Problem, Rule, Text
 from jupyter_agentwatch.detect.sigma_places import Places
-from jupyter_agentwatch.detect.sigma_translate import MissingFieldError, UnsupportedError, translated
+from jupyter_agentwatch.detect.sigma_translate import (
+    MissingFieldError,
+    MissingRecordError,
+    UnsupportedError,
+    check_reachable,
+    translated,
+)
 from jupyter_agentwatch.events import Severity
 
 __all__ = ["MAX_FILE_CHARACTERS", "compile_rules"]
@@ -57,6 +65,10 @@ class _QuietEngine(RE2RegexEngine):
 _POLICY: Final = SigmaPolicy(regex_engine=_QuietEngine())
 
 
+_HISTORY: Final = frozenset({"related", "date", "modified", "references", "fields", "license", "scope", "taxonomy"})
+_MODIFIER: Final = lazy_pattern(r"modifier '?([\w]+)'?", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     name: str
@@ -77,6 +89,7 @@ def compile_rules(texts: Mapping[str, str], *, excluded: Collection[str] = ()) -
     problems: list[Problem] = []
     files = [file for name, text in texts.items() if (file := _parsed(name, text, problems)) is not None]
     rules: dict[str, Rule] = {}
+    lost: dict[str, Problem] = {}
     sources: dict[str, Source] = {}
     by_name: dict[str, str] = {}
     windows: list[tuple[SigmaCorrelationRule, str, int]] = []
@@ -89,7 +102,8 @@ def compile_rules(texts: Mapping[str, str], *, excluded: Collection[str] = ()) -
             if left_out & {key, title}:
                 continue
             if parsed.errors:
-                problems += [_problem(file, line, title, str(error)) for error in parsed.errors]
+                problems += [_problem(file, _line_of(file, line, e), title, str(e)) for e in parsed.errors]
+                lost.update({name: problems[-1] for name in (key, parsed.name) if name})
             elif isinstance(parsed, SigmaCorrelationRule):
                 windows.append((parsed, file.name, line))
             elif key in rules:
@@ -101,7 +115,9 @@ def compile_rules(texts: Mapping[str, str], *, excluded: Collection[str] = ()) -
                 if compiled is not None:
                     rules[key], sources[key] = compiled
                     by_name.update({name: key for name in (key, parsed.name) if name})
-    made, silenced = compile_windows(windows, by_name, sources, rules, _metadata, problems)
+                else:
+                    lost.update({name: problems[-1] for name in (key, parsed.name) if name})
+    made, silenced = compile_windows(windows, by_name, sources, rules, lost, metadata=_metadata, problems=problems)
     kept = [msgspec.structs.replace(rule, reported=rule.id not in silenced) for rule in rules.values()]
     order = {name: place for place, name in enumerate(texts)}
     problems.sort(key=lambda problem: (order[problem.source], problem.line))
@@ -132,6 +148,7 @@ def _parsed(name: str, text: str, problems: list[Problem]) -> _File | None:
 
 
 def _collected(file: _File, documents: list[Any], problems: list[Problem]) -> Iterator[SigmaRuleBase]:
+    documents = [_of_use(each) for each in documents]
     first = documents[0]
     title = str(first.get("title", "")) if isinstance(first, dict) else ""
     line = file.places.of_document(title, None)
@@ -154,6 +171,16 @@ def _collected(file: _File, documents: list[Any], problems: list[Problem]) -> It
     yield from collection.rules
 
 
+def _of_use(document: Any) -> Any:
+    """Leave out what a rule says about its own history: a mistake there is no reason not to run it."""
+    return {k: v for k, v in document.items() if k not in _HISTORY} if isinstance(document, dict) else document
+
+
+def _line_of(file: _File, line: int, error: Exception) -> int:
+    found = _MODIFIER.search(str(error))
+    return file.places.of_key(line, f"|{found[1]}") if found else line
+
+
 def _told(error: Exception) -> str:
     return str(error) if isinstance(error, SigmaError) else f"{type(error).__name__}: {error}"
 
@@ -172,6 +199,11 @@ def _compiled(
         return None
     try:
         node = _condition(parsed, source)
+        check_reachable(node, source.values)
+    except MissingRecordError as error:
+        field = next(name for name, fact in source.fields.items() if fact == error.fact)
+        reason = f"is about records with {field} {error.values}, which this monitor does not keep"
+        problems.append(_problem(file, file.places.of_key(line, field), parsed.title, reason, "source"))
     except MissingFieldError as error:
         where = file.places.of_key(line, error.field)
         problems.append(_problem(file, where, parsed.title, str(error), "field"))
@@ -186,6 +218,9 @@ def _compiled(
 
 
 def _condition(parsed: SigmaRule, source: Source) -> Node:
+    if not all(isinstance(each, str) for each in parsed.detection.condition):
+        msg = "it has to be text, as in 'selection and not filter'"
+        raise SigmaConditionError(msg)
     nodes = []
     for condition in parsed.detection.parsed_condition:
         tree = condition.parsed

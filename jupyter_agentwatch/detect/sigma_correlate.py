@@ -28,6 +28,8 @@ def compile_windows(
     names: Mapping[str, str],
     sources: Mapping[str, Source],
     rules: Mapping[str, Rule],
+    lost: Mapping[str, Problem],
+    *,
     metadata: _Metadata,
     problems: list[Problem],
 ) -> tuple[list[Window], set[str]]:
@@ -38,6 +40,7 @@ def compile_windows(
         names: Id or name of a rule → its id.
         sources: Log source of each rule, by id.
         rules: The compiled rules, by id.
+        lost: What is wrong with the rules that do not run, by id or name.
         metadata: Gives what rules and correlations have in common.
         problems: Takes up what is wrong.
 
@@ -45,7 +48,7 @@ def compile_windows(
         The windows, and the ids of the rules that are no findings of their own: a correlation that does not say
         `generate: true` silences what it counts, but only within its own file, so that no file can silence another's.
     """
-    done = _Compiler(dict(names), dict(sources), metadata)
+    done = _Compiler(dict(names), dict(sources), lost, metadata)
     waiting = list(parsed)
     while waiting:
         reasons = []
@@ -66,13 +69,27 @@ def compile_windows(
 
 
 class _UnknownRuleError(ValueError):
-    """No rule that runs has the id or name that a correlation counts, or none has it yet."""
+    """No rule that runs has the id or name that a correlation counts, or none has it yet.
+
+    Attributes:
+        kind: Kind of the problem: that of the rule that does not run, if there is one.
+    """
+
+    def __init__(self, reference: str, lost: Problem | None) -> None:
+        if lost is None:
+            self.kind, reason = "invalid", f"counts {reference!r}, and no rule that runs has this id or name"
+        else:
+            self.kind, reason = lost.kind, f"counts {lost.rule!r}, which does not run: {lost.reason}"
+        super().__init__(reason)
 
 
 class _Compiler:
-    def __init__(self, names: dict[str, str], sources: dict[str, Source], metadata: _Metadata) -> None:
+    def __init__(
+        self, names: dict[str, str], sources: dict[str, Source], lost: Mapping[str, Problem], metadata: _Metadata
+    ) -> None:
         self._names = names
         self._sources = sources
+        self._lost = lost
         self._metadata = metadata
         self._generating: set[str] = set()
         self.windows: list[Window] = []
@@ -111,8 +128,7 @@ class _Compiler:
 
     def _member(self, parsed: SigmaCorrelationRule, reference: str) -> Member:
         if reference not in self._names:
-            msg = f"counts {reference!r}, and no rule that runs has this id or name"
-            raise _UnknownRuleError(msg)
+            raise _UnknownRuleError(reference, self._lost.get(reference))
         key = self._names[reference]
         source = self._sources[key]
         aliases = {
@@ -177,5 +193,5 @@ def _problem(each: tuple[SigmaCorrelationRule, str, int], error: Exception) -> P
     parsed, source, line = each
     kind = "field" if isinstance(error, MissingFieldError) else "unsupported"
     if isinstance(error, _UnknownRuleError):
-        kind = "invalid"
+        kind = error.kind
     return Problem(source, line, parsed.title, str(error.args[0]), kind)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
-from jupyter_agentwatch.detect.sigma_fields import AFTER_EXEC
+from jupyter_agentwatch.detect.sigma_fields import ACTIONS, AFTER_EXEC, AUDIT_TYPES, SYSCALLS
 from jupyter_agentwatch.detect.sigma_form import ANYWHERE, CompiledRules, Rule, Window
 from jupyter_agentwatch.detect.sigma_index import Index, facts_of
 from jupyter_agentwatch.detect.sigma_view import View
@@ -30,22 +30,28 @@ _QUIET_NS: Final = 1_000_000_000
 _KEPT: Final = 8192
 
 _COMMANDS: Final = 1024
+_COMM: Final = 15
 _SHORT: Final = 2048
 _OF_COMMAND: Final = frozenset(
     {
         *(ANYWHERE, "image", "name", "command_line", "user", "argv", "path", "current_directory", "audit_type"),
-        *("parent_image", "parent_command_line"),
+        *("syscall", "paths", "comm", "parent_image", "parent_command_line"),
     }
 )
-_Command = tuple[str, tuple[str, ...], str, str, str, str]
-"""What decides those facts: image, arguments, path, folder, and the parent's image and command line."""
+_Command = tuple[str, tuple[str, ...], str, str, str, str, str]
+"""What decides those facts: image, arguments, path, what was called, folder, and the parent's image and command."""
 
 
 class _Program(msgspec.Struct):
-    """What runs, or was asked to run, under a process id. `seen` are numbers of the rules that the claim has met."""
+    """What runs, or was asked to run, under a process id. `seen` are numbers of the rules that the claim has met.
+
+    `image` is what runs, `called` what the call named: a link leads elsewhere, and the kernel calls a process by the
+    link's name.
+    """
 
     image: str
     command_line: str
+    called: str = ""
     argv: tuple[str, ...] = ()
     seen: set[int] = msgspec.field(default_factory=set)
 
@@ -157,13 +163,13 @@ class SigmaDetector:
         self._slowness = Slowness()
 
     def _claim(self, event: Exec) -> list[Draft]:
-        program = _Program(event.path, " ".join(event.argv), tuple(event.argv))
+        program = _Program(event.path, " ".join(event.argv), event.path, tuple(event.argv))
         _keep(self._claims, event.seq, program)
         return self._of_command("exec", event, program, None)
 
     def _truth(self, event: Exec) -> list[Draft]:
         claim = self._claims.pop(event.claim_seq, None) or _Program("", "")
-        program = _Program(event.exe, claim.command_line, claim.argv, claim.seen)
+        program = _Program(event.exe, claim.command_line, claim.called, claim.argv, claim.seen)
         _keep(self._programs, event.pid, program)
         parent = self._programs.get(event.ppid)
         # A link leads elsewhere than its name says: rules about either are met.
@@ -176,8 +182,8 @@ class SigmaDetector:
         if rules is None:
             return []
         path, folder = event.path or program.image, self._folders.get(event.step, "")
-        by = parent or _UNKNOWN
-        command = (program.image, program.argv, path, folder, by.image, by.command_line)
+        by, called = parent or _UNKNOWN, program.called or program.image
+        command = (program.image, program.argv, path, called, folder, by.image, by.command_line)
         numbers = rules.known(command)
         if numbers is not None and program.seen.issuperset(numbers):
             return []
@@ -189,7 +195,10 @@ class SigmaDetector:
             "argv": program.argv,
             "path": path,
             "current_directory": folder,
-            "audit_type": "EXECVE",
+            "audit_type": AUDIT_TYPES["exec"],
+            "syscall": SYSCALLS["execve"],
+            "paths": called,
+            "comm": _comm(called),
             "parent_image": by.image,
             "parent_command_line": by.command_line,
             "parent_pid": None if event.basis == "claimed" else event.ppid,
@@ -207,6 +216,7 @@ class SigmaDetector:
             "image": program.image,
             "name": program.image.rpartition("/")[2],
             "command_line": program.command_line,
+            "comm": _comm(program.called or program.image),
             "user": self._user,
         }
 
@@ -214,10 +224,25 @@ class SigmaDetector:
         return self._process_facts(self._programs.get(event.pid, _UNKNOWN))
 
     def _connect_facts(self, event: Connect) -> dict[str, Any]:
-        return {**self._of_process(event), "initiated": True, "is_ipv6": ":" in event.addr}
+        return {
+            **self._of_process(event),
+            "initiated": True,
+            "is_ipv6": ":" in event.addr,
+            "action": ACTIONS.get(event.verdict),
+            "blocked": event.verdict == "deny",
+        }
+
+    def _dns_facts(self, event: Dns) -> dict[str, Any]:
+        return {**self._of_process(event), "rejected": event.rcode == "REFUSED"}
 
     def _file_facts(self, event: FileOp) -> dict[str, Any]:
-        return {**self._of_process(event), "target": event.path2 or event.path, "audit_type": "PATH"}
+        return {
+            **self._of_process(event),
+            "target": event.path2 or event.path,
+            "paths": [name for name in (event.path, event.path2) if name],
+            "audit_type": AUDIT_TYPES["file"],
+            "syscall": SYSCALLS.get(event.op, (event.op,)),
+        }
 
     def _look(self, rules: _Rules, view: View, found: list[Draft]) -> tuple[int, ...]:
         """Return the numbers of the rules that match; one that fails goes out of service, and `found` tells it."""
@@ -261,10 +286,16 @@ _UNKNOWN: Final = _Program("", "")
 _DERIVE: Final = MappingProxyType[type, Callable[[SigmaDetector, Any], dict[str, Any]]](
     {
         Connect: SigmaDetector._connect_facts,  # noqa: SLF001 - the table belongs to the class
-        Dns: SigmaDetector._of_process,  # noqa: SLF001
+        Dns: SigmaDetector._dns_facts,  # noqa: SLF001
         FileOp: SigmaDetector._file_facts,  # noqa: SLF001
     }
 )
+
+
+def _comm(called: str) -> tuple[str, ...]:
+    """Return the name that the kernel gives a process, which it cuts; rules have the one or the other."""
+    name = called.rpartition("/")[2]
+    return (name,) if len(name) <= _COMM else (name, name[:_COMM])
 
 
 def _keep(table: OrderedDict[Any, Any], key: Any, value: Any) -> None:

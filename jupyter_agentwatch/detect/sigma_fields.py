@@ -11,15 +11,19 @@ from typing import Final, get_args
 
 import msgspec
 
+from jupyter_agentwatch.detect.listed import listed
 from jupyter_agentwatch.detect.model import Family
 from jupyter_agentwatch.events import AnyEvent
 
 __all__ = [
+    "ACTIONS",
     "AFTER_EXEC",
+    "AUDIT_TYPES",
     "COMMON",
     "DERIVED",
     "FAMILIES",
     "KEYWORD_FACTS",
+    "SYSCALLS",
     "Source",
     "family_of",
     "source_for",
@@ -37,18 +41,47 @@ COMMON: Final[Mapping[str, str]] = MappingProxyType(
 DERIVED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "exec": (
-            *("image", "command_line", "name", "current_directory", "user", "audit_type"),
+            *("image", "command_line", "name", "current_directory", "user", "audit_type", "syscall", "paths", "comm"),
             *("parent_image", "parent_command_line", "parent_pid"),
         ),
-        "connect": ("image", "command_line", "name", "user", "initiated", "is_ipv6"),
-        "dns": ("image", "command_line", "name", "user"),
-        "file": ("image", "command_line", "name", "user", "target", "audit_type"),
+        "connect": ("image", "command_line", "name", "user", "initiated", "is_ipv6", "action", "blocked"),
+        "dns": ("image", "command_line", "name", "user", "rejected"),
+        "file": ("image", "command_line", "name", "user", "target", "audit_type", "syscall", "paths", "comm"),
     }
 )
 """Facts that are no field of the event itself, by kind.
 
-`name` is the last part of the image's path, `audit_type` the kind of record that auditd would have written.
+`name` is the last part of the image's path, `comm` that of what was called. `audit_type` are the kinds of records that
+auditd would have written, `syscall` the call's name and its number on x86-64, by which public rules name it, `paths`
+every name that the call named. `action` and `blocked` are a firewall's words for the verdict, `rejected` is Zeek's for
+an answer REFUSED.
 """
+
+AUDIT_TYPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"exec": ("SYSCALL", "EXECVE", "CWD", "PATH", "PROCTITLE"), "file": ("SYSCALL", "PATH")}
+)
+"""Kinds of records that auditd would have written, by kind of event."""
+
+_NUMBERS: Final = listed(
+    "open 2,execve 59,truncate 76,rename 82,mkdir 83,rmdir 84,creat 85,link 86,unlink 87,symlink 88,chmod 90,fchmod 91,"
+    "chown 92,fchown 93,lchown 94,utime 132,mknod 133,utimes 235,openat 257,mkdirat 258,mknodat 259,fchownat 260,"
+    "futimesat 261,unlinkat 263,renameat 264,linkat 265,symlinkat 266,fchmodat 268,utimensat 280,renameat2 316,"
+    "execveat 322,fchmodat2 452",
+    ",",
+)
+
+SYSCALLS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {name: (name, number) for name, _, number in (each.partition(" ") for each in _NUMBERS)}
+)
+"""What `syscall` is for each call that we record."""
+
+ACTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "allow": ("allow", "allowed", "accept", "accepted", "permit", "permitted", "forward", "pass"),
+        "deny": ("deny", "denied", "drop", "dropped", "block", "blocked", "reject", "rejected"),
+    }
+)
+"""What firewalls call a verdict."""
 
 AFTER_EXEC: Final = frozenset(
     {"parent_image", "parent_command_line", "parent_pid", "exe", "ppid", "claim_seq", "mismatch"}
@@ -103,7 +136,14 @@ _CONNECTION: Final = MappingProxyType(
     }
 )
 _FIREWALL: Final = MappingProxyType(
-    {"dst_ip": "addr", "dst_port": "port", "dst_host": "host", "action": "verdict", "protocol": "transport"}
+    {
+        "dst_ip": "addr",
+        "dst_port": "port",
+        "dst_host": "host",
+        "protocol": "transport",
+        "action": "action",
+        "blocked": "blocked",
+    }
 )
 _DNS: Final = MappingProxyType(
     {
@@ -112,6 +152,7 @@ _DNS: Final = MappingProxyType(
         **dict.fromkeys(("QueryResults", "answer", "answers"), "answers"),
         **dict.fromkeys(("record_type", "qtype_name"), "qtype"),
         **dict.fromkeys(("QueryStatus", "rcode", "rcode_name"), "rcode"),
+        "rejected": "rejected",
     }
 )
 _FILE: Final = MappingProxyType({**_BY_PROCESS, "TargetFilename": "target"})
@@ -119,11 +160,12 @@ _AUDIT_EXEC: Final = MappingProxyType(
     {
         **{f"a{index}": f"argv[{index}]" for index in range(_MAX_ARGS)},
         "exe": "image",
-        "comm": "name",
+        "comm": "comm",
         "proctitle": "command_line",
         "cwd": "current_directory",
-        "name": "path",
+        "name": "paths",
         "type": "audit_type",
+        **dict.fromkeys(("syscall", "SYSCALL"), "syscall"),
     }
 )
 
@@ -140,11 +182,13 @@ class Source(msgspec.Struct, frozen=True):
         kinds: Kinds of events.
         fields: Name in Sigma → fact.
         only: Facts that must have one of these values, as {"op": ("open", "openat")}.
+        values: Facts that never have another value than these, in lower case: what asks for one can never match.
     """
 
     kinds: tuple[str, ...]
     fields: Mapping[str, str]
     only: Mapping[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    values: Mapping[str, frozenset[str]] = msgspec.field(default_factory=dict)
 
     def fact(self, name: str) -> str | None:
         """Return the fact that a field of a rule means, or None where there is none."""
@@ -154,12 +198,23 @@ class Source(msgspec.Struct, frozen=True):
 _EXEC_SOURCE: Final = Source(("exec",), _PROCESS)
 _DNS_SOURCE: Final = Source(("dns",), _DNS)
 _SOCKETS: Final = {"transport": ("tcp", "udp")}
+_TRUTHS: Final = frozenset({"true", "false"})
+_OUTGOING: Final = {"initiated": frozenset({"true"}), "transport": frozenset({"tcp", "udp"}), "is_ipv6": _TRUTHS}
+_FILTERED: Final = {
+    "action": frozenset(text for texts in ACTIONS.values() for text in texts),
+    "blocked": _TRUTHS,
+    "transport": frozenset({"tcp", "udp"}),
+}
+_AUDITED: Final = {
+    "audit_type": frozenset(each.lower() for types in AUDIT_TYPES.values() for each in types),
+    "syscall": frozenset(text for texts in SYSCALLS.values() for text in texts),
+}
 
 _BY_CATEGORY: Final[Mapping[str, Source]] = MappingProxyType(
     {
         "process_creation": _EXEC_SOURCE,
-        "network_connection": Source(("connect",), _CONNECTION, _SOCKETS),
-        "firewall": Source(("connect",), _FIREWALL, _SOCKETS),
+        "network_connection": Source(("connect",), _CONNECTION, _SOCKETS, _OUTGOING),
+        "firewall": Source(("connect",), _FIREWALL, _SOCKETS, _FILTERED),
         "dns": _DNS_SOURCE,
         "dns_query": _DNS_SOURCE,
         "file_event": Source(("file",), _FILE, {"op": (*_OPENED, *_NAMED)}),
@@ -171,7 +226,7 @@ _BY_CATEGORY: Final[Mapping[str, Source]] = MappingProxyType(
 
 _BY_SERVICE: Final[Mapping[tuple[str, str], Source]] = MappingProxyType(
     {
-        ("linux", "auditd"): Source(("exec", "file"), _AUDIT_EXEC),
+        ("linux", "auditd"): Source(("exec", "file"), _AUDIT_EXEC, values=_AUDITED),
         ("zeek", "dns"): _DNS_SOURCE,
     }
 )

@@ -35,7 +35,7 @@ __all__ = [
     "encode_rules",
 ]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of this form; a cache of another version is made anew."""
 
 ANYWHERE: Final = "*"

@@ -22,7 +22,10 @@ _IMAGE: Final = "image"
 _NOBODY: Final[frozenset[int]] = frozenset()
 
 _USUAL: Final = frozenset(
-    {"initiated", "is_ipv6", "transport", "op", "verdict", "basis", "audit_type", "user", "qtype"}
+    {
+        *("initiated", "is_ipv6", "transport", "op", "verdict", "basis", "audit_type", "user", "qtype"),
+        *("syscall", "action", "blocked", "rejected"),
+    }
 )
 """Facts that have few values: to know one says little."""
 

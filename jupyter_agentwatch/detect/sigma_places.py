@@ -43,7 +43,7 @@ class Places:
 
         Args:
             document_line: Where the document begins; returned where the key is not in it.
-            name: The key, as "Image" for "Image|endswith".
+            name: The key, as "Image" for "Image|endswith"; or a modifier, as "|endswith".
         """
         place = bisect_right(self._starts, document_line) - 1
         return self._keys[place].get(name, document_line) if place >= 0 else document_line
@@ -54,7 +54,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def _key_lines(document: yaml.Node) -> dict[str, int]:
-    """Map each key, without its modifiers, to the first line where it stands. Aliases are followed once."""
+    """Map each key without its modifiers, and each modifier, to its first line. Aliases are followed once."""
     lines: dict[str, int] = {}
     waiting: list[Any] = [document]
     known = {id(document)}
@@ -64,8 +64,9 @@ def _key_lines(document: yaml.Node) -> dict[str, int]:
         if isinstance(node, yaml.MappingNode):
             for key, _ in node.value:
                 if isinstance(key, yaml.ScalarNode):
-                    name = key.value.partition("|")[0]
-                    lines[name] = min(_line(key), lines.get(name, _line(key)))
+                    key_name, *modifiers = key.value.split("|")
+                    for name in (key_name, *[f"|{each}" for each in modifiers]):
+                        lines[name] = min(_line(key), lines.get(name, _line(key)))
             children = [value for _, value in node.value]
         for child in children:
             if id(child) not in known and not isinstance(child, yaml.ScalarNode):

@@ -5,7 +5,7 @@ Only the kernel side and the command line import it, never the supervisor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
 from sigma.conditions import (
@@ -48,7 +48,7 @@ from jupyter_agentwatch.detect.sigma_form import (
     Text,
 )
 
-__all__ = ["MissingFieldError", "UnsupportedError", "translated"]
+__all__ = ["MissingFieldError", "MissingRecordError", "UnsupportedError", "check_reachable", "translated"]
 
 _MAX_NODES: Final = 20_000
 _MAX_DEPTH: Final = 64
@@ -75,6 +75,49 @@ class MissingFieldError(ValueError):
     def __init__(self, field: str) -> None:
         super().__init__(f"needs the field {field!r}, which our events of this log source do not have")
         self.field = field
+
+
+class MissingRecordError(ValueError):
+    """The rule asks for a kind of record that our log never holds: it would run, and never match.
+
+    Attributes:
+        fact: The fact that never has a value asked for.
+        values: The values, in words.
+    """
+
+    def __init__(self, fact: str, values: Sequence[str]) -> None:
+        self.fact = fact
+        self.values = ", ".join(values[:8])
+        super().__init__(f"asks for {fact} {self.values}")
+
+
+def check_reachable(node: Node, values: Mapping[str, frozenset[str]]) -> None:
+    """Refuse a condition that no event can meet.
+
+    Args:
+        node: The condition.
+        values: Facts that never have another value than these, in lower case.
+
+    Raises:
+        MissingRecordError: It asks for another one.
+    """
+    unmet = _unmet(node, values)
+    if unmet is not None:
+        raise MissingRecordError(unmet.fact, unmet.values)
+
+
+def _unmet(node: Node, values: Mapping[str, frozenset[str]]) -> Text | None:
+    """Return a part for want of which a condition never holds, or None where it can hold."""
+    match node:
+        case Text(fact, "equals", wanted) if fact in values:
+            return None if values[fact].intersection(text.lower() for text in wanted) or "" in wanted else node
+        case AllOf(parts):
+            return next((unmet for part in parts if (unmet := _unmet(part, values)) is not None), None)
+        case AnyOf(parts):
+            each = [_unmet(part, values) for part in parts]
+            return each[0] if None not in each else None
+        case _:
+            return None
 
 
 def translated(tree: object, fact_of: Callable[[str], str | None]) -> Node:
