@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jupyter_agentwatch.telemetry import members as members_module
 from jupyter_agentwatch.telemetry.members import Owner, SandboxMembers, attributed
 from jupyter_agentwatch.telemetry.model import GpuProcess, GpuSample, Snapshot
 from jupyter_agentwatch.telemetry.processes import ProcessTable
@@ -181,7 +182,7 @@ def test_files_are_closed_when_processes_go() -> None:
         before = len(os.listdir("/proc/self/fd"))
         with table(lambda: pids) as processes:
             processes.sample(SECOND_NS)
-            assert len(os.listdir("/proc/self/fd")) == before + 1
+            assert len(os.listdir("/proc/self/fd")) == before + 2
             pids.clear()
             processes.sample(2 * SECOND_NS)
             assert len(os.listdir("/proc/self/fd")) == before
@@ -225,6 +226,44 @@ def test_members_are_those_of_the_namespace(sandbox: tuple[int, int]) -> None:
     assert sorted(members.pids()) == sorted(sandbox)
     os.kill(init, signal.SIGKILL)
     wait_until(lambda: members.pids() == [])
+
+
+BREEDS = f"""
+import subprocess, sys, threading
+print(flush=True)
+sys.stdin.readline()
+child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+print(flush=True)
+sys.stdin.readline()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+{WAIT}
+child.communicate()
+"""
+
+
+@pytest.mark.sandbox
+def test_who_comes_later_is_found_by_its_number_and_a_thread_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that lists nothing asks about the numbers given away since, and knows a thread's from a process's."""
+    bwrap = ["bwrap", "--unshare-user", "--unshare-pid", "--as-pid-1", "--bind", "/", "/", "--proc", "/proc"]
+    monkeypatch.setattr(members_module, "_LISTED_EVERY_NS", 0)
+    monkeypatch.setattr(members_module, "_FEW", 1 << 22)
+    with running(BREEDS, *bwrap) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        (init,) = children(process.pid)
+        members = SandboxMembers(init)
+        assert [members.pids() for _ in range(2)] == [[init]] * 2
+        monkeypatch.setattr(members_module, "_LISTED_IN_FULL", 1 << 30)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"\n"
+        (child,) = children(init)
+        assert sorted(members.pids()) == sorted([init, child])
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"\n"
+        assert len(os.listdir(f"/proc/{init}/task")) == 2
+        assert sorted(members.pids()) == sorted([init, child])
 
 
 @pytest.mark.sandbox

@@ -61,8 +61,11 @@ def measure(folder: str, names: Iterable[str]) -> Usage:
         processes += 1
         # The memory is the process's, but the kernel shows none for a thread that has ended, such as the first one.
         pages += _pages_by_thread(f"{folder}/{name}/task") if is_dead else int(fields[21])
-        files = max(files, Most(_open_files(f"{folder}/{name}/fd"), int(fields[3])), key=_amount)
-        data = max(data, Most(_data_pages(f"{folder}/{name}/statm") * page, int(fields[3])), key=_amount)
+        count, data_bytes = _open_files(f"{folder}/{name}/fd"), _data_pages(f"{folder}/{name}/statm") * page
+        if count > files.amount:
+            files = Most(count, int(fields[3]))
+        if data_bytes > data.amount:
+            data = Most(data_bytes, int(fields[3]))
     return Usage(processes, tasks, pages * page, files, data)
 
 
@@ -108,32 +111,33 @@ def bytes_in_memory_files(folder: str, names: Iterable[str]) -> int:
     return sum(held.values())
 
 
-def _amount(most: Most) -> int:
-    return most.amount
-
-
 def _open_files(folder: str) -> int:
-    with contextlib.suppress(OSError):
+    try:
         return os.stat(folder).st_size or len(os.listdir(folder))  # the kernel counts them from Linux 6.2 on
-    return 0
+    except OSError:
+        return 0
 
 
 def _data_pages(path: str) -> int:
-    with contextlib.suppress(OSError, ValueError, IndexError), open(path, "rb") as file:
-        return int(file.read(256).split()[5])
-    return 0
+    try:
+        return int(_read(path, 256).split()[5])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _stat(path: str) -> list[bytes] | None:
     """Return the fields after the name, which is the process's own choice; None where it is gone."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return _read(path, 1024).rpartition(b")")[2].split()
     except OSError:
         return None
+
+
+def _read(path: str, size: int) -> bytes:
+    # A file object would cost three times as much.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return os.read(fd, 1024).rpartition(b")")[2].split()
-    except OSError:
-        return None
+        return os.read(fd, size)
     finally:
         os.close(fd)
 

@@ -24,7 +24,10 @@ NVIDIA_MAJOR: Final = 195
 
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
 _LISTED_EVERY_NS: Final = 400_000_000
-_CHECKED_AGAIN: Final = 5
+_LISTED_IN_FULL: Final = 5
+"""Of so many looks one lists /proc: a call for each process of the machine, most of which are not new."""
+
+_FEW: Final = 32
 _MAX_FDS: Final = 1024
 _REMEMBERED_NS: Final = 2_000_000_000
 _MANY: Final = 4096
@@ -81,21 +84,25 @@ class SandboxMembers:
         self._same_numbers = same_numbers
         self._major = device_major
         self._known: dict[int, bool] = {}
+        self._members: list[int] = []
         self._listed_ns = 0
         self._looks = 0
+        self._newest: tuple[int | None, int | None] = (None, None)
+        self._proc_device = os.stat("/proc").st_dev
         self._seen: dict[int, tuple[int, Owner]] = {}
 
     def pids(self) -> list[int]:
         """Return the process ids of all members, init included, as this process sees them.
 
-        The list is made anew where it is older than 0.4 s. A number is asked about when it appears and again in one of
-        five lists, in turns: when it was given to another process meanwhile, the answer is wrong until then.
+        Those that are new are looked for every 0.4 s, by the numbers that the kernel has given away since; those that
+        have ended may be among them for 2 s.
         """
         now_ns = time.monotonic_ns()
-        if not self._known or now_ns - self._listed_ns >= _LISTED_EVERY_NS:
+        if not self._members or now_ns - self._listed_ns >= _LISTED_EVERY_NS:
             self._listed_ns = now_ns
             self._list()
-        return [pid for pid, is_member in self._known.items() if is_member]
+            self._members = [pid for pid, is_member in self._known.items() if is_member]
+        return self._members
 
     def owner(self, pid: int, now_ns: int) -> Owner:
         """Say whom a process id that the driver gave belongs to.
@@ -122,20 +129,52 @@ class SandboxMembers:
         if self._belonging is not None:
             self._known = dict.fromkeys(self._belonging[0](), True)
             return
+        given = self._given()
         self._looks += 1
-        known, again = self._known, self._looks % _CHECKED_AGAIN
+        if given is not None and len(given) <= _FEW and self._looks % _LISTED_IN_FULL:
+            self._known |= {pid: self._is_member(pid) for pid in given}
+            return
+        known = self._known
         listed = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        # Who is none is asked again: it may have forbidden to be looked at, for a moment.
         self._known = {
-            pid: known[pid] if pid in known and pid % _CHECKED_AGAIN != again else self._is_member(pid)
+            pid: (known.get(pid, False) and given is not None and pid not in given) or self._is_member(pid)
             for pid in listed
         }
+
+    def _given(self) -> range | None:
+        """Return the numbers that processes may have got since the look before; None where it may be any.
+
+        The kernel gives numbers away one after the other, up to the largest and then anew from the smallest that are
+        free; a process that is being forked has its number before it is there to be looked at, so that the numbers of
+        the time between two looks are asked about in both.
+        """
+        older, newer = self._newest
+        newest = self._newest_number()
+        self._newest = newer, newest
+        if older is None or newer is None or newest is None or not older <= newer <= newest:
+            return None
+        return range(older + 1, newest + 1)
+
+    def _newest_number(self) -> int | None:
+        """Return the number that was given away last, None where the kernel does not say it."""
+        try:
+            fd = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                # In some containers it is a file of somebody else's, which is seconds old.
+                is_kernels = os.fstat(fd).st_dev == self._proc_device
+                return (int(os.read(fd, 128).split()[4]) or None) if is_kernels else None
+            finally:
+                os.close(fd)
+        except (OSError, ValueError, IndexError):
+            return None
 
     def _look_up(self, pid: int) -> Owner | None:
         """Return the owner of a number that is somebody's here, None where it is nobody's."""
         try:
             start = _start_ticks(pid)
             inside = _namespace(pid) == self.namespace if self._belonging is None else self._belonging[1](pid)
-            numbers = _numbers(pid)
+            numbers = _status(pid, b"NSpid:")
             # Read again: the files above must all have been the same process's.
             if _start_ticks(pid) != start:
                 return None
@@ -152,8 +191,9 @@ class SandboxMembers:
 
     def _is_member(self, pid: int) -> bool:
         try:
-            return _namespace(pid) == self.namespace
-        except OSError:
+            # A thread has a number, too, under which /proc shows its process.
+            return _namespace(pid) == self.namespace and _status(pid, b"Tgid:") == [pid]
+        except (OSError, ValueError):
             return False  # ended, or another user's: not one of ours
 
     def _has_device_open(self, pid: int) -> bool:
@@ -193,10 +233,10 @@ def _namespace(pid: int | str) -> int:
     return os.stat(f"/proc/{pid}/ns/pid").st_ino
 
 
-def _numbers(pid: int) -> list[int]:
-    """Return a process's id in each PID namespace that it is in, ours first."""
+def _status(pid: int, name: bytes) -> list[int]:
+    """Return the numbers of one line of a process's status. `NSpid:` is its id in each PID namespace, ours first."""
     for line in _text(f"/proc/{pid}/status").splitlines():
-        if line.startswith(b"NSpid:"):
+        if line.startswith(name):
             return [int(number) for number in line.split()[1:]]
     raise ValueError(pid)
 
