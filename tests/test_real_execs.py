@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from jupyter_agentwatch import Watch
-from jupyter_agentwatch.events import Exec, Finding
+from jupyter_agentwatch.events import Exec, Exit, Finding
 from jupyter_agentwatch.sandbox.paths import Root
 from jupyter_agentwatch.sandbox.programs import is_immutable
 from tests.outside import recorded, wait_for_line
@@ -252,3 +252,25 @@ def test_short_pipelines_of_a_shell_that_catches_signals_work(watch: Watch) -> N
     results = [watch.run(["sh", "-c", "(echo hi | cat) | cat"]) for _ in range(40)]
     is_trapped = "tasks counted at clone" in watch.status().limits_by
     assert [result.stdout for result in results].count("hi\n") >= (32 if is_trapped else 40), results
+
+
+def test_the_end_of_a_process_names_it(watch: Watch) -> None:
+    """A command's exit, and that of a daemon which it leaves behind, bear the pid and step of their exec records."""
+    os.mkfifo(watch.workspace / "gate")
+    watch.run(["sh", "-c", "(setsid sh -c 'read word <gate; exit 5' >/dev/null 2>&1 &); exit 3"])
+    watch.run(["sh", "-c", "echo go >gate"])
+    ends: list[Exit] = []
+    for _ in range(ROUNDS):
+        ends = [event for event in recorded(watch, Exit) if event.exit_code == 5]
+        if ends:
+            break
+        watch.status()  # a round of the supervisor's loop
+    ran = {(event.step, event.pid) for event in recorded(watch, Exec) if event.basis == "post"}
+    (command,) = [event for event in recorded(watch, Exit, 1) if event.exit_code == 3]
+    assert (1, command.pid) in ran
+    assert not command.orphan
+    (daemon,) = ends
+    assert (daemon.step, daemon.pid) in ran
+    assert daemon.step == 1
+    assert daemon.orphan
+    assert daemon.pid != command.pid

@@ -222,3 +222,13 @@ def test_sessions_that_have_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch,
     assert tasks.get(one.pid) == Task(one.pid, 1)
     assert tasks.sessions_of(1) == [one.pid]
     assert tasks.sessions_of(2) == []
+
+
+def test_a_process_that_ended_is_named_as_the_host_does(child: Callable[[], Child]) -> None:
+    """A session's leader that was reaped has its host pid and its step; one that lives cannot have ended."""
+    tasks, one = table(), child()
+    tasks.starting = 7
+    tasks.new_session(one.pid)
+    assert tasks.ended(one.pid) == (0, 0)
+    one.end()
+    assert tasks.ended(one.pid) == (one.pid, 7)

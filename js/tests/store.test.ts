@@ -3,7 +3,6 @@ import { readEvents, readMessage, type AuditEvent } from "../src/core/events";
 import { graphOf, MOST_NODES, network, type Edge } from "../src/view/connections";
 import { Curves } from "../src/view/curves";
 import { gist } from "../src/view/audit";
-import { tripOf } from "../src/lab/runs";
 import { readState } from "../src/core/events";
 import { leftOf } from "../src/view/header";
 import { Store } from "../src/view/store";
@@ -29,6 +28,7 @@ describe("the store", () => {
       event("connect", { transport: "tcp", addr: "192.0.2.1", host: "a.example", port: 443, flow: 3 }),
       event("flow", { op: "named", flow: 3, addr: "192.0.2.1", port: 443, protocol: "tls" }),
       event("flow", { op: "closed", flow: 3, addr: "192.0.2.1", port: 443, bytes_out: 10, bytes_in: 20 }),
+      event("exit", { exit_code: 2 }),
       event("step", { op: "end", exit_code: 2 }),
     );
     expect(store.steps.get(1)).toMatchObject({ argv: "make test", outcome: "exit 2" });
@@ -39,11 +39,12 @@ describe("the store", () => {
     expect(store.missing).toBe(0);
   });
 
-  it("shows of a shell's step what the shell was given, and knows the end of its first process only", () => {
+  it("shows of a shell's step what the shell was given, and knows the end of that process only of which it is told", () => {
     const store = filled(
       event("step", { op: "start", argv: ["/bin/bash", "-c", "make | tail"], step: 9 }),
       event("exec", { exe: "/bin/bash", argv: ["bash"], ppid: 5, pid: 20, step: 9 }),
       event("exec", { exe: "/usr/bin/make", argv: ["make"], ppid: 20, pid: 21, step: 9 }),
+      event("exit", { exit_code: 0, step: 9, pid: 20 }),
       event("step", { op: "end", exit_code: 0, step: 9, pid: 0 }),
       event("step", { op: "start", argv: ["python3", "-c", "pass"], step: 10 }),
     );
@@ -252,20 +253,5 @@ describe("what a person must decide", () => {
     const message = readMessage({ type: "incidents", incidents: [null, { severity: "high", ended_ms: "x", prevented: [1, "p"] }] });
     store.take(message!, 0);
     expect(store.incidents).toMatchObject([{ severity: "high", ended: null, prevented: ["p"], title: "" }]);
-  });
-});
-
-describe("a trip", () => {
-  const run = (more: object = {}): ReturnType<typeof readState> => readState({ watch: "0123abcd", state: "closed", ...more });
-
-  it("is told when a run is frozen, asks, has a finding or falls silent, and once", () => {
-    expect(tripOf(run(), run({ state: "frozen" }))).toBe("is frozen");
-    const notes = ["GPUs are SIMULATED", "frozen: high: old", "frozen: critical: a miner"];
-    expect(tripOf(run(), run({ state: "frozen", notes }))).toBe("is frozen: critical: a miner");
-    expect(tripOf(run({ state: "frozen" }), run({ state: "frozen" }))).toBe("");
-    expect(tripOf(run(), run({ asks: [{ ask: 1, text: "connect a.example" }] }))).toBe("asks: connect a.example");
-    expect(tripOf(run(), run({ counts: { "finding:allow": 1 } }))).toBe("has a new finding");
-    expect(tripOf(run(), run({ state: "silent" }))).toBe("does not answer");
-    expect(tripOf(run(), run({ processes: 9 }))).toBe("");
   });
 });

@@ -152,7 +152,7 @@ class Exec(Event, frozen=True, kw_only=True, tag="exec"):
 
 
 class Exit(Event, frozen=True, kw_only=True, tag="exit"):
-    """A process that init reaped ended: a command's first process, or an orphan."""
+    """A process that init reaped ended: a command's first process, or an orphan (A: `pid` 0 if it led no session)."""
 
     exit_code: int | None = None
     signal: int | None = None

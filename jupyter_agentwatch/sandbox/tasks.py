@@ -57,6 +57,8 @@ class TaskTable:
         self._forker = forker
         self._living_sessions = living_sessions
         self._sessions: dict[int, _Session] = {}
+        self._leaders_inside: dict[int, int] = {}
+        self._shares_pids: bool | None = None  # not known before the first process has ended
         self._look_again_at = _MANY
         self._leaders: dict[int, float] = {}
         self.starting = 0
@@ -117,7 +119,28 @@ class TaskTable:
         if step in self.doomed:
             return False
         self._sessions[tgid] = _Session(step, inner)
+        self._leaders_inside[inner] = tgid  # the last one counts: its number may have been that of one that has ended
         return True
+
+    def ended(self, inner: int) -> tuple[int, int]:
+        """Return the process that init has just reaped, as the host numbers it, and its step; (0, 0) where unknown.
+
+        A process inside is known by its session: one that led none, and was left behind by its parent, has no name
+        here, except where the sandbox shares our process ids.
+        """
+        host = self._leaders_inside.get(inner) or (inner if self._has_our_numbers() else 0)
+        if not host or is_alive(host):  # a number that has gone round, or a word of init's that cannot be true
+            return 0, 0
+        session = self._sessions.get(host)
+        return host, session.step if session is not None else 0
+
+    def _has_our_numbers(self) -> bool:
+        if self._shares_pids is None:
+            try:
+                self._shares_pids = len(_status(self._init)[b"NStgid"].split()) == 1
+            except Gone:  # init has ended meanwhile
+                return False
+        return self._shares_pids
 
     def sessions_of(self, step: int) -> list[int]:
         """Return the step's session ids as init numbers them."""
@@ -139,6 +162,7 @@ class TaskTable:
         self._sessions = {
             sid: session for sid, session in self._sessions.items() if session.inner in living or is_alive(sid)
         }
+        self._leaders_inside = {session.inner: sid for sid, session in self._sessions.items()}
         self._look_again_at = max(_MANY, 2 * len(self._sessions))
 
 

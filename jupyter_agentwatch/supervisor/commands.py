@@ -19,12 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.errors import AgentwatchError, ControlError, SessionEndedError
-from jupyter_agentwatch.events import Exit, Step, from_path
+from jupyter_agentwatch.events import Step, from_path
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.sandbox.tasks import TaskTable
-from jupyter_agentwatch.supervisor.endings import Ending, how_ended, note_limit, tell_end
+from jupyter_agentwatch.supervisor.endings import Ending, note_exit, note_limit, tell_end
 from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.leftovers import Leftovers
 from jupyter_agentwatch.supervisor.record import Recorder
@@ -253,9 +252,7 @@ class Commands:
     def exited(self, news: dict[str, Any]) -> None:
         """Take init's news of a process that ended."""
         command = self._running.get(news["step"])
-        code, number = how_ended(news["status"])
-        with contextlib.suppress(LogWriteError):  # it ended all the same; the gap will be on record
-            self._recorder.record(Exit, step=news["step"], exit_code=code, signal=number, orphan=command is None)
+        note_exit(news, self._tasks.ended(news["pid"]), self._recorder, is_orphan=command is None)
         if command is not None:
             command.news = news
             if command.pid:  # else `start` has not yet got its descriptors, and finishes it

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.events import LimitHit, Step
+from jupyter_agentwatch.events import Exit, LimitHit, Step
 from jupyter_agentwatch.policy import Limits
 from jupyter_agentwatch.supervisor.record import Recorder
 from jupyter_agentwatch.wire.messages import CommandEnded
 
-__all__ = ["Ending", "how_ended", "note_limit", "tell_end"]
+__all__ = ["Ending", "how_ended", "note_exit", "note_limit", "tell_end"]
 
 _LIMIT_SIGNALS: Final = {int(signal.SIGXCPU): "cpu_s", int(signal.SIGXFSZ): "file_bytes"}
 
@@ -48,6 +48,21 @@ def how_ended(status: int) -> tuple[int | None, int | None]:
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)
     return os.waitstatus_to_exitcode(status), None
+
+
+def note_exit(news: dict[str, Any], who: tuple[int, int], recorder: Recorder, *, is_orphan: bool) -> None:
+    """Record that a process ended.
+
+    Args:
+        news: What init told of it.
+        who: Its host pid and its step, as far as they are known.
+        recorder: Where the record goes; the process has ended also where that cannot be written.
+        is_orphan: It is no command's first process.
+    """
+    code, number = how_ended(news["status"])
+    pid, step = who
+    with contextlib.suppress(LogWriteError):
+        recorder.record(Exit, step=news["step"] or step, pid=pid, exit_code=code, signal=number, orphan=is_orphan)
 
 
 def note_limit(

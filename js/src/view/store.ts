@@ -165,11 +165,6 @@ export class Store {
       known.end = time(event);
       const code = event.exit_code;
       known.outcome = typeof code === "number" ? `exit ${code}` : text(event, "outcome");
-      // Its first process is the one whose end this is; whether others of it go on is not on record.
-      const first = [...this.processes.values()].find((process) => process.step === event.step);
-      if (first !== undefined) {
-        first.ended = true;
-      }
     }
   }
 
