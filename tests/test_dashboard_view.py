@@ -467,17 +467,24 @@ def test_every_run_is_ended_from_the_bar_after_one_confirmation(
 
 @pytest.mark.parametrize("app", ["lab", "notebooks"])
 def test_the_sidebar_lists_runs_and_a_trip_is_notified(page: Page, lab: Lab, watch: Watch, app: str) -> None:
-    """The palette opens a list of runs with working buttons; a run that is frozen by another hand raises a notice."""
+    """The palette opens a list of runs with working buttons; a finding and a frozen run raise notices."""
     lab.notebook("side", ["1"])
     page.goto(lab.address("side", app))
     page.locator(".aw-status-button").filter(has_text="1 agent run").wait_for(timeout=LONG_MS)
     page.evaluate(SHOW_RUNS)
     row = page.locator(f".aw-sidebar .aw-row[data-run='{watch.id}']")
     row.wait_for(timeout=LONG_MS)
+    shutil.copy(shutil.which("true") or "/bin/true", watch.workspace / "nmap")
+    watch.run(["./nmap", "-sS", HOSTILE])
+    found = page.locator(".Toastify__toast").filter(has_text="has a new finding: high: a network scanner is started")
+    found.filter(has_text="<img src=x").wait_for(timeout=LONG_MS)
+    assert page.locator(".Toastify__toast img[src=x]").count() == 0
     watch.suspend()
-    page.locator(".Toastify__toast").filter(has_text=f"Agent run {watch.id} is frozen").wait_for(timeout=LONG_MS)
+    notice = page.locator(".Toastify__toast").filter(has_text=f"Agent run {watch.id} is frozen")
+    notice.wait_for(timeout=LONG_MS)
     row.locator("button", has_text="Resume").click()
     row.filter(has_text="running").wait_for(timeout=LONG_MS)
+    notice.wait_for(state="detached", timeout=LONG_MS)
     row.locator(".aw-kill").click()
     row.locator(".aw-kill-switch[data-phase=confirmed]").wait_for(timeout=LONG_MS)
     assert watch.kill().survivors == 0
@@ -493,6 +500,7 @@ def test_a_trip_reaches_the_desktop_of_a_page_that_nobody_looks_at(
         window.Notification = class {
             static permission = "granted";
             constructor(title, options) { window.desktop.push(`${title}: ${options.body}`); }
+            close() {}
         };
         Object.defineProperty(Document.prototype, "hidden", { get: () => true });
         """

@@ -36,6 +36,9 @@ _ALWAYS: Final = frozenset({BreakerChanged, Control, Finding, Session})
 _SYNCED: Final = frozenset({"high", "critical"})
 """Findings that are forced to the disk at once; lesser ones go with the next that is."""
 
+_LATEST: Final = 20
+_LONGEST_TOLD: Final = 400
+
 
 def open_log(path: Any, **fields: Any) -> AuditLog:
     """Create the log with its `session` record; `fields` are those of `events.Session` but for the stamps."""
@@ -77,6 +80,8 @@ class Recorder:
         self._counts: Counter[tuple[type[Event], str]] = Counter()
         self._examiner: Examiner | None = None
         self._unexamined: list[Event] | None = None
+        self.findings: list[str] = []
+        """The latest few, as "severity: title (rule)", the newest last; a title can hold what an agent chose."""
         self.listener: Callable[[bytes], None] | None = None
         """Gets every event's JSON after it is in the log, in order, under the lock: it must only queue."""
 
@@ -168,6 +173,9 @@ class Recorder:
             self._tell(error)
             raise
         self._counts[kind, verdict] += 1
+        if isinstance(event, Finding):
+            told = f"{event.severity}: {event.title} ({event.rule})"
+            self.findings = [*self.findings[1 - _LATEST :], told[:_LONGEST_TOLD]]
         if self.listener is not None:
             self.listener(body)
         # First stop what has to be stopped: a disk takes longer than everything else. Whoever stops it syncs the log.

@@ -179,6 +179,7 @@ class Requests:
             frozen_left_s=self._watch.circuit.frozen_left_s,
             on_expiry=self._watch.circuit.on_expiry,
             steps_alive=self._watch.commands.with_processes(),
+            findings=self._watch.recorder.findings,
         )
 
     def _subscribe(self, _request: messages.Subscribe, connection: Connection) -> FromSupervisor:

@@ -360,9 +360,8 @@ class Killed(Message, frozen=True, kw_only=True, tag="killed"):
 class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
     """A picture of the watch now; counts are since its start, `counts` by event kind and verdict ("connect:deny").
 
-    `asks_left_s` are the seconds until each of `asks` counts as denied; `frozen_left_s` those until a frozen watch is
-    killed or goes on, whichever `on_expiry` says (None: it is not frozen). `steps_alive` are the steps that run, or may
-    have left processes behind.
+    `asks_left_s`: seconds until each of `asks` counts as denied; `frozen_left_s`: those until a frozen watch ends or
+    goes on, as `on_expiry` says; `steps_alive`: those that run, or may have left processes; `findings`: the latest few.
     """
 
     watch: str
@@ -386,6 +385,7 @@ class WatchStatus(Message, frozen=True, kw_only=True, tag="status"):
     frozen_left_s: float | None = None
     on_expiry: str = ""
     steps_alive: list[int] = []
+    findings: list[str] = []
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

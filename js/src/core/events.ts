@@ -60,6 +60,8 @@ export interface RunState {
   readonly notes: readonly string[];
   readonly counts: Readonly<Record<string, number>>;
   readonly asks: readonly Ask[];
+  /** The latest few, as "severity: title (rule)", the newest last. */
+  readonly findings: readonly string[];
   /** Seconds until `onExpiry` ("kill" or "resume") happens to a frozen run; null where it is not frozen. */
   readonly frozenLeft: number | null;
   readonly onExpiry: string;
@@ -189,6 +191,7 @@ export function readState(run: Record<string, unknown>): RunState {
       const ask = number(each, "ask");
       return { ask, text: text(each, "text"), left: seconds(isObject(run.asks_left_s) ? run.asks_left_s[ask] : null) };
     }),
+    findings: texts(run, "findings"),
     frozenLeft: seconds(run.frozen_left_s),
     onExpiry: text(run, "on_expiry"),
     killed: number(run, "killed"),

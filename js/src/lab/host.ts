@@ -47,6 +47,9 @@ export interface AppUtils {
   readonly Notification: {
     readonly error: (message: string, options: object) => string;
     readonly success: (message: string, options: object) => string;
+    /** False where there is no such notification any more. */
+    readonly update: (change: { id: string; message: string; type: string } & object) => boolean;
+    readonly dismiss: (id: string) => void;
   };
   readonly Dialog: {
     readonly cancelButton: (options: { label: string }) => object;

@@ -2,12 +2,13 @@
 
 import { dress, element, fill, say } from "../core/dom";
 import { findServer, get, type Server } from "../core/server";
-import { count, shown } from "../core/text";
+import { count } from "../core/text";
 import sheet from "../style.css";
 import type { Application, Host, Palette, Plugin, StatusBar } from "./host";
 import { killAll, question } from "./killall";
+import { Notices } from "./notices";
 import { keepPictures } from "./pictures";
-import { Runs, type Trip } from "./runs";
+import { Runs } from "./runs";
 import { Sidebar } from "./sidebar";
 
 const CATEGORY = "Agent Watch";
@@ -48,6 +49,7 @@ class Extension {
   readonly #button = element("button", { type: "button", class: "aw-status-button" });
   readonly #result = element("span", { class: "aw-status-result", role: "status" });
   readonly #sidebar: Sidebar;
+  readonly #notices: Notices;
   readonly #runs: Runs;
   #isAsking = false;
 
@@ -57,13 +59,16 @@ class Extension {
     private readonly server: Server,
   ) {
     this.#sidebar = new Sidebar(server);
+    this.#notices = new Notices(host.apputils.Notification, () => {
+      app.shell.activateById(PANEL);
+    });
     this.#runs = new Runs(
       server,
       () => {
         this.#draw();
       },
       (trip) => {
-        this.#notify(trip);
+        this.#notices.tell(trip);
       },
     );
   }
@@ -122,6 +127,9 @@ class Extension {
     this.#button.setAttribute("aria-label", runs.length > 0 ? `${text}; kill all` : text);
     this.#button.title = problem;
     this.#sidebar.show(runs, problem);
+    if (isHere && problem === "") {
+      this.#notices.settle(runs);
+    }
   }
 
   async #askAndKill(): Promise<void> {
@@ -146,15 +154,6 @@ class Extension {
       tell(outcome.text, { autoClose: outcome.isConfirmed ? 8000 : false });
     } finally {
       this.#isAsking = false;
-    }
-  }
-
-  #notify({ run, what }: Trip): void {
-    const text = `Agent run ${shown(run.watch)} ${shown(what)}`;
-    const actions = [{ label: "Show", callback: () => { this.app.shell.activateById(PANEL); } }];
-    this.host.apputils.Notification.error(text, { autoClose: false, actions });
-    if (typeof Notification !== "undefined" && Notification.permission === "granted" && document.hidden) {
-      new Notification("Agent Watch", { body: text, tag: `agentwatch-${run.watch}` });
     }
   }
 }
