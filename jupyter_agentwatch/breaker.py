@@ -103,6 +103,7 @@ class Signal:
         severity: How much it matters.
         family: What it is a sign of; "" counts as no witness.
         evidence: `seq` of the records that it rests on.
+        step: Command that it is about, 0 where none is.
     """
 
     seq: int
@@ -112,6 +113,7 @@ class Signal:
     severity: Severity
     family: str = ""
     evidence: Collection[int] = ()
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,13 @@ class Trip:
         cause: "trip" freezes, "throttle" throttles.
         why: In words, with the agent's own in them.
         evidence: `seq` of the findings.
+        step: Command that the last of them is about, 0 where none is.
     """
 
     cause: Literal["trip", "throttle"]
     why: str
     evidence: tuple[int, ...]
+    step: int = 0
 
 
 class Judge:
@@ -150,14 +154,14 @@ class Judge:
         """Take the next finding into account; return what is to be done, or None where a warning is enough."""
         rank = _RANK[signal.severity]
         if rank >= self._freeze:
-            return Trip("trip", _told(signal), (signal.seq,))
+            return Trip("trip", _told(signal), (signal.seq,), signal.step)
         if rank >= self._pair and signal.family:
             witness = self._witness(signal)
             self._recent.setdefault(signal.family, deque(maxlen=_KEPT)).append(signal)
             if witness is not None:
-                return Trip("trip", f"{_told(witness)}; {_told(signal)}", (witness.seq, signal.seq))
+                return Trip("trip", f"{_told(witness)}; {_told(signal)}", (witness.seq, signal.seq), signal.step)
         if rank >= self._throttle:
-            return Trip("throttle", _told(signal), (signal.seq,))
+            return Trip("throttle", _told(signal), (signal.seq,), signal.step)
         return None
 
     def acquit(self) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from jupyter_agentwatch.policy import Decision, Network
 from jupyter_agentwatch.policy.model import FirstBytes
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, FlowState, Gateway
+from jupyter_agentwatch.sandbox.flow import FlowSpec, FlowState
+from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.protocol import Naming
 
 if TYPE_CHECKING:

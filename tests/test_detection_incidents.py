@@ -9,8 +9,10 @@ import pytest
 
 from jupyter_agentwatch.cli.incident_text import incident_lines
 from jupyter_agentwatch.detect.sigma_form import Problem
+from jupyter_agentwatch.server.incidents import recent_incidents
 from jupyter_agentwatch.testing import event
 from jupyter_agentwatch.watch.incidents import find_incidents
+from jupyter_agentwatch.watch.report import make_report
 from jupyter_agentwatch.watch.rules import _parser_version, compile_files, problem_notes
 from tests.incident_logs import SECOND, a_finding, a_log, a_story, an_exec
 from tests.strategies import WATCH
@@ -53,6 +55,37 @@ def test_an_incident_costs_what_its_step_used_since(tmp_path: Path) -> None:
     cost = find_incidents(a_story(tmp_path))[0].cost
     assert (cost.cpu_s, cost.gpu_s, cost.bytes_out) == (2.0, 1.5, 1000)
     assert cost.money == pytest.approx(2.0 + 3.0 + 1.0)
+
+
+def test_an_incident_names_the_agents_turn_and_its_action(tmp_path: Path) -> None:
+    """The step says which turn of which run asked for it, and what was noted of that turn comes with it."""
+    note = {"op": "turn", "run": "r1", "action": "shell"}
+    log = a_log(
+        tmp_path,
+        event("step", op="start", step=3, argv=["mine"], run="r1", turn=2),
+        event("agent", **note, step=2, turn=1, thought="not this one"),
+        a_finding(1, severity="critical"),
+        event("breaker", evidence=[3], step=3, after="frozen", last_bytes=["192.0.2.1:1 out 'login' in ''"]),
+        event("agent", **note, step=3, turn=2, text="mine", thought="it pays"),
+    )
+    (incident,) = find_incidents(log)
+    assert (incident.run, incident.turn) == ("r1", 2)
+    assert incident.action is not None
+    assert (incident.action.text, incident.action.thought) == ("mine", "it pays")
+    told = "\n".join(incident_lines([incident]))
+    assert "agent: turn 2 of run r1: shell it pays" in told
+    assert "last bytes: 192.0.2.1:1 out 'login' in ''" in told
+    page = make_report(log).markdown
+    assert "it pays" in page
+    assert "Last bytes of connections" in page
+    (shown,) = recent_incidents(log)
+    assert (shown["turn"], shown["thought"], len(shown["last_bytes"])) == (2, "it pays", 1)
+
+
+def test_an_incident_without_an_agent_says_so(tmp_path: Path) -> None:
+    """What a person ran has no turn and no action."""
+    (incident,) = find_incidents(a_story(tmp_path))
+    assert (incident.run, incident.turn, incident.action) == ("", 0, None)
 
 
 def test_what_was_prevented_is_told_once(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from jupyter_agentwatch.policy import Decision, Network
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
+from jupyter_agentwatch.sandbox.flow import FlowSpec
+from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.supervisor.closer import Closer
 from jupyter_agentwatch.supervisor.connecting import begin, connect_at_once
 from jupyter_agentwatch.supervisor.dialer import Dial, Dialer

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jupyter_agentwatch.policy import Decision, Network, NetworkRule
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, Gateway
+from jupyter_agentwatch.sandbox.flow import FlowSpec
+from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.protocol import Naming
 from tests.gateway_wire import (
     ANY,

@@ -205,6 +205,13 @@ s.recv(1)
         (incident,) = [each for each in watch.incidents() if each.family == "mining"]
         assert any("no byte of it passed" in each for each in incident.prevented)
         assert incident.cost.bytes_out == 0
+        (trip,) = moves(watch)
+        assert trip.step == 1
+        assert any("python3" in line for line in trip.processes)
+        # What was held back is kept: a person sees what would have been said.
+        (last,) = [line for line in trip.last_bytes if f":{pool.port} " in line]
+        assert " ended out '" in last
+        assert '"pass":"x"' in last
 
 
 def test_persistence_is_recorded_as_the_policy_says(watched: Callable[..., Watch]) -> None:
@@ -317,6 +324,30 @@ while True:
         (hit,) = recorded(watch, LimitHit)
         assert hit.limit == "budgets.bytes_out"
         assert any(f":{server.port} " in line for line in moves(watch)[0].flows)
+        (last,) = [line for line in moves(watch)[0].last_bytes if f":{server.port} " in line]
+        assert " open out '" in last
+        assert r"\x00\x00" in last
+        watch.kill()
+
+
+def test_a_person_who_suspends_gets_what_stood_still(watched: Callable[..., Watch]) -> None:
+    """Processes and connections of that moment are on record, as at a trip."""
+    with Server(read_all) as server:
+        watch = watched(network(rule(server.port)))
+        program = f"""{PRELUDE}
+s = socket.create_connection((HOST, {server.port}))
+s.sendall(b"GET / HTTP/1.1\\r\\nHost: {{}}\\r\\n\\r\\n".replace(b"{{}}", HOST.encode()))
+print("said", flush=True)
+s.recv(1)
+"""
+        running = watch.start(["python3", "-IS", "-c", program])
+        wait_for_line(running, b"said")
+        watch.suspend()
+        until(watch, "frozen")
+        (move,) = moves(watch)
+        assert move.cause.startswith("person-suspends")
+        assert any("python3" in line for line in move.processes)
+        assert any(f":{server.port} " in line for line in move.flows)
         watch.kill()
 
 

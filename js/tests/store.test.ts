@@ -250,8 +250,8 @@ describe("what a person must decide", () => {
 
   it("is put together as incidents, whatever else the server may send", () => {
     const store = new Store();
-    const message = readMessage({ type: "incidents", incidents: [null, { severity: "high", ended_ms: "x", prevented: [1, "p"] }] });
+    const message = readMessage({ type: "incidents", incidents: [null, { severity: "high", ended_ms: "x", prevented: [1, "p"], slowdown: "much" }] });
     store.take(message!, 0);
-    expect(store.incidents).toMatchObject([{ severity: "high", ended: null, prevented: ["p"], title: "" }]);
+    expect(store.incidents).toMatchObject([{ severity: "high", ended: null, prevented: ["p"], title: "", slowdown: null, lastBytes: [], leakedOut: 0 }]);
   });
 });

@@ -32,6 +32,9 @@ def _lines(incident: Incident) -> Iterator[str]:
     yield f"  {printable(incident.title, _SHOWN)}"
     if incident.command:
         yield f"  asked for: {one_line(incident.command, _SHOWN)}"
+    if incident.action is not None:
+        said = printable(f"{incident.action.action} {incident.action.thought}", _SHOWN)
+        yield f"  agent: turn {incident.turn} of run {printable(incident.run)}: {said}"
     if incident.ancestry:
         chain = " ← ".join(f"{printable(each.exe)} ({each.pid})" for each in incident.ancestry[:_FEW])
         yield f"  process: {chain}"
@@ -40,6 +43,9 @@ def _lines(incident: Incident) -> Iterator[str]:
     yield f"  records: {', '.join(str(event.seq) for event in incident.evidence[: 2 * _FEW])}"
     yield from (f"  prevented: {printable(each, _SHOWN)}" for each in incident.prevented[:_FEW])
     yield from (f"  breaker: {printable(each.before)} -> {printable(each.after)}" for each in incident.breaker)
+    yield from (
+        f"  last bytes: {printable(each, _SHOWN)}" for move in incident.breaker for each in move.last_bytes[:_FEW]
+    )
     leaked, cost = incident.leaked, incident.cost
     if leaked.bytes_out or leaked.bytes_in:
         where = ", ".join(printable(each, _SHOWN) for each in leaked.destinations[:_FEW])

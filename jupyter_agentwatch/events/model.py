@@ -231,8 +231,7 @@ class FileOp(Event, frozen=True, kw_only=True, tag="file"):
         op: Name of the system call.
         path: Absolute name as the call gave it; of a call on a descriptor, the kernel's name of what is open.
         path2: New name of rename and link, or the name of a symbolic link that is made.
-        resolved: What `path` led to, where that lies in the workspace under another name; else "".
-        resolved2: The same of `path2`.
+        resolved, resolved2: What `path` and `path2` led to, where that is another name in the workspace; else "".
         mode: Permission bits that chmod and its kin ask for; None for all other calls.
     """
 
@@ -421,8 +420,9 @@ class BreakerChanged(Event, frozen=True, kw_only=True, tag="breaker"):
         cause: What moved it, and why.
         by: Who.
         evidence: At a trip, `seq` of the findings or limits that tripped it.
-        processes: At a trip, the processes inside: "pid parent program arguments", the first 64.
-        flows: At a trip, the open connections: where to, phase, protocol and bytes, the first 64.
+        processes: At a freeze, the processes inside: "pid parent program arguments", the first 64.
+        flows: At a freeze, the open connections: where to, phase, protocol and bytes, the first 64.
+        last_bytes: Of these, and of those that ended last: up to 128 bytes each way, quoted, the first 16.
     """
 
     before: str
@@ -432,6 +432,7 @@ class BreakerChanged(Event, frozen=True, kw_only=True, tag="breaker"):
     evidence: list[int] = []
     processes: list[str] = []
     flows: list[str] = []
+    last_bytes: list[str] = []
 
 
 class Control(Event, frozen=True, kw_only=True, tag="control"):

@@ -15,11 +15,12 @@ import contextlib
 import errno
 import socket
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from jupyter_agentwatch.policy import Decision, NetworkMatcher, decide_protocol
 from jupyter_agentwatch.policy.names import normal_address, normal_name
+from jupyter_agentwatch.sandbox.flow import LAST_BYTES, FlowRecorder, FlowSpec, FlowState
 from jupyter_agentwatch.sandbox.protocol import UNKNOWN, Naming, name_protocol
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from jupyter_agentwatch.policy import Network
 
-__all__ = ["FlowRecorder", "FlowSpec", "FlowState", "Gateway"]
+__all__ = ["Gateway"]
 
 _CHUNK: Final = 1 << 20
 _SMALL_CHUNK: Final = 1 << 16
@@ -37,6 +38,7 @@ _MAX_BACKLOG: Final = 8 << 20
 _WATCHED: Final = 4096
 """Bytes of a direction that are still looked at after its flow was let through without its name being certain."""
 
+_ENDED: Final = 8
 _PADDING: Final = b" \t\r\n\0"
 _PADDED: Final = 1 << 16  # within reason
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -47,60 +49,6 @@ _OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FlowSpec:
-    """One connection that the policy allowed, before a byte of it was seen.
-
-    Attributes:
-        flow: Id that joins its records.
-        step: Command that made it.
-        pid: Process that made it.
-        addr: Destination as an address literal.
-        port: Destination port.
-        host: Name by which the destination is known, or "".
-        decision: What the policy said about the destination. Anything but "allow" lets nothing through: one whose
-            `ask` a person has granted comes with the verdict "allow".
-        names: Every name that the DNS stub had answered with this address.
-    """
-
-    flow: int
-    step: int
-    pid: int
-    addr: str
-    port: int
-    host: str
-    decision: Decision
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FlowState:
-    """A snapshot of a live flow: "held" until its protocol is named, then "open".
-
-    `bytes_out` and `bytes_in` were passed on so far, as the sandbox sees it; `age_s` is in seconds.
-    """
-
-    spec: FlowSpec
-    phase: str
-    protocol: str
-    server_name: str
-    bytes_out: int
-    bytes_in: int
-    age_s: float
-
-
-class FlowRecorder(Protocol):
-    """Where flows are put on record. Called in the gateway's thread; must not wait for anything slow."""
-
-    def named(  # noqa: D102 -- the class says it
-        self, spec: FlowSpec, naming: Naming, decision: Decision, bytes_out: int, bytes_in: int
-    ) -> None: ...
-
-    def closed(  # noqa: D102 -- the class says it
-        self, spec: FlowSpec, protocol: str, bytes_out: int, bytes_in: int, duration_s: float, reason: str
-    ) -> None: ...
 
 
 class Gateway:
@@ -122,6 +70,7 @@ class Gateway:
         self._matcher = NetworkMatcher(network)
         self._max_flows = max_flows
         self._flows: dict[_Flow, None] = {}  # in the order of their begin
+        self._ended: deque[FlowState] = deque(maxlen=_ENDED)
         self._closed_because = ""
         self._idle = asyncio.Event()
         self._idle.set()
@@ -160,6 +109,14 @@ class Gateway:
     def flows(self) -> list[FlowState]:
         """Return a snapshot of every live flow; may be called from any thread."""
         return [flow.state() for flow in list(self._flows)]
+
+    def lately(self) -> list[FlowState]:
+        """Return what the flows that have ended last looked like then; may be called from any thread."""
+        return list(self._ended)
+
+    def bury(self, state: FlowState) -> None:
+        """Keep what a flow looked like at its end."""
+        self._ended.append(state)
 
     def pause(self) -> None:
         """Let no byte through until `resume`; connections stay open, and what peers send waits in the kernel."""
@@ -218,6 +175,7 @@ class _Pump:
         self.held = bytearray()
         self.watched: bytes | None = None
         self.passed = 0
+        self.last = b""
         self.is_at_eof = self.is_done = False
         self._waiting = memoryview(b"")
         self._reads = self._writes = False
@@ -296,6 +254,7 @@ class _Pump:
             self.flow.fail("outside" if self.side == "inside" else "inside", error)
             return 0
         self.passed += sent
+        self.last = (self.last + bytes(data[max(0, sent - LAST_BYTES) : sent]))[-LAST_BYTES:]
         return sent
 
     def _settle(self) -> None:
@@ -337,7 +296,8 @@ class _Flow:
 
     def state(self) -> FlowState:
         """Return a snapshot."""
-        return FlowState(self.spec, self.phase, self.naming.protocol, self.naming.server_name, *self._counts())
+        last = [bytes(pump.held[-LAST_BYTES:]) or pump.last for pump in (self._out, self._in)]
+        return FlowState(self.spec, self.phase, self.naming.protocol, self.naming.server_name, *self._counts(), *last)
 
     def guarded(self, callback: Callable[[], None]) -> None:
         """Run a callback of the event loop; whatever goes wrong in it ends the flow."""
@@ -400,6 +360,7 @@ class _Flow:
         if self.phase == "ended":
             return
         self.phase = "ended"
+        self.gateway.bury(self.state())
         if self._timer is not None:
             self._timer.cancel()
         for pump in (self._out, self._in):

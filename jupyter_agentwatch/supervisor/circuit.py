@@ -26,7 +26,7 @@ from jupyter_agentwatch.supervisor.init_channel import InitChannel
 from jupyter_agentwatch.supervisor.mediator import Mediator
 from jupyter_agentwatch.supervisor.network_side import NetworkSide
 from jupyter_agentwatch.supervisor.record import Recorder
-from jupyter_agentwatch.supervisor.scene import connections, process_tree
+from jupyter_agentwatch.supervisor.scene import connections, last_bytes, process_tree
 from jupyter_agentwatch.supervisor.standstill import Standstill
 
 __all__ = ["Circuit", "Works"]
@@ -126,11 +126,11 @@ class Circuit:
 
     async def _tripped(self, trip: Trip) -> None:
         if trip.cause == "throttle":
-            self.move("throttle", "supervisor", trip.why, evidence=trip.evidence)
+            self.move("throttle", "supervisor", trip.why, evidence=trip.evidence, step=trip.step)
             self._hold_network()
         else:
             try:
-                await self.freeze("trip", "supervisor", trip.why, evidence=trip.evidence)
+                await self.freeze("trip", "supervisor", trip.why, evidence=trip.evidence, step=trip.step)
             except ControlError:
                 return  # a person, or another trip, was faster
             except SessionEndedError:
@@ -151,16 +151,16 @@ class Circuit:
 
     # -- moves ---------------------------------------------------------------------------------------------------
 
-    def move(self, cause: Cause, by: str, detail: str = "", *, evidence: tuple[int, ...] = ()) -> None:
+    def move(self, cause: Cause, by: str, detail: str = "", *, evidence: tuple[int, ...] = (), step: int = 0) -> None:
         """Move, and put it on record.
 
         Raises:
             ControlError: That cannot happen in this state.
         """
-        self._begin_move(cause, by, detail, evidence)
+        self._begin_move(cause, by, detail, evidence, step)
         self._write_move()
 
-    def _begin_move(self, cause: Cause, by: str, detail: str, evidence: tuple[int, ...]) -> None:
+    def _begin_move(self, cause: Cause, by: str, detail: str, evidence: tuple[int, ...], step: int) -> None:
         self._write_move()  # what another thread has begun
         before, self.state = self.state, after(self.state, cause)
         self._unwritten = {
@@ -170,6 +170,7 @@ class Circuit:
             "cause": f"{cause}: {detail}" if detail else cause,
             "by": by,
             "evidence": list(evidence),
+            "step": step,
         }
 
     def _write_move(self, **scene: Any) -> None:
@@ -183,15 +184,17 @@ class Circuit:
         self._works.network.pause()
         self.is_running.clear()
 
-    async def freeze(self, cause: Cause, by: str, detail: str = "", *, evidence: tuple[int, ...] = ()) -> None:
-        """Stop every process and hold every call.
+    async def freeze(
+        self, cause: Cause, by: str, detail: str = "", *, evidence: tuple[int, ...] = (), step: int = 0
+    ) -> None:
+        """Stop every process, hold every call, and keep what stood still on record.
 
         Raises:
             ControlError: The watch is frozen or has ended.
             SessionEndedError: Init did not stop them; then the watch has been killed.
         """
         works = self._works
-        self._begin_move(cause, by, detail, evidence)
+        self._begin_move(cause, by, detail, evidence, step)
         # At once: whoever sees that it is frozen is told how long, and standing still may take its time.
         self._expiry = works.loop.call_later(self._policy.frozen_s, self._expired)
         try:
@@ -210,11 +213,11 @@ class Circuit:
                 self._guard = works.spawn(works.standstill.keep())
         finally:
             # Written when all stands still: the disk takes longer than everything before it.
-            scene = {}
-            if cause == "trip":
-                processes = process_tree(works.sandbox.init_pid)
-                scene = {"processes": processes, "flows": connections(works.network.flows())}
-            self._write_move(**scene)
+            self._write_move(
+                processes=process_tree(works.sandbox.init_pid),
+                flows=connections(works.network.flows()),
+                last_bytes=last_bytes(works.network.flows(), works.network.lately()),
+            )
 
     async def thaw(self, cause: Cause, by: str) -> None:
         """Let everything go on.

@@ -134,12 +134,14 @@ class Detection:
                     severity=event.severity,
                     family=event.family,
                     evidence=event.evidence,
+                    step=event.step,
                 )
             )
             if trip is None and event.rule in _BLIND:
-                trip = Trip("trip", event.title, (event.seq,))
+                trip = Trip("trip", event.title, (event.seq,), event.step)
         elif isinstance(event, LimitHit) and event.limit.startswith("budgets."):
-            trip = Trip("trip", f"{event.limit} is used up: {event.value:g} of {event.maximum:g}", (event.seq,))
+            why = f"{event.limit} is used up: {event.value:g} of {event.maximum:g}"
+            trip = Trip("trip", why, (event.seq,), event.step)
         if trip is None:
             return False
         self._trip(trip)

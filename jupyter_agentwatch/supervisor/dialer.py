@@ -31,7 +31,8 @@ from functools import partial
 from typing import Final
 
 from jupyter_agentwatch.audit.log import LogWriteError
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, FlowState, Gateway
+from jupyter_agentwatch.sandbox.flow import FlowSpec, FlowState
+from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.sockaddr import Address
 from jupyter_agentwatch.supervisor.closer import Closer

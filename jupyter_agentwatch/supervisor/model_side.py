@@ -18,7 +18,7 @@ import msgspec
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import LimitHit, ModelCall
 from jupyter_agentwatch.policy import AllowedModel, Decision, Models
-from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.sandbox.flow import FlowSpec
 from jupyter_agentwatch.sandbox.sockaddr import Address, is_inside
 from jupyter_agentwatch.supervisor.gate import Gate, Held
 from jupyter_agentwatch.supervisor.proxy_process import ProxyProcess

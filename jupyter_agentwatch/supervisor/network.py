@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from jupyter_agentwatch.audit.log import LogWriteError
 from jupyter_agentwatch.events import Basis, Connect, Listen
 from jupyter_agentwatch.policy import Decision, NetworkMatcher
-from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.sandbox.flow import FlowSpec
 from jupyter_agentwatch.sandbox.notify import Listener, Notification, TargetMemory, as_int
 from jupyter_agentwatch.sandbox.paths import AT_FDCWD, base_folder
 from jupyter_agentwatch.sandbox.sockaddr import (

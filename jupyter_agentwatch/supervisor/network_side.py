@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from jupyter_agentwatch.policy import NetworkMatcher, Policy
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, FlowState, Gateway
+from jupyter_agentwatch.sandbox.flow import FlowSpec, FlowState
+from jupyter_agentwatch.sandbox.gateway import Gateway
 from jupyter_agentwatch.sandbox.mounts import HOME
 from jupyter_agentwatch.sandbox.notify import Listener
 from jupyter_agentwatch.sandbox.paths import Root
@@ -130,6 +131,10 @@ class NetworkSide:
     def flows(self) -> list[FlowState]:
         """Return a snapshot of every live flow. Any thread."""
         return self._gateway.flows() + self._dialer.flows()
+
+    def lately(self) -> list[FlowState]:
+        """Return what the flows that have ended last looked like at their end. Any thread."""
+        return self._gateway.lately()
 
     def pause(self) -> None:
         """Let no byte through until `resume`."""

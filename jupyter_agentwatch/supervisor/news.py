@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jupyter_agentwatch.events import Dns, Flow, from_path
 from jupyter_agentwatch.policy import Decision
-from jupyter_agentwatch.sandbox.gateway import FlowSpec
+from jupyter_agentwatch.sandbox.flow import FlowSpec
 from jupyter_agentwatch.sandbox.protocol import Naming
 from jupyter_agentwatch.supervisor.askers import DnsAskers
 from jupyter_agentwatch.supervisor.record import Recorder

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from jupyter_agentwatch.sandbox.gateway import FlowSpec, FlowState
+from jupyter_agentwatch.sandbox.flow import FlowSpec, FlowState
 
 __all__ = ["QuietFlows"]
 

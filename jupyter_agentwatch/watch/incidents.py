@@ -14,6 +14,7 @@ import msgspec
 
 from jupyter_agentwatch.audit.reader import read_events
 from jupyter_agentwatch.events import (
+    AgentNote,
     AnyEvent,
     BreakerChanged,
     Connect,
@@ -53,7 +54,11 @@ class Incident:
         watch: Id of the watch.
         step: The step; 0 where none is the cause.
         cell: Notebook cell that started it, or "".
-        command: What that cell asked for.
+        command: What that cell, or the agent, asked for.
+        run: Id of the agent's run that asked for it, or "".
+        turn: The turn of that run, 0 for none.
+        action: What the agent noted of that turn: what it chose, its thought, what came of it; None where it is not on
+            record, as for a turn that a kill has cut off.
         family: What it is a sign of.
         severity: The highest of its findings'.
         title: Of the finding of that severity, the first one's.
@@ -64,7 +69,8 @@ class Incident:
         ancestry: The process that it is about, then its parents, as far as they are known.
         evidence: The records that the findings rest on, the first 64.
         prevented: What was denied or did not run, in words, the first 64.
-        breaker: Moves of the breaker that it caused.
+        breaker: Moves of the breaker that it caused. A freeze has with it which processes there were, the open
+            connections, and the last bytes of each.
         leaked: What passed between its step and the outside all the same.
         cost: What its step used from its beginning on.
         duration_s: Seconds from its beginning to its end, or to the last record.
@@ -74,6 +80,9 @@ class Incident:
     step: int
     cell: str
     command: tuple[str, ...]
+    run: str
+    turn: int
+    action: AgentNote | None
     family: str
     severity: Severity
     title: str
@@ -152,7 +161,8 @@ class _Story:
         for draft in drafts:
             self._by_step.setdefault(draft.findings[0].step, []).append(draft)
         self._prices = Budgets()
-        self._commands: dict[int, tuple[str, ...]] = {}
+        self._commands: dict[int, Step] = {}
+        self._actions: dict[tuple[str, int], AgentNote] = {}
         self._parents: dict[int, int] = {}
         self._processes: dict[int, Process] = {}
         self._claims: dict[int, Exec] = {}
@@ -164,8 +174,10 @@ class _Story:
         match event:
             case Session() if event.op == "open" and event.policy:
                 self._prices = msgspec.json.decode(event.policy, type=Policy).budgets
-            case Step() if event.op == "start":
-                self._commands[event.step] = tuple(event.argv)
+            case Step() if event.op == "start" and event.step in self._by_step:
+                self._commands[event.step] = event
+            case AgentNote() if event.op == "turn" and event.step in self._by_step:
+                self._actions[event.run, event.turn] = event
             case Exec():
                 self._exec(event)
             case BreakerChanged():
@@ -186,11 +198,16 @@ class _Story:
         first = draft.findings[0]
         began = draft.began or first
         end = draft.ended or self._last or began
+        asked = self._commands.get(first.step)
+        turn = (asked.run, asked.turn) if asked is not None else ("", 0)
         return Incident(
             watch=first.watch,
             step=first.step,
             cell=first.cell,
-            command=self._commands.get(first.step, ()),
+            command=tuple(asked.argv) if asked is not None else (),
+            run=turn[0],
+            turn=turn[1],
+            action=self._actions.get(turn),
             family=first.family,
             severity=worst.severity,
             title=worst.title,

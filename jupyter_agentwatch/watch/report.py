@@ -258,6 +258,7 @@ def _incident(number: int, incident: Incident) -> Iterator[Block]:
         [
             ("step and cell", (f"step {incident.step}, cell ", Quoted(incident.cell))),
             ("asked for", Quoted(" ".join(incident.command))),
+            ("agent's action", _action(incident)),
             ("from, until", f"{_time(incident.began_wall_ns)}, {end} ({incident.duration_s:.1f} s)"),
             ("shape", Quoted(incident.shape)),
             ("leaked", sent),
@@ -281,6 +282,7 @@ def _incident(number: int, incident: Incident) -> Iterator[Block]:
     if incident.prevented:
         yield Paragraph(("Prevented:",))
         yield Listing([(Quoted(each),) for each in incident.prevented[:_FEW]])
+    yield from _at_freeze(incident)
     yield Paragraph(("Evidence, as it stands in the log:",))
     yield Table(
         ("record", "time", "kind", "verdict", "basis", "what"),
@@ -295,6 +297,27 @@ def _incident(number: int, incident: Incident) -> Iterator[Block]:
     if len(incident.evidence) > _FEW:
         rest = ", ".join(str(each.seq) for each in incident.evidence[_FEW:])
         yield Paragraph((f"More records: {rest}.",))
+
+
+def _action(incident: Incident) -> Sequence[Span]:
+    if not incident.run:
+        return ("not by an agent's run",)
+    where: list[Span] = ["turn ", str(incident.turn), " of run ", Quoted(incident.run)]
+    note = incident.action
+    return [*where, ": ", Quoted(f"{note.action} {note.text}"), " ", Quoted(note.thought)] if note else where
+
+
+def _at_freeze(incident: Incident) -> Iterator[Block]:
+    """What stood still at the freeze, and what had passed last: what a person decides by."""
+    for move in incident.breaker:
+        for what, lines in (
+            ("Processes at the freeze:", move.processes),
+            ("Open connections at the freeze:", move.flows),
+            ("Last bytes of connections:", move.last_bytes),
+        ):
+            if lines:
+                yield Paragraph((what,))
+                yield Listing([(Quoted(each),) for each in lines[:_FEW]])
 
 
 def _steps(facts: _Facts) -> Iterator[Block]:

@@ -31,6 +31,9 @@ export interface Incident {
   readonly title: string;
   readonly step: number;
   readonly command: string;
+  /** Turn and thought of the agent's run that asked for it; 0 and "" where none did, or said none. */
+  readonly turn: number;
+  readonly thought: string;
   readonly findings: number;
   readonly began: number;
   /** null: it goes on. */
@@ -39,6 +42,12 @@ export interface Incident {
   readonly ancestry: readonly string[];
   readonly prevented: readonly string[];
   readonly breaker: readonly string[];
+  readonly lastBytes: readonly string[];
+  readonly leakedOut: number;
+  readonly leakedIn: number;
+  readonly leakedFor: number;
+  /** Share of its GPU time that the leased job lost; null: not known. */
+  readonly slowdown: number | null;
   readonly cpu: number;
   readonly gpu: number;
   readonly bytesOut: number;
@@ -137,6 +146,8 @@ function readIncidents(found: unknown): Incident[] {
     title: text(each, "title"),
     step: number(each, "step"),
     command: text(each, "command"),
+    turn: number(each, "turn"),
+    thought: text(each, "thought"),
     findings: number(each, "findings"),
     began: number(each, "began_ms"),
     ended: seconds(each.ended_ms),
@@ -144,6 +155,11 @@ function readIncidents(found: unknown): Incident[] {
     ancestry: texts(each, "ancestry"),
     prevented: texts(each, "prevented"),
     breaker: texts(each, "breaker"),
+    lastBytes: texts(each, "last_bytes"),
+    leakedOut: number(each, "leaked_out"),
+    leakedIn: number(each, "leaked_in"),
+    leakedFor: number(each, "leaked_s"),
+    slowdown: seconds(each.slowdown),
     cpu: number(each, "cpu_s"),
     gpu: number(each, "gpu_s"),
     bytesOut: number(each, "bytes_out"),

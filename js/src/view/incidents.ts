@@ -60,9 +60,12 @@ function told(incident: Incident, isOpen: boolean, key: string): HTMLElement {
   const state = incident.ended === null ? "goes on" : `over after ${incident.duration.toFixed(1)} s`;
   const facts: [string, string[]][] = [
     ["command", [incident.step === 0 ? "" : `step ${incident.step}: ${incident.command}`]],
+    ["agent", [agent(incident)]],
     ["process", incident.ancestry.slice(0, 3)],
     ["prevented", [...incident.prevented]],
+    ["leaked", [leaked(incident)]],
     ["breaker", [...incident.breaker]],
+    ["last bytes", [...incident.lastBytes]],
     ["cost", [cost(incident)]],
   ];
   const rows = facts
@@ -79,12 +82,23 @@ function row(name: string, lines: readonly string[]): HTMLElement {
   return element("div", {}, element("dt", {}, name), element("dd", {}, ...lines.map((line) => element("span", {}, oneLine(line)))));
 }
 
+function agent(incident: Incident): string {
+  return incident.turn === 0 ? "" : `turn ${incident.turn}${incident.thought === "" ? "" : `: ${incident.thought}`}`;
+}
+
+function leaked(incident: Incident): string {
+  if (incident.leakedOut === 0 && incident.leakedIn === 0) return "";
+  return `${bytes(incident.leakedOut)} out, ${bytes(incident.leakedIn)} in, in ${incident.leakedFor.toFixed(1)} s`;
+}
+
 function cost(incident: Incident): string {
+  const slowdown = incident.slowdown ?? 0;
   const parts = [
     incident.cpu > 0 ? `${incident.cpu.toFixed(1)} s CPU` : "",
     incident.gpu > 0 ? `${incident.gpu.toFixed(1)} s GPU` : "",
     incident.bytesOut > 0 ? `${bytes(incident.bytesOut)} out` : "",
     incident.money > 0 ? `${incident.money.toFixed(2)} in money` : "",
+    slowdown > 0 ? `the leased job ${(100 * slowdown).toFixed(0)} % slower` : "",
   ];
   return parts.filter((part) => part !== "").join(", ");
 }
