@@ -10,15 +10,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from jupyter_agentwatch.detect.decoding import MAX_TEXT
-from jupyter_agentwatch.detect.expressions import lazy_pattern
-from jupyter_agentwatch.detect.listed import listed
+from jupyter_agentwatch.detect.interest import READERS, TEXT_TOOLS, Interest
 from jupyter_agentwatch.detect.model import RULE_FAILED, Draft
 from jupyter_agentwatch.detect.rule import SEVERITIES, Check, Hit, Rule, Ruleset, draft
-from jupyter_agentwatch.detect.shapes import Shape, Shapes
+from jupyter_agentwatch.detect.shapes import Shape
 from jupyter_agentwatch.detect.slowness import Meter, Slowness
-from jupyter_agentwatch.detect.unwrap import SHELLS, Invocation, invocations, program_name
-from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS
+from jupyter_agentwatch.detect.unwrap import Invocation, invocations, outermost, program_name
 from jupyter_agentwatch.events import AnyEvent, Exec, Severity, Step
 
 __all__ = ["UNREAD", "CommandDetector"]
@@ -26,40 +23,7 @@ __all__ = ["UNREAD", "CommandDetector"]
 _REMEMBERED: Final = 4096
 _STDIN_SHOWN: Final = 4096
 _SHORT: Final = 2048
-_READERS: Final = SHELLS | WRAPPERS | frozenset(CODE_FLAGS) | {"eval", "source", "."}
-_PIECE: Final = lazy_pattern(r"[a-z0-9_+]+")
-# Text whose command names cannot be seen before it is expanded. One expression for each literal that has to be there:
-# looking for literals costs a tenth of looking for an expression.
-_HIDING: Final = (
-    ("base", lazy_pattern(r"base(?:64|32)\s+(?:-\w*[dDi]|--d)|-base64")),
-    ("b64decode", lazy_pattern(r"b64decode")),
-    ("xxd", lazy_pattern(r"\bxxd\s+-\w*r")),
-    ("eval", lazy_pattern(r"\beval[\s(]")),
-    ("\\x", lazy_pattern(r"\\x[0-9a-fA-F]{2}")),
-    ("{", lazy_pattern(r"\{[\w./]+,[-\w./:,]+\}(?:\s*$|;)")),
-    ("`", lazy_pattern(r"`\s*(?:echo|printf|rev)\b")),
-    ("$(", lazy_pattern(r"\$\(\s*(?:echo|printf|rev)\b")),
-    (
-        "$",
-        lazy_pattern(
-            r"\$'|\$\{?IFS|\$\{?\w{1,64}(?::\d[^}$]{0,64})?\}?\$|(?:^|[;&|(]\s*|\$ )\$\{?[a-zA-Z]",
-        ),
-    ),
-)
-_INTO_SHELL: Final = lazy_pattern(r"\|\s{0,16}(?:[^\s|]{0,64}/)?(?:ba|da|z)?sh\b")
-_SAYS: Final = lazy_pattern(r"\brev\b|\btr\b|zcat|gunzip|\bprintf\b|\becho\b")
 _STARK: Final = frozenset({"mining", "tunnel", "shell", "probing"})
-# Their arguments are text to look for, to write or to fetch, not something that they do.
-_TEXT_TOOLS: Final = frozenset(
-    listed(
-        "grep egrep fgrep zgrep rg ag ack sed echo printf cat less more head tail man info apropos whatis tldr which "
-        "whereis "
-        "type test [ [[ git jq yq vim vi nano emacs diff sort uniq wc ls stat file touch mkdir rm cp mv ln tee cut "
-        "tr expr "
-        "apt apt-get dnf yum apk brew snap pip pip3 dpkg rpm gcc cc g++ c++ clang cargo rustc make cmake pytest"
-    )
-)
-
 
 UNREAD: Final = Rule(
     id="tampering.unread_arguments",
@@ -81,16 +45,13 @@ class CommandDetector:
 
     def __init__(self, rulesets: Sequence[Ruleset]) -> None:
         self._by_name: dict[str, list[Check]] = {}
-        self._shapes = Shapes(rulesets)
-        loud: set[str] = set()
+        self._interest = Interest(rulesets)
         self._stark: set[str] = set()
         for each in rulesets:
-            loud |= each.by_name.keys() - each.quiet
             if any(rule.family in _STARK for rule in each.rules):
-                self._stark |= each.by_name.keys() - each.quiet - _READERS
+                self._stark |= each.by_name.keys() - each.quiet - READERS
             for name, checks in each.by_name.items():
                 self._by_name.setdefault(name, []).extend(checks)
-        self._pieces = frozenset(max(_PIECE.findall(name) or [""], key=len) for name in loud)
         self._seen: OrderedDict[tuple[int, str, str], int] = OrderedDict()
         self._analysed: OrderedDict[tuple[str, tuple[str, ...]], list[tuple[Invocation, Hit]]] = OrderedDict()
         self._told: set[Check] = set()
@@ -145,7 +106,7 @@ class CommandDetector:
         parts = (
             (check, partial(_exhausted, check, run))
             for run in invocations(tuple(event.argv), path=path)
-            for check in self._checks(run, self._shapes.all)
+            for check in self._checks(run, self._interest.shapes.all)
             if check not in self._off
         )
         found = self._slowness.first_slow(parts, meter)
@@ -167,9 +128,11 @@ class CommandDetector:
         key = (path, argv)
         known = self._analysed.get(key)
         if known is None:
-            shapes = self._interest(path or argv[0], argv)
-            runs = invocations(argv, path=path) if shapes is not None else []
-            known = [(run, hit) for run in runs for hit in self._hits(run, shapes or ())]
+            known = []
+            look = self._interest.of(path or argv[0], argv)
+            if look is not None:
+                runs = invocations(argv, path=path) if look.inside else [outermost(argv, path=path)]
+                known = [(run, hit) for run in runs for hit in self._hits(run, look.shapes)]
             if sum(map(len, argv)) <= _SHORT:
                 self._analysed[key] = known
                 if len(self._analysed) > _REMEMBERED:
@@ -178,22 +141,7 @@ class CommandDetector:
 
     def hits(self, argv: Sequence[str], *, path: str = "") -> list[Hit]:
         """Return everything that the rules say of one argument vector, without memory and without weighing."""
-        return [hit for run in invocations(argv, path=path) for hit in self._hits(run, self._shapes.all)]
-
-    def _interest(self, program: str, argv: Sequence[str]) -> Sequence[Shape] | None:
-        """Return the shapes that these arguments can have, or None where nothing at all can be found in them."""
-        name = program_name(program)
-        # What a program is called by its own name says nothing: /bin/bash would be a mark of every command.
-        text = " ".join(argv[1:] if argv[0] in (name, f"/bin/{name}", f"/usr/bin/{name}") else argv)[:MAX_TEXT]
-        plain = text.replace("'", "").replace('"', "").replace("\\", "").lower()
-        shapes = self._shapes.marked(plain) if plain else ()
-        if name not in _READERS:
-            if name in self._by_name:
-                return shapes
-            return shapes if shapes and name not in _TEXT_TOOLS else None
-        if _may_hide(text):
-            return self._shapes.all
-        return shapes if shapes or not self._pieces.isdisjoint(_PIECE.findall(plain)) else None
+        return [hit for run in invocations(argv, path=path) for hit in self._hits(run, self._interest.shapes.all)]
 
     def _hits(self, run: Invocation, shapes: Sequence[Shape]) -> list[Hit]:
         """Return what the checks say; that one raises is told once, and it is asked again for the next command."""
@@ -212,7 +160,7 @@ class CommandDetector:
     def _checks(self, run: Invocation, shapes: Sequence[Shape]) -> Sequence[Check]:
         """Return the checks that have to do with a program: by its name, and by the shape of what it is told."""
         by_name = self._by_name.get(run.name, ())
-        if not shapes or (run.name in _TEXT_TOOLS and not (run.redirects or run.assigned)):
+        if not shapes or (run.name in TEXT_TOOLS and not (run.redirects or run.assigned)):
             return by_name
         words = [*run.argv, run.stdin[:_STDIN_SHOWN]]
         words += [f"{redirect.op}{redirect.target}" for redirect in run.redirects]
@@ -257,16 +205,6 @@ def _failed(what: str, event: AnyEvent) -> Draft:
         step=event.step,
         pid=event.pid,
     )
-
-
-def _may_hide(text: str) -> bool:
-    for literal, pattern in _HIDING:  # a generator would take three times as long, and this runs for every exec
-        if literal in text and pattern.search(text):
-            return True
-    if "|" not in text or not _INTO_SHELL.search(text):
-        return False
-    said = _SAYS.search(text)
-    return said is not None and _INTO_SHELL.search(text, said.end()) is not None
 
 
 def _weight(hit: Hit, *, is_hint: bool) -> Severity:

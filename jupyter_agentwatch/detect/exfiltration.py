@@ -299,7 +299,7 @@ EXFILTRATION: Final = Ruleset(
     marks=listed(
         "/dev/tcp/,/dev/udp/,@,-t ,--upload,post-file,body-file,$(,`,-f ,--form,http post,| http,<,s_client,"
         "requests,urlopen,fetch(,ftplib,smtp,s3,gs://,send,upload,storage,sync,rsync,-a ,.ssh,.aws,.env,/etc/,"
-        ".netrc,.kube,id_rsa,.gnupg,secret,credential,.pem,.key",
+        ".netrc,http.server,.kube,id_rsa,.gnupg,secret,credential,.pem,.key",
         ",",
     ),
     shapes=(_dev_tcp,),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
-__all__ = ["lazy_pattern", "needed_texts", "parted"]
+__all__ = ["lazy_pattern", "needed_texts", "needed_words", "parted", "widened"]
 
 
 class _Lazy:
@@ -82,6 +82,37 @@ def needed_texts(expressions: Iterable[str], usual: Sequence[str] = ()) -> tuple
     """
     needed = sorted({text for each in expressions for text, _ in parted(each)})
     return tuple({next((short for short in usual if short in text), text): None for text in needed})
+
+
+def needed_words(expression: str) -> tuple[str, ...]:
+    """Return texts without blanks, in lower case, of which one stands in every match of an expression.
+
+    Args:
+        expression: Regular expression, for any case.
+    """
+    words = {max(text.lower().split() or [""], key=len) for text, _ in parted(expression)}
+    return tuple(sorted(words, key=len))
+
+
+def widened(expression: str) -> str:
+    """Return an expression that is found in a text without quotation marks wherever the given one is with them.
+
+    What stands at an end of the text, at a boundary of words or at a quotation mark may stand anywhere, and counts of
+    any character begin at none.
+
+    Args:
+        expression: Regular expression without references back.
+    """
+    kept: list[str] = []
+    is_dropped = False
+    for piece in _PIECE.findall(expression):
+        is_count = piece[0] in "*+?" or (piece[0] == "{" and len(piece) > 1)
+        if is_dropped and is_count:
+            continue
+        is_dropped = piece in ("^", "$", r"\b", r"\W") or (piece[0] == "[" and not piece.strip("[]\\\"'"))
+        if not is_dropped:
+            kept.append("*" if piece[0] == "{" and is_count and kept and kept[-1] == "." else piece)
+    return "".join(kept)
 
 
 def _needed(alternative: str) -> str:

@@ -160,7 +160,7 @@ PAYMENT: Final = Ruleset(
     quiet=frozenset(listed("curl wget http https python node nodejs bun deno ipython ruby near sui cast")),
     marks=listed(
         "payment,charges,transfers,payouts,checkout,l402,lsat,send,transfer,transaction,withdraw,payto,pay ,"
-        "eth_account,x402,personal_",
+        "eth_account,x402,personal_,wallet",
         ",",
     ),
     shapes=(_gives_wallet,),

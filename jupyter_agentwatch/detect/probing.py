@@ -392,7 +392,7 @@ PROBING: Final = Ruleset(
     marks=listed(
         "secret,169.254.,instance-data,a9fe,0251.,container_cred,serviceaccount,metadata,scapy,portscanner,"
         "100.100.100.200,ec2::254,2852039166,0xa9fea9fe,meta-data,for ,xargs,/dev/tcp/,axfr,"
-        "connect,{1..,[0-,[1-,parallel,.255,arp ,neigh,ip n ",
+        "connect,{1..,[0-,[1-,parallel,.255,arp ,neigh,ip n ,smbclient,responder",
         ",",
     ),
     shapes=(_metadata, _looped),

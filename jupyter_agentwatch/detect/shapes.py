@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from jupyter_agentwatch.detect.expressions import lazy_pattern, parted
+from jupyter_agentwatch.detect.expressions import lazy_pattern, needed_words, parted, widened
 from jupyter_agentwatch.detect.rule import Check, Ruleset
 
 if TYPE_CHECKING:
     from jupyter_agentwatch.detect.search import PatternSet
 
 __all__ = ["Shape", "Shapes"]
+
+_NEVER: Final = "(?!)"
 
 
 @cache
@@ -28,21 +30,34 @@ def _parts(expression: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
     return tuple((text, lazy_pattern("|".join(each), re.IGNORECASE)) for text, each in parts.items())
 
 
+@cache
+def _widened(expression: str) -> str:
+    return widened(expression)
+
+
+@cache
+def _words(expression: str) -> tuple[str, ...]:
+    return () if expression == _NEVER else needed_words(expression)
+
+
 class Shape:
     """What one ruleset says of programs of any name.
 
     Args:
         rules: The ruleset.
+        place: Its place among the rulesets.
 
     Attributes:
+        place: As given.
         marks: As in `Ruleset`.
         checks: As `Ruleset.shapes`.
     """
 
-    def __init__(self, rules: Ruleset) -> None:
+    def __init__(self, rules: Ruleset, place: int = 0) -> None:
+        self.place = place
         self.marks = tuple(rules.marks)
         self.checks: Sequence[Check] = rules.shapes
-        self._expression = rules.shape_pattern or "(?!)"
+        self._expression = rules.shape_pattern or _NEVER
         self._pattern = lazy_pattern(self._expression, re.IGNORECASE)
 
     def fits(self, joined: str) -> bool:
@@ -59,6 +74,25 @@ class Shape:
                 return True
         return False
 
+    def may_fit_in(self, whole: str) -> bool:
+        """Return whether `fits` can hold for a program of a text of which no word comes from elsewhere.
+
+        Args:
+            whole: The text in lower case, with and without its quotation marks.
+        """
+        for literal, pattern in _parts(_widened(self._expression)):
+            if literal in whole and pattern.search(whole):
+                return True
+        return False
+
+    def is_named_in(self, plain: str) -> bool:
+        """Return whether a text holds what the expression cannot do without.
+
+        Args:
+            plain: The text without quotation marks, in lower case.
+        """
+        return any(word in plain for word in _words(self._expression))
+
 
 class Shapes:
     """The shapes of several rulesets, in their order.
@@ -71,7 +105,7 @@ class Shapes:
     """
 
     def __init__(self, rulesets: Iterable[Ruleset]) -> None:
-        self.all = tuple(map(Shape, rulesets))
+        self.all = tuple(Shape(each, place) for place, each in enumerate(rulesets))
         self._by_bits: dict[int, tuple[Shape, ...]] = {}
         self._owners: list[int] = []
         self._marks: PatternSet | None = None

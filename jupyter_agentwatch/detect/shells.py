@@ -391,7 +391,8 @@ SHELL: Final = Ruleset(
     marks=listed(
         "gen_tcp,connectto,$_get,$_post,$_request,$_cookie,"
         "http.server,httpserver,flask,requests.get,httpx.get,deno.,"
-        "/dev/tcp/,/dev/udp/,urlopen,exec(,eval,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,| sh,|sh,"
+        "/dev/tcp/,/dev/udp/,urlopen,exec(,eval,socket,pty,/inet,fsockopen,net.,'net',(net),s_client,<(,>&,<&,"
+        "|>,| >,|2>,| 2>,| sh,|sh,"
         "| bash,|bash,"
         "$(curl,$(wget,$(nc,$(dig,`curl,`wget,"
         "| sudo,| python,|python,| perl,| zsh,| dash,bin/sh,bin/bash,subprocess,os.system,popen",

@@ -427,7 +427,7 @@ TAMPERING: Final = Ruleset(
         "bin/lsof,"
         "bin/find,bin/who,bin/login,bin/su,bin/passwd,bin/kill,bin/pgrep,"
         "auditctl,chmod 4,chmod 6,/etc/,customize.py,.jupyter,enable ,stop ,disable ,mask ,-p 1,history,dmesg,"
-        "ptrace_scope",
+        "ptrace_scope,.inputrc",
         ",",
     ),
     shapes=(_preloads, _masquerades, _redirects, _code_writes),

@@ -19,7 +19,7 @@ from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.shellscript import Command, Loop, Redirect, read_script
 from jupyter_agentwatch.detect.wrappers import CODE_FLAGS, WRAPPERS, wrapped
 
-__all__ = ["SHELLS", "Invocation", "invocations", "program_name"]
+__all__ = ["SHELLS", "Invocation", "invocations", "outermost", "program_name"]
 
 SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "rbash", "rzsh"})
 """Programs that run what they read."""
@@ -151,12 +151,27 @@ def invocations(argv: Sequence[str], *, path: str = "") -> list[Invocation]:
     """
     if not argv:
         return []
+    found = _Found()
+    found.add(_asked(argv, path), depth=0)
+    return found.items
+
+
+def outermost(argv: Sequence[str], *, path: str = "") -> Invocation:
+    """Return the first of the `invocations` of a shell: itself, without a look at its text.
+
+    Args:
+        argv: Arguments, at least one, hostile.
+        path: What the exec named.
+    """
+    asked = _asked(argv, path)
+    return msgspec.structs.replace(asked, argv=_cut(asked.argv))
+
+
+def _asked(argv: Sequence[str], path: str) -> Invocation:
     words = tuple(argv)
     if path and program_name(path) not in ("busybox", "toybox"):
         words = (path, *words[1:])
-    found = _Found()
-    found.add(Invocation(words, program_name(words[0])), depth=0)
-    return found.items
+    return Invocation(words, program_name(words[0]))
 
 
 class _Found:

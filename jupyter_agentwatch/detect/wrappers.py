@@ -10,7 +10,7 @@ from jupyter_agentwatch.detect.argv import Grammar, parse
 from jupyter_agentwatch.detect.expressions import lazy_pattern
 from jupyter_agentwatch.detect.listed import listed
 
-__all__ = ["CODE_FLAGS", "WRAPPERS", "wrapped"]
+__all__ = ["CODE_FLAGS", "REARRANGING", "WRAPPERS", "wrapped"]
 
 Start = tuple[list[str], Mapping[str, str]]
 
@@ -418,3 +418,6 @@ _SPECIAL: Final[Mapping[str, Callable[[Sequence[str], str], list[Start]]]] = {
 
 WRAPPERS: Final = frozenset(_PREFIX) | frozenset(_SPECIAL)
 """Programs that start what their arguments name."""
+
+REARRANGING: Final = frozenset(_SPECIAL) - {"env", "python", "pypy", "ld.so"}
+"""Those of them that give what they start other words than stand side by side after it."""
