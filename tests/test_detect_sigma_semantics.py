@@ -16,7 +16,7 @@ from jupyter_agentwatch.detect.search import PatternSet
 from jupyter_agentwatch.detect.sigma_compile import compile_rules
 from jupyter_agentwatch.detect.sigma_detector import SigmaDetector
 from jupyter_agentwatch.detect.sigma_evaluate import PatternBanks, compiled
-from jupyter_agentwatch.detect.sigma_form import AnyOf, Node, Not, Pattern, Text
+from jupyter_agentwatch.detect.sigma_form import AllOf, AnyOf, Node, Not, Pattern, Text
 from jupyter_agentwatch.detect.sigma_index import Index
 from jupyter_agentwatch.detect.sigma_view import View
 from jupyter_agentwatch.testing import event
@@ -261,6 +261,7 @@ NODES = st.recursive(
     lambda node: st.one_of(
         st.builds(Not, node),
         st.builds(AnyOf, st.lists(node, min_size=1, max_size=3).map(tuple)),
+        st.builds(AllOf, st.lists(node, min_size=1, max_size=4).map(tuple)),
         st.lists(node, min_size=1, max_size=3).map(lambda parts: Not(AnyOf(tuple(map(Not, parts))))),
     ),
     max_leaves=6,
@@ -276,6 +277,19 @@ def test_the_index_never_hides_a_match(nodes: list[Node], image: str, command: s
     banks.freeze()
     each = [number for number, test in enumerate(tests) if test(View(event("exec"), facts))]
     assert Index(nodes, "exec").matches(View(event("exec"), facts)) == each
+
+
+def test_a_rule_about_a_program_and_a_text_is_tried_where_both_are() -> None:
+    """The name of a shell alone would have each command shown to every rule about shells."""
+    rule = AllOf((Text("image", "endswith", ("/bash",)), AllOf((Text("command_line", "contains", ("/dev/tcp/",)),))))
+    index = Index([rule, Text("image", "endswith", ("/bash",))], "exec")
+
+    def tried(image: str, command: str) -> list[int]:
+        return [number for number, _ in index.tests(View(event("exec"), {"image": image, "command_line": command}))]
+
+    assert tried("/bin/bash", "bash -c ls") == [1]
+    assert tried("/bin/bash", "bash -c 'cat </DEV/TCP/h/1'") == [0, 1]
+    assert tried("/bin/cat", "cat /dev/tcp/h/1") == []
 
 
 class Starved:

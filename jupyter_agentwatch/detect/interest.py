@@ -69,7 +69,7 @@ _ASKED_PYTHON: Final = lazy_pattern(r"(?:python|pypy)[\w.]*+(?!\s+(?:-m\s|[a-z_.
 _FEW: Final = 2
 """Rulesets of which honest text has marks by chance; where there are more, a closer look would be for nothing."""
 
-_SHORT: Final = 1024
+_SHORT: Final = 512
 """Characters of a text for which expressions are tried on the whole of it: some take the square of its length."""
 
 _DOT: Final = lazy_pattern(r"[\s;&|(]\.\s")

@@ -1,7 +1,7 @@
 """Which rules an event could match at all, so that it is shown to a handful instead of to all.
 
-Each rule gives what every match of it must hold: the name of a program, or a text. A rule that gives nothing is always
-a candidate. The choice is only ever too wide; the rule itself decides.
+Each rule gives what every match of it must hold, once or twice over: the name of a program, or a text. A rule that
+gives nothing is always a candidate. The choice is only ever too wide; the rule itself decides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ __all__ = ["Index", "facts_of"]
 
 _IMAGE: Final = "image"
 
-_NOBODY: Final[frozenset[int]] = frozenset()
+_Masks = list[int]
+"""Rules as bits of two numbers: those of which an anchor is the first that they need, and those of the second."""
+
+_NOBODY: Final = (0, 0)
 
 _USUAL: Final = frozenset(
     {
@@ -49,33 +52,40 @@ class Index:
         self._tests: list[Test | None] = [compiled(node, banks) for node in nodes]
         self._slow: dict[int, Test | None] = {}
         banks.freeze()
-        self._everywhere: set[int] = set()
-        self._by_program: dict[str, set[int]] = {}
-        self._by_value: dict[str, dict[str, set[int]]] = {}
-        self._by_pattern: dict[Bank, dict[int, set[int]]] = {}
-        by_text: dict[str, set[int]] = {}
+        self._everywhere = self._single = 0
+        self._by_program: dict[str, _Masks] = {}
+        self._by_value: dict[str, dict[str, _Masks]] = {}
+        self._by_pattern: dict[Bank, dict[int, _Masks]] = {}
+        by_text: dict[str, _Masks] = {}
         facts: set[str] = set()
         for number, node in enumerate(nodes):
-            anchors = _anchors(node)
-            if anchors is None:
-                self._everywhere.add(number)
-            for anchor in anchors or ():
-                match anchor:
-                    case Pattern():
-                        bank, place = banks.place(anchor)
-                        self._by_pattern.setdefault(bank, {}).setdefault(place, set()).add(number)
-                    case ("program", _, name):
-                        self._by_program.setdefault(name, set()).add(number)
-                    case ("value", fact, value):
-                        self._by_value.setdefault(fact, {}).setdefault(value, set()).add(number)
-                    case (_, fact, text):
-                        by_text.setdefault(text, set()).add(number)
-                        facts.add(fact)
+            first, second = _two_anchors(node)
+            if first is None:
+                self._everywhere |= 1 << number
+            if second is None:
+                self._single |= 1 << number
+            for which, anchors in enumerate((first, second)):
+                for anchor in anchors or ():
+                    self._place(anchor, banks, by_text, facts)[which] |= 1 << number
         if ANYWHERE in facts:
             facts.difference_update(KEYWORD_FACTS.get(kind, ()))
         self._facts = tuple(sorted(facts))
         self._owners = tuple(by_text.values())
         self._texts = PatternSet(by_text, literal=True)
+
+    def _place(self, anchor: _Anchor, banks: PatternBanks, by_text: dict[str, _Masks], facts: set[str]) -> _Masks:
+        """Return the rules of an anchor."""
+        match anchor:
+            case Pattern():
+                bank, place = banks.place(anchor)
+                return self._by_pattern.setdefault(bank, {}).setdefault(place, [0, 0])
+            case ("program", _, name):
+                return self._by_program.setdefault(name, [0, 0])
+            case ("value", fact, value):
+                return self._by_value.setdefault(fact, {}).setdefault(value, [0, 0])
+            case (_, fact, text):
+                facts.add(fact)
+                return by_text.setdefault(text, [0, 0])
 
     def matches(self, view: View) -> list[int]:
         """Return the numbers of the rules that match, in order."""
@@ -96,7 +106,7 @@ class Index:
     def tests(self, view: View) -> list[tuple[int, Test]]:
         """Return the rules that an event is shown to: their numbers, and what tells whether they match."""
         tests = self._tests
-        return [(number, test) for number in sorted(self._candidates(view)) if (test := tests[number])]
+        return [(number, test) for number in _numbers(self._candidates(view)) if (test := tests[number])]
 
     def disable(self, number: int) -> None:
         """Put a rule out of service until `restore`."""
@@ -108,24 +118,41 @@ class Index:
             self._tests[number] = test
         self._slow.clear()
 
-    def _candidates(self, view: View) -> set[int]:
-        found = self._everywhere.copy()
+    def _candidates(self, view: View) -> int:
+        first, second = self._everywhere, self._single
         if self._by_program:
             for image in view.lowered(_IMAGE):
-                found |= self._by_program.get(image.rpartition("/")[2], _NOBODY)
+                a, b = self._by_program.get(image.rpartition("/")[2], _NOBODY)
+                first |= a
+                second |= b
         for fact, values in self._by_value.items():
             for value in view.lowered(fact):
-                found |= values.get(value, _NOBODY)
+                a, b = values.get(value, _NOBODY)
+                first |= a
+                second |= b
         for bank, numbers in self._by_pattern.items():
             for place in bank.found_in(view):
-                found |= numbers.get(place, _NOBODY)
+                a, b = numbers.get(place, _NOBODY)
+                first |= a
+                second |= b
         if self._owners:
             text = "\n".join([text for fact in self._facts for text in view.lowered(fact)])
             places = self._texts.find(text)
             owners = self._owners
             for place in range(len(owners)) if places is None else places:
-                found |= owners[place]
-        return found
+                a, b = owners[place]
+                first |= a
+                second |= b
+        return first & second
+
+
+def _numbers(mask: int) -> list[int]:
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return found
 
 
 def facts_of(node: Node) -> frozenset[str]:
@@ -134,6 +161,21 @@ def facts_of(node: Node) -> frozenset[str]:
         return frozenset().union(*map(facts_of, node.parts))
     found = {getattr(node, name) for name in ("fact", "other") if hasattr(node, name)}
     return frozenset(found) | (facts_of(node.part) if hasattr(node, "part") else frozenset())
+
+
+def _two_anchors(node: Node) -> tuple[frozenset[_Anchor] | None, frozenset[_Anchor] | None]:
+    """Return two sets of anchors of which every match has at least one each; None where nothing can be said.
+
+    The second costs no expression of its own: a shell's name alone would let too many rules through.
+    """
+    known = [anchors for anchors in map(_anchors, _conjuncts(node)) if anchors is not None]
+    known.sort(key=_cost)
+    others = [each for each in known[1:] if not any(isinstance(anchor, Pattern) for anchor in each)]
+    return (known[0] if known else None), (others[0] if others else None)
+
+
+def _conjuncts(node: Node) -> list[Node]:
+    return [each for part in node.parts for each in _conjuncts(part)] if isinstance(node, AllOf) else [node]
 
 
 def _anchors(node: Node) -> frozenset[_Anchor] | None:
